@@ -1,0 +1,226 @@
+"""The one answer type: which dims each block of each field keeps, and the backbone behind them.
+
+An Architecture is plain data: JSON, no tensors, no trace of the method that found it. A compact model is built from a
+schema and an Architecture alone (`autoembed.nn.model.CTRModel`).
+
+Shape letters used throughout the package: B batch, F field, D dim, S block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+
+from autoembed.data.schema import FeatureSchema
+from autoembed.errors import BundleError, SpaceError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Cut = Literal["geometric", "equal"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Block(_Frozen):
+    """Ids up to but without `stop` (the previous block's stop is the first), and the dims that they keep.
+
+    `level` is the frequency block over all fields that the values belong to, 0 the most frequent.
+    """
+
+    stop: int
+    level: int
+    dims: tuple[int, ...]
+
+
+class FieldPlan(_Frozen):
+    """One field: its blocks cover the ids 0..cardinality-1 in order, frequent values first."""
+
+    name: str
+    cardinality: int
+    blocks: tuple[Block, ...]
+
+    @model_validator(mode="after")
+    def _blocks_cover_the_ids(self) -> FieldPlan:
+        stops = [0, *(block.stop for block in self.blocks)]
+        if any(a >= b for a, b in zip(stops, stops[1:], strict=False)) or stops[-1] != self.cardinality:
+            raise ValueError(f"block stops of {self.name!r} must rise to {self.cardinality}, but got {stops[1:]}")
+        return self
+
+
+class Cost(_Frozen):
+    """What a compact model holds in memory: parameters by kind, and bytes with every index buffer counted."""
+
+    embedding_parameters: int
+    dense_parameters: int
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return self.embedding_parameters + self.dense_parameters
+
+
+class Architecture(_Frozen):
+    """Kept dims per field block, in an interaction space of width `dim`, and the backbone's name and options."""
+
+    version: Literal[1] = 1
+    dim: int
+    fields: tuple[FieldPlan, ...]
+    backbone: dict[str, JsonValue]
+    cost: Cost | None = None
+
+    @model_validator(mode="after")
+    def _dims_fit(self) -> Architecture:
+        for field in self.fields:
+            for block in field.blocks:
+                dims = block.dims
+                if list(dims) != sorted(set(dims)) or (dims and not 0 <= dims[0] <= dims[-1] < self.dim):
+                    raise ValueError(
+                        f"kept dims of {field.name!r} must be rising numbers in 0..{self.dim - 1}, but got {list(dims)}"
+                    )
+        return self
+
+    @classmethod
+    def full(
+        cls,
+        schema: FeatureSchema,
+        counts: Sequence[Array],
+        *,
+        dim: int,
+        blocks: int,
+        backbone: dict[str, JsonValue],
+        cut: Cut = "geometric",
+    ) -> Architecture:
+        """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
+
+        Args:
+            schema: the fitted schema.
+            counts: per field, train count per id, int [cardinality]; ids 1.. are ordered by falling count.
+            dim: width D of the interaction space.
+            blocks: number of frequency blocks S over all fields; a field has those that its own counts reach.
+            backbone: name and options of the backbone.
+            cut: "geometric" cuts at ranks N^(s/S) (the authors' Criteo setting is of this form), "equal" at N*s/S.
+        """
+        if blocks < 1 or dim < 1:
+            raise SpaceError(f"embedding.blocks and embedding.dim must be at least 1, but got {blocks=} {dim=}")
+        ranked = np.sort(np.concatenate([count[1:] for count in counts]))[::-1]
+        total = max(len(ranked), 1)
+        share = np.arange(1, blocks) / blocks
+        ranks = total**share if cut == "geometric" else total * share
+        # A block ends below a count, not at a rank: equal counts share a block, and ids of a field stay a range.
+        edges = sorted({int(ranked[int(rank)]) for rank in ranks if rank < len(ranked)}, reverse=True)
+        fields = []
+        for field, count in zip(schema.fields, counts, strict=True):
+            # Id 0, rare and unseen values, has no count of its own to be placed by: it goes with the first block.
+            stops = [1 + int(np.searchsorted(-count[1:], -edge, side="left")) for edge in edges] + [field.cardinality]
+            plan, last = [], 1 if field.cardinality > 1 else 0
+            for level, stop in enumerate(stops):
+                if stop > last:
+                    plan.append(Block(stop=stop, level=level, dims=tuple(range(dim))))
+                    last = stop
+            fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(plan)))
+        return cls(dim=dim, fields=tuple(fields), backbone=backbone)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
+
+    def field_of_block(self) -> Array:
+        """The field of each block, blocks of all fields in order: int [S]."""
+        return np.repeat(np.arange(len(self.fields)), [len(field.blocks) for field in self.fields])
+
+    def block_ranges(self) -> Array:
+        """First and last-plus-one id of each block within its field: int [S, 2]."""
+        ranges = []
+        for field in self.fields:
+            stops = [block.stop for block in field.blocks]
+            ranges += list(zip([0, *stops[:-1]], stops, strict=True))
+        return np.array(ranges, dtype=np.int64).reshape(-1, 2)
+
+    def block_levels(self) -> Array:
+        """The frequency block over all fields that each block belongs to: int [S]."""
+        return np.array([block.level for field in self.fields for block in field.blocks])
+
+    def block_rows(self) -> Array:
+        """Number of values in each block: int [S]."""
+        ranges = self.block_ranges()
+        return ranges[:, 1] - ranges[:, 0]
+
+    def mask(self) -> Array:
+        """Which dims each block keeps: bool [S, D]."""
+        blocks = [block for field in self.fields for block in field.blocks]
+        mask = np.zeros((len(blocks), self.dim), dtype=bool)
+        for row, block in zip(mask, blocks, strict=True):
+            row[list(block.dims)] = True
+        return mask
+
+    def active(self) -> Array:
+        """Which dims any block of a field keeps, so which inputs the tower sees: bool [F, D]."""
+        active = np.zeros((len(self.fields), self.dim), dtype=bool)
+        np.logical_or.at(active, self.field_of_block(), self.mask())
+        return active
+
+    def with_mask(self, mask: Array, *, dim: int | None = None) -> Architecture:
+        """The same fields and blocks with other kept dims, bool [S, D]; a field that keeps nothing goes.
+
+        SpaceError if no field is left.
+        """
+        fields, at = [], 0
+        for field in self.fields:
+            blocks = []
+            for block in field.blocks:
+                blocks.append(block.model_copy(update={"dims": tuple(np.flatnonzero(mask[at]).tolist())}))
+                at += 1
+            if any(block.dims for block in blocks):
+                fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(blocks)))
+        if not fields:
+            raise SpaceError("an architecture must keep at least one dim, but none is left: raise the budget")
+        return Architecture(dim=dim or self.dim, fields=tuple(fields), backbone=self.backbone)
+
+    def narrows(self, parent: Architecture) -> bool:
+        """Whether every field, block and kept dim here is one of `parent`'s."""
+        plans = {field.name: field for field in parent.fields}
+        for field in self.fields:
+            plan = plans.get(field.name)
+            if plan is None or [b.stop for b in plan.blocks] != [b.stop for b in field.blocks]:
+                return False
+            if any(not set(b.dims) <= set(p.dims) for b, p in zip(field.blocks, plan.blocks, strict=True)):
+                return False
+        return self.dim <= parent.dim
+
+    def embedding_parameters(self, *, first_order: bool) -> int:
+        """Embedding parameters; with `first_order`, one more for each value of a block that keeps a dim."""
+        return embedding_parameters(self.mask(), self.block_rows(), first_order=first_order)
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> Architecture:
+        """The architecture in a JSON file; BundleError names the file and the rule that it breaks."""
+        try:
+            return cls.model_validate(json.loads(path.read_text()))
+        except OSError as error:
+            raise BundleError(f"cannot read the architecture {path}: {error.strerror}") from None
+        except (ValueError, ValidationError) as error:
+            raise BundleError(f"{path} is no valid architecture: {first_line(error)}") from None
+
+
+def embedding_parameters(mask: Array, rows: Array, *, first_order: bool) -> int:
+    """Embedding parameters of kept dims `mask` bool [S, D] over `rows` int [S] values per block."""
+    width = mask.sum(axis=1)
+    return int((rows * (width + (first_order & (width > 0)))).sum())
+
+
+def first_line(error: Exception) -> str:
+    """The first rule broken, in one line, of a pydantic or JSON error."""
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in detail["loc"]) or "the file"
+        return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
+    return str(error).splitlines()[0]

@@ -1,0 +1,67 @@
+"""What every backbone is: a Config, whether it wants first-order weights, and a module from embeddings to a logit."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from autoembed import errors
+from autoembed.architecture import Array, first_line
+
+
+class BackboneConfig(BaseModel):
+    """Options of a backbone; `name` is the module's file name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+
+class Backbone(nn.Module):
+    """Base of the backbones; `active` bool [F, D] tells which embedding entries may differ from zero."""
+
+    Config: ClassVar[type[BackboneConfig]]
+    first_order: ClassVar[bool] = False
+
+    def __init__(self, config: Any, active: Array) -> None:
+        super().__init__()
+
+    def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        """Embeddings [B, F, D] and first-order weights [B, F] -> logits [B]."""
+        raise NotImplementedError
+
+
+def names() -> list[str]:
+    """The backbones that ship with the package."""
+    import autoembed.nn.backbones as package
+
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base"]
+
+
+def find(name: str) -> type[Backbone]:
+    """The backbone in `backbones/<name>.py`; SpaceError lists the known ones."""
+    if name not in names():
+        raise errors.SpaceError(errors.unknown("backbone", name, names()))
+    module = importlib.import_module(f"autoembed.nn.backbones.{name}")
+    found: type[Backbone] = module.Backbone
+    return found
+
+
+def configure(options: Mapping[str, Any]) -> BackboneConfig:
+    """The validated Config of a backbone section; SpaceError names the rule and the allowed options."""
+    kind = find(str(options.get("name")))
+    try:
+        return kind.Config.model_validate(dict(options))
+    except ValidationError as error:
+        allowed = ", ".join(sorted(kind.Config.model_fields))
+        raise errors.SpaceError(f"backbone.{first_line(error)} (options: {allowed})") from None
+
+
+def build(options: Mapping[str, Any], active: Array) -> Backbone:
+    """A backbone with fresh weights for the active entries bool [F, D]."""
+    return find(str(options.get("name")))(configure(options), active)

@@ -1,0 +1,102 @@
+"""Embedding tables that are as small as the architecture says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoembed.architecture import Architecture
+
+
+class BlockIndex(nn.Module):
+    """Finds the block of each id by the stops of its field's blocks."""
+
+    stops: Tensor
+    first: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        fields = architecture.fields
+        depth = max(len(field.blocks) for field in fields)
+        stops = np.full((len(fields), depth - 1), np.iinfo(np.int32).max, dtype=np.int32)
+        for row, field in zip(stops, fields, strict=True):
+            row[: len(field.blocks) - 1] = [block.stop for block in field.blocks[:-1]]
+        first = np.concatenate([[0], np.cumsum([len(field.blocks) for field in fields])[:-1]])
+        self.register_buffer("stops", torch.tensor(stops), persistent=False)
+        self.register_buffer("first", torch.tensor(first, dtype=torch.int32), persistent=False)
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        """Ids int [B, F] -> block numbers int [B, F], counted over all fields."""
+        block = self.first.expand_as(ids_BF)
+        for stop_F in self.stops.unbind(1):
+            block = block + (ids_BF >= stop_F)
+        return block
+
+
+class MixedEmbedding(nn.Module):
+    """One table for each distinct width; a value's row holds its block's kept dims and nothing else.
+
+    With `first_order`, rows of blocks that keep a dim hold one more number, the value's first-order weight.
+    """
+
+    shift: Tensor
+    group: Tensor
+    place: Tensor
+
+    def __init__(self, architecture: Architecture, *, first_order: bool, std: float = 0.01) -> None:
+        super().__init__()
+        mask = architecture.mask()
+        if first_order:
+            mask = np.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
+        self.columns = mask.shape[1]
+        width, ranges = mask.sum(axis=1), architecture.block_ranges()
+        self.widths = [int(w) for w in np.unique(width) if w > 0]
+        group = np.full(len(width), -1, dtype=np.int16)
+        shift = np.zeros(len(width), dtype=np.int32)
+        place = np.zeros((len(width), max(self.widths)), dtype=np.int16)
+        self.tables = nn.ParameterList()
+        for number, w in enumerate(self.widths):
+            rows = 0
+            for block in np.flatnonzero(width == w):
+                start, stop = ranges[block]
+                group[block], shift[block] = number, rows - start
+                place[block, :w] = np.flatnonzero(mask[block])
+                rows += stop - start
+            self.tables.append(nn.Parameter(torch.empty(int(rows), w).normal_(std=std)))
+        self.whole = self.widths == [self.columns] and bool((width > 0).all())
+        self.block = BlockIndex(architecture)
+        self.register_buffer("group", torch.tensor(group), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+        self.register_buffer("place", torch.tensor(place), persistent=False)
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        """Ids int [B, F] -> kept entries at their positions, zeros elsewhere: float [B, F, D (+ 1)]."""
+        block_BF = self.block(ids_BF)
+        row_BF = ids_BF + self.shift[block_BF]
+        if self.whole:
+            return functional.embedding(row_BF, self.tables[0])
+        block, row = block_BF.reshape(-1), row_BF.reshape(-1)
+        group = self.group[block]
+        places, values = [], []
+        for number, (w, table) in enumerate(zip(self.widths, self.tables, strict=True)):
+            hit = torch.nonzero(group == number).squeeze(1)
+            places.append((hit.unsqueeze(1) * self.columns + self.place[block[hit], :w]).reshape(-1))
+            values.append(functional.embedding(row[hit], table).reshape(-1))
+        flat = values[0].new_zeros(ids_BF.numel() * self.columns)
+        out = flat.scatter(0, torch.cat(places), torch.cat(values))
+        return out.reshape(*ids_BF.shape, self.columns)
+
+    @torch.no_grad()
+    def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
+        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)]."""
+        fields, ranges = architecture.field_of_block(), architecture.block_ranges()
+        for block, number in enumerate(self.group.tolist()):
+            if number < 0:
+                continue
+            (start, stop), shift, w = ranges[block].tolist(), int(self.shift[block]), self.widths[number]
+            kept = self.place[block, :w].long()
+            self.tables[number][start + shift : stop + shift] = dense[int(fields[block])][start:stop, kept]

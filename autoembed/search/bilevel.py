@@ -1,0 +1,107 @@
+"""The search loop: a warm start, then weights on train batches and gates on held-out batches in turn.
+
+First-order bilevel optimisation (DARTS, Liu et al. 2019, sec. 2.3, xi = 0), as DNIS uses it (arXiv 2006.04466, sec. 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoembed.architecture import Array
+from autoembed.data.dataset import Dataset
+from autoembed.search.supernet import SearchConfig, Supernet
+from autoembed.training import Report, TrainConfig, batches, check_finite, fit, penalised_loss
+
+
+def split_train(total: int, fraction: float, seed: int) -> tuple[Array, Array]:
+    """Row numbers of the weights' part and of the gates' held-out part `arch`, both drawn from the train split."""
+    order = np.random.default_rng([seed, 1]).permutation(total)
+    held = round(total * fraction)
+    return order[held:], order[:held]
+
+
+def search(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+) -> float:
+    """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
+
+    Reports {"phase_epoch": ..., ...} of the warm start and of the search under names that no retraining uses.
+    """
+    start = perf_counter()
+    config = net.config
+    if not isinstance(config, SearchConfig):
+        return 0.0
+    fraction = getattr(config, "arch_fraction", 0.0)
+    rows, held = split_train(dataset.rows("train"), fraction, seed)
+    if config.warm_epochs:
+        recipe = train.model_copy(update={"epochs": config.warm_epochs})
+        fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=_prefixed(report, "warm"))
+    if config.epochs:
+        _alternate(net, dataset, train, rows, held, device=device, seed=seed, report=report)
+    return perf_counter() - start
+
+
+def _prefixed(report: Report, phase: str) -> Report:
+    return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
+
+
+def _cycle(dataset: Dataset, size: int, device: torch.device, held: Array, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Held-out batches without end, shuffled anew each time round."""
+    rng = np.random.default_rng([seed, 2])
+    size = min(size, len(held))
+    while True:
+        yield from batches(dataset, "train", size, device, rows=rng.permutation(held), least=size)
+
+
+def _alternate(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    rows: Array,
+    held: Array,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+) -> None:
+    config = net.config
+    whole = config.update == "all"
+    weights = net.weight_parameters() if whole else net.embedding_weights()
+    optimiser = torch.optim.Adam(weights, lr=train.lr)
+    rng = np.random.default_rng([seed, 3])
+    arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
+    for epoch in range(1, config.epochs + 1):
+        # Frozen means frozen: with only the embeddings moving, batch norm and dropout rest too.
+        net.train(whole)
+        train_total, arch_total = torch.zeros((), device=device), torch.zeros((), device=device)
+        steps = 0
+        for ids, labels in batches(dataset, "train", train.batch_size, device, rows=rng.permutation(rows), least=2):
+            arch_ids, arch_labels = next(arch_batches)
+            arch_loss = penalised_loss(net, net(arch_ids), arch_labels, 0.0)
+            net.step_gates(arch_loss + net.penalty())
+            loss = penalised_loss(net, net(ids), labels, train.l2)
+            gradients = torch.autograd.grad(loss, weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            optimiser.step()
+            train_total += loss.detach()
+            arch_total += arch_loss.detach()
+            steps += 1
+        where = f"search epoch {epoch}"
+        values = {
+            "search_epoch": float(epoch),
+            "search_train_loss": check_finite(train_total / max(steps, 1), train.lr, where),
+            "search_arch_loss": check_finite(arch_total / max(steps, 1), train.lr, where),
+        }
+        report(values | {f"search_{name}": value for name, value in net.diagnostics().items()})

@@ -1,0 +1,36 @@
+"""The baseline that knows nothing but how often values occur: width grows with a power of the mean count.
+
+The popularity rule of Mixed Dimension Embeddings (Ginart et al., arXiv 1909.11810, sec. 3.3), applied to frequency blocks.
+A search that does not beat it has relearned value frequency.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from autoembed.architecture import Architecture
+from autoembed.errors import SpaceError
+from autoembed.search import supernet
+
+
+class Config(supernet.MethodConfig):
+    """`temperature` is the power of the mean count that widths follow; 0 gives equal widths."""
+
+    method: str = "frequency"
+    temperature: float = Field(default=0.3, ge=0)
+
+
+class Supernet(supernet.Supernet):
+    """Keeps round(c * count^temperature) dims of each block, with the largest c that the budget holds."""
+
+    Config = Config
+
+    def derive(self, budget: int | None) -> Architecture:
+        if budget is None:
+            raise SpaceError("frequency needs budget.parameters or budget.width")
+        mean = np.maximum(self.block_counts / self.parent.block_rows(), 1e-9)
+        wish = (mean / mean.max()) ** self.config.temperature
+        # An entry's score is the c at which the rule opens it, so the largest c is found by the same selection.
+        opens_at = (np.arange(self.parent.dim) + 0.5) / wish[:, None]
+        return self.narrow_to(supernet.select(-opens_at, self.parent, budget, first_order=self.first_order))

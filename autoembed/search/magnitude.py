@@ -1,0 +1,26 @@
+"""Magnitude pruning: train wide, cut the block dims with the smallest weights, fine-tune.
+
+The baseline that tells whether gates learned more than weight magnitude (Han et al., arXiv 1506.02626, for block dims).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autoembed.architecture import Array
+from autoembed.search import supernet
+
+
+class Config(supernet.SearchConfig):
+    """Only a warm start; no gates are searched."""
+
+    method: str = "magnitude"
+
+
+class Supernet(supernet.Supernet):
+    """Scores a block dim by the mean magnitude of its entries after training."""
+
+    Config = Config
+
+    def scores(self) -> Array:
+        return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))

@@ -1,0 +1,23 @@
+"""The baseline that any search must beat: block dims drawn at random until the budget is full."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autoembed.architecture import Array
+from autoembed.search import supernet
+
+
+class Config(supernet.MethodConfig):
+    """No options; another seed draws another architecture."""
+
+    method: str = "random"
+
+
+class Supernet(supernet.Supernet):
+    """Scores every block dim by a uniform draw."""
+
+    Config = Config
+
+    def scores(self) -> Array:
+        return np.random.default_rng([self.seed, 4]).random(self.parent.mask().shape)

@@ -1,0 +1,241 @@
+"""The base of every search method: a full-width model with gates, from which a narrower architecture is derived.
+
+A method is one file in this folder with a `Config` and a `Supernet`. It is found by the file's name; a dotted name
+("mypackage.mine") loads one from outside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoembed import errors
+from autoembed.architecture import Architecture, Array, first_line
+from autoembed.data.schema import FeatureSchema
+from autoembed.nn.backbones.base import build, find
+from autoembed.nn.embedding import BlockIndex
+from autoembed.nn.model import CTRModel, inherit
+
+BASES = ("supernet", "bilevel")
+
+
+class MethodConfig(BaseModel):
+    """Options of a method that decides without training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+
+
+class SearchConfig(MethodConfig):
+    """Options of a method that trains a supernet.
+
+    `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`; then `epochs` on the
+    search proper. `retrain` starts the compact model from the supernet's weights ("inherit") or anew ("fresh").
+    """
+
+    warm_epochs: int = Field(default=10, ge=0)
+    epochs: int = Field(default=0, ge=0)
+    retrain: Literal["inherit", "fresh"] = "inherit"
+
+
+class Supernet(nn.Module):
+    """A full-width click model under a parent architecture.
+
+    Args:
+        schema: the encoded table's schema.
+        parent: what may be kept; `derive` only narrows it.
+        config: the method's own options.
+        counts: per field of the schema, train count per id, int [cardinality].
+        seed: for methods that draw.
+
+    Attributes:
+        weight: float [N, D (+ 1 with first-order weights)], one row a value, fields of `parent` in order.
+        mask: float [S, D (+ 1)], 0 where an entry is closed.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    columns: Tensor
+    offsets: Tensor
+    mask: Tensor
+
+    def __init__(
+        self, schema: FeatureSchema, parent: Architecture, config: Any, counts: Sequence[Array], seed: int
+    ) -> None:
+        super().__init__()
+        self.parent, self.config, self.seed = parent, config, seed
+        self.schema = schema
+        columns = [schema.index(name) for name in parent.names]
+        self.block_counts = _block_counts(parent, [counts[column] for column in columns])
+        self.first_order = find(str(parent.backbone["name"])).first_order
+        cardinality = np.array([field.cardinality for field in parent.fields])
+        width = parent.dim + self.first_order
+        self.weight = nn.Parameter(torch.empty(int(cardinality.sum()), width).normal_(std=0.01))
+        self.block = BlockIndex(parent)
+        self.backbone = build(parent.backbone, parent.active())
+        offsets = np.concatenate([[0], cardinality.cumsum()[:-1]])
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
+        self.register_buffer("mask", torch.tensor(self._with_first_order(parent.mask())), persistent=False)
+
+    def _with_first_order(self, mask: Array) -> Array:
+        if self.first_order:
+            mask = np.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
+        return mask.astype(np.float32)
+
+    def gates(self) -> Tensor:
+        """What the entries of each block are multiplied by: float [S, D (+ 1)]."""
+        return self.mask
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        """Ids int [B, F] in the schema's column order -> logits [B]."""
+        ids = ids_BF.index_select(1, self.columns)
+        e = functional.embedding(ids + self.offsets, self.weight)
+        e = e * functional.embedding(self.block(ids), self.gates())
+        if self.first_order:
+            out: Tensor = self.backbone(e[..., :-1], e[..., -1])
+        else:
+            out = self.backbone(e, None)
+        return out
+
+    def embedding_weights(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The gates' parameters, disjoint from the weights'."""
+        return []
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        arch = {id(parameter) for parameter in self.arch_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in arch]
+
+    def penalty(self) -> Tensor:
+        """What the search adds to the held-out loss; a scalar."""
+        return self.weight.new_zeros(())
+
+    def step_gates(self, loss: Tensor) -> None:
+        """Updates the gates from the held-out loss; a method with gates overrides it."""
+        raise NotImplementedError
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers to watch while the gates move, reported after each epoch."""
+        return {}
+
+    def scores(self) -> Array:
+        """How much each block's dim is worth, float [S, D]; the largest are kept."""
+        raise NotImplementedError
+
+    def derive(self, budget: int | None) -> Architecture:
+        """The best entries within `budget` embedding parameters; without one, by the method's own threshold."""
+        if budget is None:
+            raise errors.SpaceError(f"{self.config.method} needs budget.parameters or budget.width")
+        mask = select(self.scores(), self.parent, budget, first_order=self.first_order)
+        return self.narrow_to(mask)
+
+    def narrow_to(self, mask: Array) -> Architecture:
+        """The parent with kept dims bool [S, D]; from here on the supernet is masked to them."""
+        mask = mask & self.parent.mask()
+        architecture = self.parent.with_mask(mask)
+        self.mask.copy_(torch.tensor(self._with_first_order(mask)))
+        return architecture
+
+    @torch.no_grad()
+    def compact(self, architecture: Architecture) -> CTRModel:
+        """The compact model of an architecture derived here, with this net's weights, gates folded in."""
+        model = CTRModel(self.schema, architecture).to(self.weight.device)
+        fields = [self.parent.names.index(name) for name in architecture.names]
+        rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
+        table = self.weight * self.gates().repeat_interleave(rows, dim=0)
+        tables = table.split([field.cardinality for field in self.parent.fields])
+        model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
+        inherit(self.backbone, model.backbone, fields)
+        return model
+
+    @torch.no_grad()
+    def block_means(self, table: Tensor) -> Array:
+        """Mean over each block's values of a table [N, C]: float [S, C]."""
+        rows = torch.as_tensor(self.parent.block_rows(), device=table.device)
+        block = torch.repeat_interleave(torch.arange(len(rows), device=table.device), rows)
+        total = table.new_zeros(len(rows), table.shape[1]).index_add_(0, block, table)
+        means: Array = (total / rows.unsqueeze(1)).cpu().numpy()
+        return means
+
+
+def _block_counts(architecture: Architecture, counts: Sequence[Array]) -> Array:
+    """Train rows whose value lies in each block: int [S]."""
+    per_block = [
+        int(counts[field][start:stop].sum())
+        for field, (start, stop) in zip(architecture.field_of_block(), architecture.block_ranges(), strict=True)
+    ]
+    return np.array(per_block)
+
+
+def select(scores: Array, parent: Architecture, budget: int, *, first_order: bool) -> Array:
+    """Kept dims bool [S, D]: entries by falling score as far as `budget` embedding parameters reach.
+
+    An entry costs one parameter for each value of its block, and a block's first entry as many again for first-order
+    weights. An entry that no longer fits is passed over; smaller ones after it may still fit. SpaceError if nothing fits.
+    """
+    mask, rows = np.zeros(scores.shape, dtype=bool), parent.block_rows()
+    allowed = parent.mask()
+    left = budget
+    for flat in np.argsort(-scores, axis=None, kind="stable"):
+        block, dim = divmod(int(flat), scores.shape[1])
+        price = int(rows[block]) * (1 + (first_order and not mask[block].any()))
+        if allowed[block, dim] and price <= left:
+            mask[block, dim] = True
+            left -= price
+    if not mask.any():
+        least = int(rows.min()) * (1 + first_order)
+        raise errors.SpaceError(f"the budget must hold one dim of the smallest block, {least}, but got {budget}")
+    return mask
+
+
+def uniform_budget(parent: Architecture, width: float) -> int:
+    """Embedding parameters of `width` dims for every value."""
+    first_order = find(str(parent.backbone["name"])).first_order
+    return int(parent.block_rows().sum() * (width + first_order))
+
+
+def names() -> list[str]:
+    """The methods that ship with the package, baselines included."""
+    import autoembed.search as package
+
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in BASES]
+
+
+def load(method: str) -> type[Supernet]:
+    """The Supernet of a method by file name, or by dotted module name; SpaceError lists the known ones."""
+    if "." in method:
+        try:
+            module = importlib.import_module(method)
+        except ImportError as error:
+            raise errors.SpaceError(f"cannot load the method {method!r}: {error}") from None
+        if not (isinstance(getattr(module, "Supernet", None), type) and hasattr(module, "Config")):
+            raise errors.SpaceError(f"the method module {method!r} must define Config and Supernet")
+    elif method in names():
+        module = importlib.import_module(f"autoembed.search.{method}")
+    else:
+        raise errors.SpaceError(errors.unknown("method", method, names()))
+    found: type[Supernet] = module.Supernet
+    return found
+
+
+def configure(stage: Mapping[str, Any]) -> MethodConfig:
+    """The validated Config of a stage such as {"method": "dnis", "epochs": 5}; SpaceError names rule and options."""
+    if "method" not in stage:
+        raise errors.SpaceError(f"a stage must name its method, but got {dict(stage)}")
+    kind = load(str(stage["method"]))
+    try:
+        return kind.Config.model_validate(dict(stage))
+    except ValidationError as error:
+        allowed = ", ".join(sorted(kind.Config.model_fields))
+        raise errors.SpaceError(f"stage {stage['method']}: {first_line(error)} (options: {allowed})") from None

@@ -1,0 +1,208 @@
+"""The typed view of search_spaces/*.yaml: literals and ranges, budget and objective. No Ray, no Optuna, no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autoembed.architecture import first_line
+from autoembed.data.readers import DataSpec
+from autoembed.errors import SpaceError, unknown
+from autoembed.trial import Limit, TrialConfig, check
+
+KINDS = ("choice", "uniform", "log", "int", "log_int")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """What a leaf of a search space may be: one of `values` (choice), or a number from `values[0]` to `values[1]`."""
+
+    kind: Literal["choice", "uniform", "log", "int", "log_int"]
+    values: tuple[Any, ...]
+
+    @classmethod
+    def parse(cls, place: str, node: Mapping[str, Any]) -> Range:
+        ((kind, values),) = node.items()
+        if not isinstance(values, list) or not values:
+            raise SpaceError(f"{place}: {kind} must hold a list, but got {values!r}")
+        if kind != "choice":
+            whole = kind in ("int", "log_int")
+            numbers = all(isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) for v in values)
+            if len(values) != 2 or not numbers or not values[0] <= values[1]:
+                raise SpaceError(f"{place}: {kind} must hold two rising {'whole ' * whole}numbers, but got {values!r}")
+            if kind.startswith("log") and values[0] <= 0:
+                raise SpaceError(f"{place}: {kind} must start above 0, but got {values!r} (write 1.0e-4, not 1e-4)")
+        return cls(kind=kind, values=tuple(values))  # type: ignore[arg-type]
+
+    @property
+    def first(self) -> Any:
+        return self.values[0]
+
+
+class FeatureSpec(BaseModel):
+    """How the ranking prunes columns: the `keep` best, those with a z score of at least `z`, or neither."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: Literal["adjusted_mi"] = "adjusted_mi"
+    keep: int | None = Field(default=None, ge=1)
+    z: float | None = None
+
+
+class Budget(BaseModel):
+    """`trials` per arm (baselines get as many), and the limit on embedding parameters, as a number or a uniform width."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trials: int = Field(default=8, ge=1)
+    parameters: int | None = Field(default=None, ge=1)
+    width: float | None = Field(default=None, gt=0)
+    concurrent: int | None = Field(default=None, ge=1)
+    cpus_per_trial: float = Field(default=1, gt=0)
+    gpus_per_trial: float = Field(default=0, ge=0)
+
+
+class Objective(BaseModel):
+    """What the driver optimises: the retrained model's metric on valid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    maximize: Literal["valid.auc"] | None = None
+    minimize: Literal["valid.logloss"] | None = None
+
+    @field_validator("minimize")
+    @classmethod
+    def _one(cls, minimize: str | None, info: Any) -> str | None:
+        if minimize and info.data.get("maximize"):
+            raise ValueError("objective must have maximize or minimize, but has both")
+        return minimize
+
+    @property
+    def metric(self) -> Literal["valid_auc", "valid_logloss"]:
+        return "valid_logloss" if self.minimize else "valid_auc"
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return "min" if self.minimize else "max"
+
+
+class SearchSpace(BaseModel):
+    """A search-space file. Below stages, baselines, embedding, backbone and train any leaf may be a range."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataSpec = DataSpec()
+    features: FeatureSpec = FeatureSpec()
+    embedding: dict[str, Any] = {}
+    stages: list[dict[str, Any]] = Field(min_length=1)
+    baselines: list[str | dict[str, Any]] = []
+    backbone: Any = "deepfm"
+    train: dict[str, Any] = {}
+    budget: Budget = Budget()
+    objective: Objective = Objective()
+    seed: int = 0
+    device: Any = "auto"
+
+    @classmethod
+    def read(cls, path: Path) -> SearchSpace:
+        """The space in a YAML file; SpaceError names the file and the rule that it breaks."""
+        try:
+            node = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise SpaceError(f"cannot read the search space {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SpaceError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(node, dict):
+            raise SpaceError(f"{path} must hold a mapping with keys {', '.join(cls.model_fields)}")
+        for key in node:
+            if key not in cls.model_fields:
+                raise SpaceError(f"{path}: {unknown('key', str(key), list(cls.model_fields))}")
+        try:
+            space = cls.model_validate(node)
+        except ValidationError as error:
+            raise SpaceError(f"{path}: {first_line(error)}") from None
+        try:
+            for arm in space.arms():
+                for config in space.corners(arm):
+                    check(config)
+        except SpaceError as error:
+            raise SpaceError(f"{path}: {error}") from None
+        return space
+
+    def arms(self) -> tuple[str, ...]:
+        """What is compared: the stages' methods joined by "+", then each baseline by name."""
+        return ("+".join(str(stage.get("method")) for stage in self.stages), *(_method(b) for b in self.baselines))
+
+    def template(self, arm: str) -> dict[str, Any]:
+        """The trial configuration of an arm as nested plain data with ranges still in their YAML form."""
+        arms = self.arms()
+        if arm not in arms:
+            raise SpaceError(unknown("arm", arm, list(arms)))
+        number = arms.index(arm)
+        if number == 0:
+            stages = self.stages
+        else:
+            baseline = self.baselines[number - 1]
+            stages = [{"method": baseline} if isinstance(baseline, str) else baseline]
+        backbone = self.backbone if isinstance(self.backbone, dict) and "name" in self.backbone else {"name": self.backbone}
+        return {
+            "arm": arm,
+            "stages": stages,
+            "embedding": self.embedding,
+            "backbone": backbone,
+            "train": self.train,
+            "limit": Limit(parameters=self.budget.parameters, width=self.budget.width).model_dump(),
+            "device": self.device,
+        }
+
+    def ranges(self, arm: str) -> dict[str, Range]:
+        """The ranges of an arm by dotted place, such as {"train.lr": Range(...), "stages.0.l1": Range(...)}."""
+        return dict(_ranges("", self.template(arm)))
+
+    def config(self, arm: str, values: Mapping[str, Any], seed: int = 0) -> TrialConfig:
+        """The trial configuration with `values` for the ranges; a range without a value is an error."""
+        return check({**_filled("", self.template(arm), values), "seed": seed})
+
+    def corners(self, arm: str) -> Iterator[dict[str, Any]]:
+        """Configurations that show every choice and both ends of every number once, to check them before a study."""
+        ranges = self.ranges(arm)
+        base = {place: leaf.first for place, leaf in ranges.items()}
+        yield _filled("", self.template(arm), base)
+        for place, leaf in ranges.items():
+            for value in leaf.values[1:]:
+                yield _filled("", self.template(arm), {**base, place: value})
+
+
+def _method(baseline: str | dict[str, Any]) -> str:
+    return baseline if isinstance(baseline, str) else str(baseline.get("method"))
+
+
+def _is_range(node: Any) -> bool:
+    return isinstance(node, dict) and len(node) == 1 and next(iter(node)) in KINDS
+
+
+def _ranges(place: str, node: Any) -> Iterator[tuple[str, Range]]:
+    if _is_range(node):
+        yield place, Range.parse(place, node)
+    elif isinstance(node, (dict, list, tuple)):
+        for key, child in _items(node):
+            yield from _ranges(f"{place}.{key}" if place else str(key), child)
+
+
+def _filled(place: str, node: Any, values: Mapping[str, Any]) -> Any:
+    if _is_range(node):
+        return values[place]
+    if isinstance(node, dict):
+        return {key: _filled(f"{place}.{key}" if place else str(key), child, values) for key, child in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_filled(f"{place}.{key}" if place else str(key), child, values) for key, child in enumerate(node)]
+    return node
+
+
+def _items(node: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(node.items()) if isinstance(node, dict) else iter(enumerate(node))

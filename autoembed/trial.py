@@ -1,0 +1,181 @@
+"""One trial: search, derive, retrain the compact model, measure it on valid. Nothing here reads the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from autoembed.architecture import Architecture, Cost, Cut
+from autoembed.data.dataset import Dataset
+from autoembed.errors import SpaceError, TrialError
+from autoembed.metrics import Metrics
+from autoembed.nn.model import CTRModel, measure
+from autoembed.search.bilevel import search
+from autoembed.search.supernet import SearchConfig, configure, load, uniform_budget
+from autoembed.training import Report, TrainConfig, fit, pick_device
+
+
+class EmbeddingConfig(BaseModel):
+    """The root that every search starts from: width `dim`, and `blocks` frequency blocks over all values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int = Field(default=16, ge=1)
+    blocks: int = Field(default=6, ge=1)
+    cut: Cut = "geometric"
+
+
+class Limit(BaseModel):
+    """Embedding parameters that an architecture may have: a number, or as many as `width` dims for every value take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int | None = Field(default=None, ge=1)
+    width: float | None = Field(default=None, gt=0)
+
+    def resolve(self, root: Architecture) -> int | None:
+        """The limit in parameters for a root architecture, or None if there is none."""
+        if self.parameters is not None:
+            return self.parameters
+        return None if self.width is None else uniform_budget(root, self.width)
+
+
+class TrialConfig(BaseModel):
+    """Everything a trial depends on beside the data. Every leaf is a literal: ranges were resolved before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str
+    stages: tuple[dict[str, JsonValue], ...] = Field(min_length=1)
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    backbone: dict[str, JsonValue] = {"name": "deepfm"}
+    train: TrainConfig = TrainConfig()
+    limit: Limit = Limit()
+    seed: int = 0
+    device: str = "auto"
+
+
+class TrialResult(BaseModel):
+    """What a trial found, and what it cost; `weights` are kept apart in a safetensors file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: TrialConfig
+    valid: Metrics
+    cost: Cost
+    architecture: Architecture
+    fingerprint: str
+    best_epoch: int
+    search_seconds: float
+    retrain_seconds: float
+
+
+def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
+    """Every dim of every value of the dataset's fields, under the trial's backbone."""
+    return Architecture.full(
+        dataset.schema,
+        dataset.counts,
+        dim=config.embedding.dim,
+        blocks=config.embedding.blocks,
+        cut=config.embedding.cut,
+        backbone=config.backbone,
+    )
+
+
+def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, CTRModel]:
+    """Runs a trial from the data to a retrained compact model.
+
+    `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, ...} while searching, and
+    {"retrain_epoch": n, "valid_auc": ..., "valid_logloss": ..., "train_loss": ...} while retraining. Only the last kind
+    carries `valid_auc`, so no scheduler can compare the phases. Raises TrialError on a loss that is not finite and on
+    memory that ran out.
+    """
+    try:
+        return _run(config, dataset, report)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise TrialError(_no_memory(config, error)) from None
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise TrialError(_no_memory(config, error)) from None
+
+
+def _no_memory(config: TrialConfig, error: BaseException) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"memory ran out ({reason}): lower embedding.dim={config.embedding.dim}, "
+        f"train.batch_size={config.train.batch_size} or the trials at once"
+    )
+
+
+def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, CTRModel]:
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    architecture = root_architecture(config, dataset)
+    limit = config.limit.resolve(architecture)
+    start = perf_counter()
+    model: CTRModel | None = None
+    for number, stage in enumerate(config.stages):
+        method = configure(stage)
+        kind = load(method.method)
+        net = kind(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
+        search(net, dataset, config.train, device=device, seed=config.seed, report=report)
+        last = number == len(config.stages) - 1
+        architecture = net.derive(limit if last else None)
+        inherits = isinstance(method, SearchConfig) and method.retrain == "inherit"
+        model = net.compact(architecture) if last and inherits else None
+    searched = perf_counter() - start
+    model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, model)
+    cost = measure(model)
+    result = TrialResult(
+        config=config,
+        valid=fitted.valid,
+        cost=cost,
+        architecture=architecture.model_copy(update={"cost": cost}),
+        fingerprint=dataset.fingerprint,
+        best_epoch=fitted.epoch,
+        search_seconds=searched,
+        retrain_seconds=fitted.seconds,
+    )
+    return result, model
+
+
+def retrain(  # type: ignore[no-untyped-def]
+    architecture: Architecture,
+    dataset: Dataset,
+    train: TrainConfig,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    model: CTRModel | None = None,
+):
+    """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit)."""
+    if model is None:
+        torch.manual_seed(seed)
+        model = CTRModel(dataset.schema, architecture).to(device)
+
+    def prefixed(values: Mapping[str, float]) -> None:
+        report({("retrain_epoch" if name == "epoch" else name): value for name, value in values.items()})
+
+    return model, fit(model, dataset, train, device=device, seed=seed, report=prefixed)
+
+
+def check(config: Mapping[str, Any]) -> TrialConfig:
+    """A validated TrialConfig, its stages and backbone included; SpaceError names the first rule broken."""
+    from pydantic import ValidationError
+
+    from autoembed.architecture import first_line
+    from autoembed.nn.backbones import base
+
+    try:
+        trial = TrialConfig.model_validate(dict(config))
+    except ValidationError as error:
+        raise SpaceError(first_line(error)) from None
+    for stage in trial.stages:
+        configure(stage)
+    base.configure(trial.backbone)
+    return trial
