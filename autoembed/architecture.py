@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ class FieldPlan(_Frozen):
     @model_validator(mode="after")
     def _blocks_cover_the_ids(self) -> FieldPlan:
         stops = [0, *(block.stop for block in self.blocks)]
-        if any(a >= b for a, b in zip(stops, stops[1:], strict=False)) or stops[-1] != self.cardinality:
+        if any(a >= b for a, b in pairwise(stops)) or stops[-1] != self.cardinality:
             raise ValueError(f"block stops of {self.name!r} must rise to {self.cardinality}, but got {stops[1:]}")
         return self
 

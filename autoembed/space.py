@@ -55,7 +55,7 @@ class FeatureSpec(BaseModel):
 
 
 class Budget(BaseModel):
-    """`trials` per arm (baselines get as many), and the limit on embedding parameters, as a number or a uniform width."""
+    """`trials` per arm, baselines too, and the limit on embedding parameters, as a number or a uniform width."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -149,12 +149,12 @@ class SearchSpace(BaseModel):
         else:
             baseline = self.baselines[number - 1]
             stages = [{"method": baseline} if isinstance(baseline, str) else baseline]
-        backbone = self.backbone if isinstance(self.backbone, dict) and "name" in self.backbone else {"name": self.backbone}
+        named = isinstance(self.backbone, dict) and "name" in self.backbone
         return {
             "arm": arm,
             "stages": stages,
             "embedding": self.embedding,
-            "backbone": backbone,
+            "backbone": self.backbone if named else {"name": self.backbone},
             "train": self.train,
             "limit": Limit(parameters=self.budget.parameters, width=self.budget.width).model_dump(),
             "device": self.device,

@@ -7,12 +7,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from autoembed.architecture import Architecture, Cost, Cut
+from autoembed.architecture import Architecture, Cost, Cut, first_line
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics
+from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, measure
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import SearchConfig, configure, load, uniform_budget
@@ -121,8 +122,7 @@ def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialRe
     model: CTRModel | None = None
     for number, stage in enumerate(config.stages):
         method = configure(stage)
-        kind = load(method.method)
-        net = kind(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
+        net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
         search(net, dataset, config.train, device=device, seed=config.seed, report=report)
         last = number == len(config.stages) - 1
         architecture = net.derive(limit if last else None)
@@ -166,11 +166,6 @@ def retrain(  # type: ignore[no-untyped-def]
 
 def check(config: Mapping[str, Any]) -> TrialConfig:
     """A validated TrialConfig, its stages and backbone included; SpaceError names the first rule broken."""
-    from pydantic import ValidationError
-
-    from autoembed.architecture import first_line
-    from autoembed.nn.backbones import base
-
     try:
         trial = TrialConfig.model_validate(dict(config))
     except ValidationError as error:

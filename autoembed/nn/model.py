@@ -33,7 +33,7 @@ class CTRModel(nn.Module):
                     f"but the schema has {cardinality.get(field.name, 'no such field')}"
                 )
         self.architecture = architecture
-        self.first_order = find(str(architecture.backbone["name"])).first_order
+        self.first_order = find(str(architecture.backbone["name"])).Backbone.first_order
         self.embedding = MixedEmbedding(architecture, first_order=self.first_order)
         self.backbone = build(architecture.backbone, architecture.active())
         columns = [schema.index(name) for name in architecture.names]
@@ -55,7 +55,7 @@ class CTRModel(nn.Module):
 
 
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:
-    """Copies a backbone's weights into a narrower one; `fields` gives the source's field of each field of the target."""
+    """Copies a backbone's weights into a narrower one; `fields` gives the source's field of each target field."""
     state = source.state_dict()
     inputs = {name: module for name, module in target.named_modules() if isinstance(module, InputLinear)}
     for name, module in inputs.items():

@@ -1,6 +1,6 @@
 """The search loop: a warm start, then weights on train batches and gates on held-out batches in turn.
 
-First-order bilevel optimisation (DARTS, Liu et al. 2019, sec. 2.3, xi = 0), as DNIS uses it (arXiv 2006.04466, sec. 3.3).
+First-order bilevel optimisation (DARTS, Liu et al. 2019, sec. 2.3, xi = 0), as in DNIS (arXiv 2006.04466, sec. 3.3).
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def _prefixed(report: Report, phase: str) -> Report:
     return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
 
 
-def _cycle(dataset: Dataset, size: int, device: torch.device, held: Array, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _cycle(
+    dataset: Dataset, size: int, device: torch.device, held: Array, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Held-out batches without end, shuffled anew each time round."""
     rng = np.random.default_rng([seed, 2])
     size = min(size, len(held))

@@ -6,12 +6,13 @@ gradient divided by each row's mean magnitude, and is clamped (sec. 3.3). Then b
 are cut: below a threshold, or as far as a parameter budget asks.
 
 Two choices are ours and are options. `share: field` gives each field its own row of alpha in each frequency block,
-since values of two fields that are equally frequent need not be equally useful; `share: global` is the paper's. And we keep
-dims per block, dense and fast, where the paper masks single entries, whose positions would have to be stored.
+since values of two fields that are equally frequent need not be equally useful; `share: global` is the paper's. And we
+keep dims per block, dense and fast, where the paper masks single entries, whose positions would have to be stored.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture, Array
+from autoembed.data.schema import FeatureSchema
 from autoembed.search import supernet
 
 
@@ -43,10 +45,11 @@ class Config(supernet.SearchConfig):
 class Supernet(supernet.Supernet):
     """A full-width model with one alpha per row of the selection layer and dim, all starting at 1."""
 
-    Config = Config
     row: Tensor
 
-    def __init__(self, schema, parent, config, counts, seed):  # type: ignore[no-untyped-def]
+    def __init__(
+        self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int
+    ) -> None:
         super().__init__(schema, parent, config, counts, seed)
         row = np.arange(len(parent.block_rows()))
         if config.share == "global":
@@ -90,4 +93,3 @@ class Supernet(supernet.Supernet):
         if budget is None:
             return self.narrow_to(self.scores() >= self.config.threshold)
         return super().derive(budget)
-

@@ -1,6 +1,6 @@
 """The baseline that knows nothing but how often values occur: width grows with a power of the mean count.
 
-The popularity rule of Mixed Dimension Embeddings (Ginart et al., arXiv 1909.11810, sec. 3.3), applied to frequency blocks.
+The popularity rule of Mixed Dimension Embeddings (Ginart et al., arXiv 1909.11810, sec. 3.3), for frequency blocks.
 A search that does not beat it has relearned value frequency.
 """
 
@@ -23,8 +23,6 @@ class Config(supernet.MethodConfig):
 
 class Supernet(supernet.Supernet):
     """Keeps round(c * count^temperature) dims of each block, with the largest c that the budget holds."""
-
-    Config = Config
 
     def derive(self, budget: int | None) -> Architecture:
         if budget is None:

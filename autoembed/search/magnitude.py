@@ -20,7 +20,5 @@ class Config(supernet.SearchConfig):
 class Supernet(supernet.Supernet):
     """Scores a block dim by the mean magnitude of its entries after training."""
 
-    Config = Config
-
     def scores(self) -> Array:
         return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))

@@ -17,7 +17,6 @@ class Config(supernet.MethodConfig):
 class Supernet(supernet.Supernet):
     """Scores every block dim by a uniform draw."""
 
-    Config = Config
-
     def scores(self) -> Array:
-        return np.random.default_rng([self.seed, 4]).random(self.parent.mask().shape)
+        rng = np.random.default_rng([self.seed, 4])
+        return np.asarray(rng.random(self.parent.mask().shape))

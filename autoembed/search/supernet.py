@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,7 +63,6 @@ class Supernet(nn.Module):
         mask: float [S, D (+ 1)], 0 where an entry is closed.
     """
 
-    Config: ClassVar[type[MethodConfig]]
     columns: Tensor
     offsets: Tensor
     mask: Tensor
@@ -75,7 +75,7 @@ class Supernet(nn.Module):
         self.schema = schema
         columns = [schema.index(name) for name in parent.names]
         self.block_counts = _block_counts(parent, [counts[column] for column in columns])
-        self.first_order = find(str(parent.backbone["name"])).first_order
+        self.first_order = find(str(parent.backbone["name"])).Backbone.first_order
         cardinality = np.array([field.cardinality for field in parent.fields])
         width = parent.dim + self.first_order
         self.weight = nn.Parameter(torch.empty(int(cardinality.sum()), width).normal_(std=0.01))
@@ -154,7 +154,7 @@ class Supernet(nn.Module):
         fields = [self.parent.names.index(name) for name in architecture.names]
         rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
         table = self.weight * self.gates().repeat_interleave(rows, dim=0)
-        tables = table.split([field.cardinality for field in self.parent.fields])
+        tables = torch.split(table, [field.cardinality for field in self.parent.fields])
         model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
         inherit(self.backbone, model.backbone, fields)
         return model
@@ -182,7 +182,7 @@ def select(scores: Array, parent: Architecture, budget: int, *, first_order: boo
     """Kept dims bool [S, D]: entries by falling score as far as `budget` embedding parameters reach.
 
     An entry costs one parameter for each value of its block, and a block's first entry as many again for first-order
-    weights. An entry that no longer fits is passed over; smaller ones after it may still fit. SpaceError if nothing fits.
+    weights. An entry that no longer fits is passed over: smaller ones may still fit. SpaceError if nothing fits.
     """
     mask, rows = np.zeros(scores.shape, dtype=bool), parent.block_rows()
     allowed = parent.mask()
@@ -201,7 +201,7 @@ def select(scores: Array, parent: Architecture, budget: int, *, first_order: boo
 
 def uniform_budget(parent: Architecture, width: float) -> int:
     """Embedding parameters of `width` dims for every value."""
-    first_order = find(str(parent.backbone["name"])).first_order
+    first_order = find(str(parent.backbone["name"])).Backbone.first_order
     return int(parent.block_rows().sum() * (width + first_order))
 
 
@@ -212,8 +212,16 @@ def names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in BASES]
 
 
-def load(method: str) -> type[Supernet]:
-    """The Supernet of a method by file name, or by dotted module name; SpaceError lists the known ones."""
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The two classes of a method's file."""
+
+    Config: type[MethodConfig]
+    Supernet: type[Supernet]
+
+
+def load(method: str) -> Method:
+    """A method by file name, or by dotted module name; SpaceError lists the known ones."""
     if "." in method:
         try:
             module = importlib.import_module(method)
@@ -225,8 +233,7 @@ def load(method: str) -> type[Supernet]:
         module = importlib.import_module(f"autoembed.search.{method}")
     else:
         raise errors.SpaceError(errors.unknown("method", method, names()))
-    found: type[Supernet] = module.Supernet
-    return found
+    return Method(Config=module.Config, Supernet=module.Supernet)
 
 
 def configure(stage: Mapping[str, Any]) -> MethodConfig:

@@ -18,8 +18,6 @@ class Config(supernet.MethodConfig):
 class Supernet(supernet.Supernet):
     """Keeps the first dims of every block."""
 
-    Config = Config
-
     def derive(self, budget: int | None) -> Architecture:
         if budget is None:
             return self.parent

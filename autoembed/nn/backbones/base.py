@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +26,6 @@ class BackboneConfig(BaseModel):
 class Backbone(nn.Module):
     """Base of the backbones; `active` bool [F, D] tells which embedding entries may differ from zero."""
 
-    Config: ClassVar[type[BackboneConfig]]
     first_order: ClassVar[bool] = False
 
     def __init__(self, config: Any, active: Array) -> None:
@@ -43,13 +43,20 @@ def names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base"]
 
 
-def find(name: str) -> type[Backbone]:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """The two classes of a backbone's file."""
+
+    Config: type[BackboneConfig]
+    Backbone: type[Backbone]
+
+
+def find(name: str) -> Kind:
     """The backbone in `backbones/<name>.py`; SpaceError lists the known ones."""
     if name not in names():
         raise errors.SpaceError(errors.unknown("backbone", name, names()))
     module = importlib.import_module(f"autoembed.nn.backbones.{name}")
-    found: type[Backbone] = module.Backbone
-    return found
+    return Kind(Config=module.Config, Backbone=module.Backbone)
 
 
 def configure(options: Mapping[str, Any]) -> BackboneConfig:
@@ -64,4 +71,4 @@ def configure(options: Mapping[str, Any]) -> BackboneConfig:
 
 def build(options: Mapping[str, Any], active: Array) -> Backbone:
     """A backbone with fresh weights for the active entries bool [F, D]."""
-    return find(str(options.get("name")))(configure(options), active)
+    return find(str(options.get("name"))).Backbone(configure(options), active)

@@ -25,7 +25,6 @@ class Config(base.BackboneConfig):
 class Backbone(base.Backbone):
     """Logit = bias + sum of first-order weights + FM(e) + tower(e)."""
 
-    Config = Config
     first_order: ClassVar[bool] = True
 
     def __init__(self, config: Config, active: Array) -> None:
