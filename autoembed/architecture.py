@@ -112,7 +112,7 @@ class Architecture(_Frozen):
         ranked = np.sort(np.concatenate([count[1:] for count in counts]))[::-1]
         total = max(len(ranked), 1)
         share = np.arange(1, blocks) / blocks
-        ranks = total**share if cut == "geometric" else total * share
+        ranks = np.rint(total**share if cut == "geometric" else total * share)
         # A block ends below a count, not at a rank: equal counts share a block, and ids of a field stay a range.
         edges = sorted({int(ranked[int(rank)]) for rank in ranks if rank < len(ranked)}, reverse=True)
         fields = []

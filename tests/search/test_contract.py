@@ -1,0 +1,143 @@
+"""What every method must do; a new file in autoembed/search/ is tested unasked."""
+
+import numpy as np
+import pytest
+import torch
+from autoembed.architecture import Architecture
+from autoembed.errors import SpaceError
+from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.search.bilevel import search, split_train
+from autoembed.search.supernet import SearchConfig, configure, load, names, uniform_budget
+from autoembed.trial import run_trial
+from autoembed.space import SearchSpace
+from autoembed.training import TrainConfig
+
+CPU = torch.device("cpu")
+BACKBONE = {"name": "deepfm", "hidden": [16], "dropout": 0.0}
+TRAIN = TrainConfig(epochs=1, lr=3e-3, batch_size=512)
+
+
+def quick(method, **options):
+    config = configure({"method": method, **options})
+    if isinstance(config, SearchConfig):
+        short = {"warm_epochs": 1} | ({"epochs": 1} if "epochs" in type(config).model_fields else {})
+        config = config.model_copy(update=short if method != "magnitude" else {"warm_epochs": 1})
+    return config
+
+
+def root(dataset, dim=8):
+    return Architecture.full(dataset.schema, dataset.counts, dim=dim, blocks=4, backbone=BACKBONE)
+
+
+def searched(dataset, method, parent=None, seed=0):
+    torch.manual_seed(seed)
+    config = quick(method)
+    parent = parent or root(dataset)
+    net = load(method).Supernet(dataset.schema, parent, config, dataset.counts, seed)
+    search(net, dataset, TRAIN, device=CPU, seed=seed, report=lambda values: None)
+    return net
+
+
+@pytest.fixture(scope="module", params=names())
+def found(request, planted):
+    """(method, supernet after its search, its architecture at a budget of two dims a value)."""
+    net = searched(planted, request.param)
+    return request.param, net, net.derive(uniform_budget(net.parent, 2))
+
+
+def test_weights_and_gates_are_disjoint(found):
+    _, net, _ = found
+    weights, gates = {id(p) for p in net.weight_parameters()}, {id(p) for p in net.arch_parameters()}
+    assert not weights & gates
+    assert weights | gates == {id(p) for p in net.parameters()}
+
+
+def test_the_budget_holds_and_is_used(found):
+    _, net, architecture = found
+    budget = uniform_budget(net.parent, 2)
+    spent = cost_of(architecture).embedding_parameters
+    # What is left is less than the largest block's dim, which no smaller entry filled.
+    assert spent <= budget
+    assert spent >= 0.9 * budget
+
+
+def test_json_round_trip(found, tmp_path):
+    architecture = found[2]
+    architecture.write(tmp_path / "a.json")
+    assert Architecture.read(tmp_path / "a.json") == architecture
+
+
+def test_it_narrows_its_parent(found):
+    _, net, architecture = found
+    assert architecture.narrows(net.parent)
+
+
+def test_it_narrows_a_narrow_parent(found, planted):
+    method, _, _ = found
+    parent = root(planted)
+    mask = parent.mask()
+    mask[:, 5:] = False
+    mask[0] = False
+    parent = parent.with_mask(mask)
+    net = searched(planted, method, parent)
+    assert net.derive(uniform_budget(parent, 1.5)).narrows(parent)
+
+
+def test_compact_equals_masked_and_cost_equals_count(found, planted):
+    _, net, architecture = found
+    if architecture.dim != net.parent.dim:
+        net.narrow_to(net.mask[:, : net.parent.dim].numpy() > 0)
+        architecture = architecture.model_copy(update={"dim": net.parent.dim})
+    model = net.compact(architecture).eval()
+    net.eval()
+    ids = torch.from_numpy(planted.ids("valid")[:2000])
+    with torch.no_grad():
+        assert (model(ids) - net(ids)).abs().max() < 1e-5
+    assert measure(model) == cost_of(architecture)
+
+
+def test_same_seed_same_answer(found, planted):
+    method, _, architecture = found
+    net = searched(planted, method)
+    assert net.derive(uniform_budget(net.parent, 2)) == architecture
+
+
+def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted):
+    method, _, _ = found
+    net = searched(planted, method)
+    try:
+        assert net.derive(None).narrows(net.parent)
+    except SpaceError as error:
+        assert "budget.width" in str(error)
+
+
+def test_a_budget_that_holds_nothing_is_refused(found, planted):
+    method, _, _ = found
+    with pytest.raises(SpaceError, match="budget"):
+        searched(planted, method).derive(1)
+
+
+def test_unknown_methods_and_options_are_named():
+    with pytest.raises(SpaceError, match=r"unknown method 'dnsi': must be one of dnis, frequency"):
+        configure({"method": "dnsi"})
+    with pytest.raises(SpaceError, match=r"stage dnis: l2.*options: arch_fraction"):
+        configure({"method": "dnis", "l2": 3})
+    with pytest.raises(SpaceError, match="cannot load the method 'no.such'"):
+        configure({"method": "no.such"})
+
+
+def test_a_dotted_name_loads_a_method_from_outside(tmp_path, monkeypatch, planted):
+    (tmp_path / "mine_for_test.py").write_text("from autoembed.search.random import Supernet, Config\n")
+    (tmp_path / "pack_for_test").mkdir()
+    (tmp_path / "pack_for_test" / "__init__.py").write_text("")
+    (tmp_path / "pack_for_test" / "mine.py").write_text("from autoembed.search.random import Config, Supernet\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = configure({"method": "pack_for_test.mine"})
+    net = load(config.method).Supernet(planted.schema, root(planted), config, planted.counts, 0)
+    assert net.derive(uniform_budget(net.parent, 2)).narrows(net.parent)
+
+
+def test_the_arch_part_and_the_weights_part_share_no_row():
+    rows, held = split_train(1000, 0.2, seed=5)
+    assert len(held) == 200
+    assert sorted([*rows, *held]) == list(range(1000))
