@@ -1,0 +1,251 @@
+"""The encoded table on disk: ids and labels per split, memory-mapped, with schema, vocabulary and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import ValidationError
+
+from autoembed.data.files import locate
+from autoembed.data.readers import Table, read
+from autoembed.data.scan import unreadable
+from autoembed.data.schema import FeatureSchema
+from autoembed.data.spec import SPLITS, DataSpec, Split
+from autoembed.data.vocabulary import Counts, Ids, Vocabulary
+from autoembed.errors import DataError
+
+Labels = npt.NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+LAYOUT = 1
+_CHUNK = 1 << 17
+
+
+class Dataset:
+    """Encoded rows per split and what they mean; open one with `build_dataset` or `Dataset.open`."""
+
+    def __init__(self, path: Path, schema: FeatureSchema, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.schema = schema
+        self.vocabulary = vocabulary
+        self.fingerprint: str = facts["fingerprint"]
+        self.truth: dict[str, Any] | None = facts["truth"]
+        self._rows: dict[str, int] = facts["rows"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Open a folder that `build_dataset` or `keep` wrote; DataError if it is incomplete or corrupt."""
+        folder = Path(path)
+        if not (folder / "dataset.json").is_file():
+            raise DataError(f"{folder} is no complete dataset: it has no dataset.json (build it anew)")
+        try:
+            facts = json.loads((folder / "dataset.json").read_text())
+            if facts["layout"] != LAYOUT:
+                raise DataError(
+                    f"{folder} has layout {facts['layout']}, but this version reads {LAYOUT}: build it anew"
+                )
+            schema = FeatureSchema.model_validate_json((folder / "schema.json").read_text())
+            vocabulary = Vocabulary.read(folder / "vocabulary.parquet")
+            dataset = cls(folder, schema, vocabulary, facts)
+            dataset._check()
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"the dataset in {folder} is corrupt ({reason}): remove the folder and build it anew"
+            ) from error
+        return dataset
+
+    def _check(self) -> None:
+        if self.vocabulary.names != self.schema.names or self.vocabulary.schema(self.schema) != self.schema:
+            raise ValueError("its vocabulary and its schema differ")
+        for split in SPLITS:
+            shape = (self.rows(split), len(self.schema.fields))
+            ids, labels = self.ids(split), self.labels(split)
+            if ids.shape != shape or ids.dtype != np.int32 or labels.shape != shape[:1] or labels.dtype != np.float32:
+                raise ValueError(f"the arrays of {split} are not as dataset.json says")
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        return SPLITS
+
+    def rows(self, split: Split) -> int:
+        """The number of rows of a split."""
+        return self._rows[_known(split)]
+
+    def ids(self, split: Split) -> Ids:
+        """int32 [rows, F], memory-mapped copy-on-write: torch takes it as it is, and no write reaches the disk."""
+        ids: Ids = self._load(split, "ids")
+        return ids
+
+    def labels(self, split: Split) -> Labels:
+        """float32 [rows], 0 or 1, memory-mapped copy-on-write."""
+        labels: Labels = self._load(split, "labels")
+        return labels
+
+    def _load(self, split: Split, what: str) -> Any:
+        return np.load(self.path / f"{_known(split)}.{what}.npy", mmap_mode="c", allow_pickle=False)
+
+    @property
+    def counts(self) -> list[Counts]:
+        """Train rows per id, one int64 [cardinality] per field."""
+        return [self.vocabulary.counts(name) for name in self.schema.names]
+
+    def keep(self, names: Iterable[str], cache: str | Path) -> Dataset:
+        """The dataset of these fields only, in the order in which they stand here, copied once into `cache`."""
+        schema = self.schema.keep(names)
+        if not schema.fields:
+            raise DataError("no fields are left: keep must name at least one field")
+        if schema == self.schema:
+            return self
+        places = [self.schema.index(name) for name in schema.names]
+        folder = Path(cache) / _digest(self.fingerprint, list(schema.names))
+
+        def write(temporary: Path) -> None:
+            writer = _Writer(temporary, schema, self.vocabulary.keep(schema.names), self.truth)
+            for split in SPLITS:
+                ids, labels = self.ids(split), self.labels(split)
+                chunks = range(0, len(ids), _CHUNK)
+                writer.split(split, len(ids), ((ids[i : i + _CHUNK, places], labels[i : i + _CHUNK]) for i in chunks))
+            writer.finish()
+
+        return _cached(folder, write)
+
+
+def build_dataset(
+    spec: DataSpec, data: str | Path | None, cache: str | Path, progress: Progress | None = None
+) -> Dataset:
+    """Read, split and encode the data into a folder under `cache`, or open the folder if these very data are there.
+
+    Args:
+        spec: the `data:` section of a search-space file.
+        data: a file or directory that goes before `spec.path`, or None.
+        cache: where encoded data sets live; one folder each, keyed by the spec and the files' path, size and time.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: in one line, whatever is wrong with the data.
+    """
+    sources: list[tuple[str, int, int]] = []
+    if spec.planted is None:
+        for paths in locate(spec, data).values():
+            sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
+    folder = Path(cache) / _digest(LAYOUT, spec.model_dump(mode="json"), sources)
+    where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
+
+    def write(temporary: Path) -> None:
+        stage = temporary / "stage"
+        stage.mkdir()
+        try:
+            _encode(read(spec, data, stage), spec, temporary, progress)
+        except pl.exceptions.PolarsError as error:
+            raise unreadable(where, error) from error
+        shutil.rmtree(stage)
+
+    return _cached(folder, write)
+
+
+def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress | None) -> None:
+    label = table.schema.label
+    rows = {split: _check_labels(split, frame, label) for split, frame in table.splits.items()}
+    vocabulary = Vocabulary.fit(table.splits["train"], table.schema, spec.min_count, spec.bins, progress)
+    writer = _Writer(folder, vocabulary.schema(table.schema), vocabulary, table.truth)
+    for split, frame in table.splits.items():
+        batches = frame.collect_batches(chunk_size=_CHUNK, maintain_order=True, engine="streaming")
+        encoded = ((vocabulary.encode(batch), batch[label].to_numpy()) for batch in batches)
+        writer.split(split, rows[split], encoded, progress)
+    writer.finish()
+
+
+def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
+    """The rows of a split; DataError if there are none, or if they hold one class."""
+    counted = frame.group_by(label).agg(pl.len().alias("count")).collect(engine="streaming")
+    rows = int(counted["count"].sum())
+    if not rows:
+        raise DataError(f"split {split} has no rows: change data.split or the files")
+    if counted.height < 2:
+        raise DataError(
+            f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted[label][0]}"
+        )
+    return rows
+
+
+class _Writer:
+    """Writes the files of a dataset, and hashes what it writes."""
+
+    def __init__(
+        self, folder: Path, schema: FeatureSchema, vocabulary: Vocabulary, truth: dict[str, Any] | None
+    ) -> None:
+        self.folder, self.schema, self.vocabulary, self.truth = folder, schema, vocabulary, truth
+        self.rows: dict[str, int] = {}
+        self.hash = hashlib.sha256(schema.fingerprint().encode())
+
+    def split(
+        self, split: Split, rows: int, chunks: Iterable[tuple[Ids, npt.NDArray[Any]]], progress: Progress | None = None
+    ) -> None:
+        ids_file, labels_file = (self.folder / f"{split}.{what}.npy" for what in ("ids", "labels"))
+        shape = (rows, len(self.schema.fields))
+        ids = np.lib.format.open_memmap(ids_file, mode="w+", dtype=np.int32, shape=shape)
+        labels = np.lib.format.open_memmap(labels_file, mode="w+", dtype=np.float32, shape=(rows,))
+        done = 0
+        for some_ids, some_labels in chunks:
+            end = done + len(some_ids)
+            ids[done:end], labels[done:end] = some_ids, some_labels
+            self.hash.update(ids[done:end].data)
+            done = end
+            if progress:
+                progress(f"encode {split}", done, rows)
+        assert done == rows, f"{split}: {done} rows encoded, {rows} counted"
+        self.hash.update(labels.data)
+        ids.flush()
+        labels.flush()
+        self.rows[split] = rows
+
+    def finish(self) -> None:
+        self.vocabulary.write(self.folder / "vocabulary.parquet")
+        (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
+        facts = {
+            "layout": LAYOUT,
+            "fingerprint": self.hash.hexdigest()[:16],
+            "rows": self.rows,
+            "truth": self.truth,
+        }
+        (self.folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _cached(folder: Path, write: Callable[[Path], None]) -> Dataset:
+    """Open `folder`; where there is none, let `write` fill a temporary one, and rename it."""
+    if folder.is_dir():
+        return Dataset.open(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # another process that built the same data came first
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Dataset.open(folder)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _known(split: str) -> Split:
+    for known in SPLITS:
+        if split == known:
+            return known
+    raise DataError(f"unknown split {split!r}: must be one of {', '.join(SPLITS)}")

@@ -1,0 +1,154 @@
+"""Tables whose truth is known: which columns matter, which matter only in pairs, and which are noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+
+from autoembed.data.strict import StrictModel
+
+Cardinality = Annotated[int, Field(ge=2)]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LOGIT = "logit"
+_RANK = 3
+_POPULATION_VALUES = 20
+_POPULATION_FIELDS = 3
+_POPULATION_CARDINALITY = 10
+_ZIPF_FROM = 50
+
+
+class PlantedSpec(StrictModel):
+    """What to plant: one cardinality per column (marginal, noise) or per pair of columns (xor, low_rank).
+
+    An effect is the standard deviation, over rows, that its column or pair adds to the logit.
+    """
+
+    rows: int = Field(default=60_000, ge=100)
+    seed: int = Field(default=0, ge=0)
+    marginal: tuple[Cardinality, ...] = (10, 100, 1000)
+    xor: tuple[Cardinality, ...] = (10,)
+    low_rank: tuple[Cardinality, ...] = (50,)
+    noise: tuple[Cardinality, ...] = (10, 100, 1000, 5000)
+    populations: bool = False
+    intercept: float = 0.0
+    marginal_effect: float = 0.5
+    xor_effect: float = 1.0
+    low_rank_effect: float = 1.0
+    population_effect: float = 1.0
+
+
+def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """A table with `label`, `logit` (noise-free: it gives the best AUC) and the planted fields, and its truth.
+
+    marginal: an effect per value. xor: sign times sign, and exactly no effect of either column alone. low_rank: the dot
+    of two centred vectors of 3. noise: nothing. populations: the column `population` says by its value whether the row
+    is of population A, where the columns a_* act, or of B, where b_* act. Columns of 50 values or more are Zipf.
+    """
+    return _Planter(spec).run()
+
+
+def write_planted(spec: PlantedSpec, out_dir: str | Path) -> Path:
+    """Write table.parquet (label and fields), logit.npy and truth.json into `out_dir`, a place for `data.path`."""
+    frame, truth = planted(spec)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    frame.drop(LOGIT).write_parquet(out / "table.parquet")
+    np.save(out / "logit.npy", frame[LOGIT].to_numpy(), allow_pickle=False)
+    (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n")
+    return out
+
+
+class _Planter:
+    def __init__(self, spec: PlantedSpec) -> None:
+        self.spec = spec
+        self.rng = np.random.default_rng(spec.seed)
+        self.columns: dict[str, pl.Series] = {}
+        self.logit: Floats = np.full(spec.rows, spec.intercept)
+
+    def run(self) -> tuple[pl.DataFrame, dict[str, Any]]:
+        spec = self.spec
+        truth: dict[str, Any] = {"marginal": [], "xor": [], "low_rank": [], "noise": [], "populations": None}
+        for i, size in enumerate(spec.marginal):
+            truth["marginal"].append(self._marginal(f"marginal_{i}", size, spec.marginal_effect))
+        for i, size in enumerate(spec.xor):
+            truth["xor"].append(self._xor(f"xor_{i}", size))
+        for i, size in enumerate(spec.low_rank):
+            truth["low_rank"].append(self._low_rank(f"low_rank_{i}", size))
+        for i, size in enumerate(spec.noise):
+            self._add(f"noise_{i}", self._draw(size), size)
+            truth["noise"].append(f"noise_{i}")
+        if spec.populations:
+            truth["populations"] = self._populations()
+        label = (self.rng.random(spec.rows) < 1 / (1 + np.exp(-self.logit))).astype(np.int8)
+        return pl.DataFrame({"label": label, LOGIT: self.logit, **self.columns}), truth
+
+    def _draw(self, size: int) -> Ints:
+        mass = 1 / np.arange(1, size + 1) if size >= _ZIPF_FROM else np.ones(size)
+        return self.rng.choice(size, size=self.spec.rows, p=mass / mass.sum())
+
+    def _add(self, name: str, values: Ints, size: int) -> Ints:
+        """Store the column as text whose numbers are shuffled, so that they say nothing of frequency or effect."""
+        width = len(str(size - 1))
+        names = pl.Series([f"v{number:0{width}d}" for number in self.rng.permutation(size)])
+        self.columns[name] = names.gather(values)
+        return values
+
+    def _scaled(self, contribution: Floats, effect: float) -> Floats:
+        centred: Floats = contribution - contribution.mean()
+        spread = float(centred.std())
+        return centred * (effect / spread) if spread > 0 else centred
+
+    def _marginal(self, name: str, size: int, effect: float) -> str:
+        values = self._add(name, self._draw(size), size)
+        self.logit += self._scaled(self.rng.normal(size=size)[values], effect)
+        return name
+
+    def _signed(self, name: str, size: int) -> Ints:
+        """A column whose values carry a sign that is a fair coin, so that the other column hides it exactly."""
+        sign = self.rng.integers(0, 2, self.spec.rows)
+        values = np.empty(self.spec.rows, dtype=np.int64)
+        for bit in (0, 1):
+            rows = np.flatnonzero(sign == bit)
+            half = (size + 1 - bit) // 2
+            mass = 1 / np.arange(1, half + 1) if size >= _ZIPF_FROM else np.ones(half)
+            values[rows] = 2 * self.rng.choice(half, size=len(rows), p=mass / mass.sum()) + bit
+        self._add(name, values, size)
+        return 2 * sign - 1
+
+    def _xor(self, name: str, size: int) -> list[str]:
+        a, b = f"{name}_a", f"{name}_b"
+        self.logit += self.spec.xor_effect * self._signed(a, size) * self._signed(b, size)
+        return [a, b]
+
+    def _low_rank(self, name: str, size: int) -> list[str]:
+        pair = [f"{name}_a", f"{name}_b"]
+        rows = []
+        for column in pair:
+            values = self._add(column, self._draw(size), size)
+            vectors = self.rng.normal(size=(size, _RANK))[values]
+            rows.append(vectors - vectors.mean(axis=0))  # centred over rows: neither column has an effect of its own
+        self.logit += self._scaled((rows[0] * rows[1]).sum(axis=1), self.spec.low_rank_effect)
+        return pair
+
+    def _populations(self) -> dict[str, Any]:
+        values = self._add("population", self._draw(_POPULATION_VALUES), _POPULATION_VALUES)
+        in_b = values >= _POPULATION_VALUES // 2
+        out: dict[str, Any] = {"reveals": ["population"]}
+        for population, rows in (("a", ~in_b), ("b", in_b)):
+            before = self.logit.copy()
+            fields = [
+                self._marginal(f"{population}_{i}", _POPULATION_CARDINALITY, self.spec.population_effect)
+                for i in range(_POPULATION_FIELDS)
+            ]
+            self.logit = np.where(rows, self.logit, before)
+            out[population.upper()] = fields
+            out[f"values_{population.upper()}"] = sorted(self.columns["population"].filter(pl.Series(rows)).unique())
+        return out

@@ -1,0 +1,261 @@
+"""From a `data:` section to three lazy splits and the schema of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from autoembed.data.files import format_of, locate
+from autoembed.data.planted import LOGIT, planted
+from autoembed.data.scan import CRITEO_NUMERIC, scan, unreadable
+from autoembed.data.schema import FeatureSchema, Field, Kind
+from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
+from autoembed.data.splits import split
+from autoembed.data.values import check_dtype, key
+from autoembed.errors import DataError
+
+__all__ = ["DataSpec", "SplitSpec", "Table", "read", "read_rows"]
+
+_LABELS = {"0": 0, "1": 1, "false": 0, "true": 1}
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Lazy splits whose label is 0 or 1 (Int8), their schema (cardinalities 0), and the truth of planted data."""
+
+    splits: dict[Split, pl.LazyFrame]
+    schema: FeatureSchema
+    truth: dict[str, Any] | None
+
+
+def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
+    """Find, scan, label and split the data.
+
+    Args:
+        spec: the `data:` section.
+        data: a file or directory that goes before `spec.path`, or None.
+        stage: an empty folder for converted copies of text files; it must outlive the returned frames.
+
+    Raises:
+        DataError: whatever is wrong with the files, columns, label or split, in one line.
+    """
+    truth: dict[str, Any] | None = None
+    if spec.planted is not None:
+        if data is not None:
+            raise DataError("the data is planted (data.planted), so --data must not be given")
+        frame, truth = planted(spec.planted)
+        spec = spec.model_copy(update={"label": "label"})
+        frames = _same_columns({"train": frame.lazy()}, spec)
+    else:
+        files = locate(spec, data)
+        spec = _with_defaults(spec, files["train"][0])
+        frames = _same_columns({name: _scan(paths, spec, stage) for name, paths in files.items()}, spec)
+    schema = _schema(frames["train"], spec)
+    frames = _typed_time(frames, spec)
+    label = _label(frames, spec)
+    splits = split(frames, spec, label)
+    if truth is not None:
+        truth["best_auc"] = {name: _auc(frame) for name, frame in splits.items()}
+    columns = [*schema.names, *([schema.time] if schema.time and schema.time not in schema.names else [])]
+    splits = {name: splits[name].select(*columns, label.cast(pl.Int8).alias(spec.label)) for name in SPLITS}
+    return Table(splits=splits, schema=schema, truth=truth)
+
+
+def read_rows(spec: DataSpec, path: str | Path, stage: Path) -> pl.LazyFrame:
+    """The columns of one file as `read` sees them, label or no label: for prediction on new rows."""
+    files = locate(spec.model_copy(update={"files": None, "planted": None}), path)
+    return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage)
+
+
+def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
+    """What a format fixes: Avazu's label and time, Criteo's numeric columns."""
+    form = format_of(first, spec)
+    update: dict[str, Any] = {}
+    if form == "avazu":
+        update = {"time": spec.time or "hour"}
+        if "label" not in spec.model_fields_set:
+            update["label"] = "click"
+    if form == "criteo":
+        update = {"numeric": sorted({*CRITEO_NUMERIC, *spec.numeric} - {*spec.categorical, *spec.drop})}
+    return spec.model_copy(update=update)
+
+
+def _scan(paths: list[Path], spec: DataSpec, stage: Path) -> pl.LazyFrame:
+    frame = scan(paths, spec, stage)
+    try:
+        columns = frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(paths[0], error) from error
+    if not columns.names():
+        raise DataError(f"{paths[0]} has no columns")
+    return frame.with_columns(_cleaned(pl.col(name), dtype, spec) for name, dtype in columns.items())
+
+
+def _cleaned(column: pl.Expr, dtype: pl.DataType, spec: DataSpec) -> pl.Expr:
+    """Text columns stripped, with the null values missing; Categorical and Enum columns as text."""
+    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+        column = column.cast(pl.String)
+    elif dtype != pl.String:
+        return column
+    nulls = list(spec.null_values)
+    if spec.strip:
+        column = column.str.strip_chars()
+        nulls.append("")
+    return pl.when(column.is_in(nulls)).then(None).otherwise(column).name.keep() if nulls else column
+
+
+def _same_columns(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split, pl.LazyFrame]:
+    """Every table with the columns of train in its order; columns whose types differ between tables become text."""
+    schemas = {name: frame.collect_schema() for name, frame in frames.items()}
+    names = [name for name in schemas["train"].names() if name not in spec.drop]
+    for given, schema in schemas.items():
+        absent = [name for name in names if name not in schema]
+        if absent:
+            raise DataError(f"{given} lacks columns that train has: {', '.join(absent)}")
+    mixed = {name for name in names if len({str(schema[name]) for schema in schemas.values()}) > 1}
+    unknown = [name for name in spec.drop if name not in schemas["train"]]
+    if unknown:
+        raise _unknown(unknown, "drop", schemas["train"].names())
+    return {
+        given: frame.select(
+            key(pl.col(name), schemas[given][name]) if name in mixed else pl.col(name) for name in names
+        )
+        for given, frame in frames.items()
+    }
+
+
+def _unknown(names: Sequence[str], where: str, known: Sequence[str]) -> DataError:
+    return DataError(
+        f"data.{where} names no column of the table: {', '.join(names)} (the columns are {', '.join(known)})"
+    )
+
+
+def _schema(train: pl.LazyFrame, spec: DataSpec) -> FeatureSchema:
+    """Fields and their kinds by the types of train; for text columns, by whether all values of train are fractions."""
+    types = train.collect_schema()
+    wanted: dict[str, Sequence[str]] = {
+        "categorical": spec.categorical,
+        "numeric": spec.numeric,
+        "time": [spec.time] if spec.time else [],
+    }
+    for where, names in wanted.items():
+        unknown = [name for name in names if name not in types]
+        if unknown:
+            raise _unknown(unknown, where, types.names())
+    if spec.label not in types:
+        raise DataError(f"there is no label column {spec.label!r}: set data.label to one of {', '.join(types.names())}")
+    hidden = {spec.label, LOGIT} if spec.planted else {spec.label}
+    if spec.time not in {*spec.categorical, *spec.numeric}:
+        hidden.add(spec.time or spec.label)
+    names = [name for name in types.names() if name not in hidden]
+    if not names:
+        raise DataError("no fields are left: every column is the label, the time or under drop")
+    for name in names:
+        check_dtype(name, types[name])
+    open_ = [name for name in names if types[name] == pl.String and name not in {*spec.categorical, *spec.numeric}]
+    texts = _fractions(train, () if spec.format in ("criteo", "avazu", "libfm") else open_)
+
+    def kind(name: str) -> Kind:
+        if name in spec.numeric:
+            return "numeric"
+        if name in spec.categorical:
+            return "categorical"
+        dtype = types[name]
+        return "numeric" if dtype.is_float() or dtype.is_decimal() or name in texts else "categorical"
+
+    fields = tuple(Field(name=name, kind=kind(name)) for name in names)
+    return FeatureSchema(fields=fields, label=spec.label, time=spec.time)
+
+
+def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
+    """The text columns whose every value is a number, and not every value a plain whole number."""
+    if not names:
+        return set()
+    facts = frame.select(
+        pl.struct(
+            pl.col(name).cast(pl.Float64, strict=False).is_not_null().sum().alias("numbers"),
+            pl.col(name).str.contains(r"^[-+]?\d+$").sum().alias("whole"),
+            pl.col(name).is_not_null().sum().alias("present"),
+        ).alias(name)
+        for name in names
+    ).collect(engine="streaming")
+    found = set()
+    for name in names:
+        fact = facts[name][0]
+        if fact["numbers"] == fact["present"] > fact["whole"]:
+            found.add(name)
+    return found
+
+
+def _typed_time(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split, pl.LazyFrame]:
+    """The frames with a text time column as numbers if all of it is; text that sorts by time (ISO dates) stays."""
+    if spec.time is None or frames["train"].collect_schema()[spec.time] != pl.String:
+        return frames
+    time = pl.col(spec.time)
+    for dtype in (pl.Int64, pl.Float64):
+        cast = time.cast(dtype, strict=False)
+        wrong = pl.concat([frame.select((cast.is_null() & time.is_not_null()).sum()) for frame in frames.values()])
+        if wrong.collect(engine="streaming").sum().item() == 0:
+            return {name: frame.with_columns(cast) for name, frame in frames.items()}
+    return frames
+
+
+def _label(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
+    """The expression for the label as 1, 0 or null, after checking every value that occurs."""
+    name = spec.label
+    column = pl.col(name)
+    dtype = frames["train"].collect_schema()[name]
+    text = key(column, dtype)
+    counted = pl.concat(
+        [
+            frame.select(text.alias("value")).group_by("value").len().collect(engine="streaming")
+            for frame in frames.values()
+        ]
+    )
+    missing = int(counted.filter(pl.col("value").is_null())["len"].sum())
+    if missing and spec.missing_label == "error":
+        raise DataError(f"label {name!r} is missing in {missing} rows: set data.missing_label: drop to leave them out")
+    values = counted["value"].drop_nulls().unique().sort()
+    if not len(values):
+        raise DataError(f"label {name!r} has no values: the table is empty")
+    shown = ", ".join(repr(v) for v in values.head(_SHOWN)) + (", ..." if len(values) > _SHOWN else "")
+    if spec.above is not None:
+        if values.cast(pl.Float64, strict=False).null_count():
+            raise DataError(f"data.above needs a numeric label, but {name!r} has the values {shown}")
+        return text.cast(pl.Float64) > spec.above
+    if spec.positive is not None:
+        wanted = _texts(spec.positive)
+        if not set(wanted) & set(values):
+            raise DataError(
+                f"data.positive must name values of label {name!r}, but got {list(spec.positive)} (it has {shown})"
+            )
+        return text.is_in(wanted)
+    if not set(values) <= set(_LABELS):
+        raise DataError(
+            f"label {name!r} must be 0 or 1, but has the values {shown}: "
+            "list the values that count as 1 under data.positive, or give a threshold as data.above"
+        )
+    return text.replace_strict(_LABELS, default=None, return_dtype=pl.Int8)
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    texts = pl.DataFrame({"value": [str(v) for v in values]})
+    return texts.select(key(pl.col("value"), pl.String())).to_series().to_list()
+
+
+def _auc(frame: pl.LazyFrame) -> float:
+    """The AUC of the noise-free logit, which no model can beat except by luck."""
+    rows = frame.select("label", LOGIT).collect()
+    label = rows["label"].to_numpy() == 1
+    ranks = rankdata(rows[LOGIT].to_numpy())
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if not positives or not negatives:
+        return float("nan")
+    return float((np.sum(ranks[label]) - positives * (positives + 1) / 2) / (positives * negatives))

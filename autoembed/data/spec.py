@@ -1,0 +1,126 @@
+"""The `data:` section of a search-space file: where the table is, what its columns mean and how it is split."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from autoembed.data.planted import PlantedSpec
+from autoembed.data.strict import StrictModel
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+Format = Literal["auto", "csv", "parquet", "libfm", "criteo", "avazu"]
+Cut = float | int | str
+
+
+class SplitSpec(StrictModel):
+    """How rows are divided into train, valid and test.
+
+    `by: random` takes fractions of the rows. `by: time` takes fractions of the rows (rows of equal time stay together)
+    or cut values: train < valid <= valid rows < test <= test rows. Without `by`, a table is split by time if it has a
+    time column, and at random if it has none.
+    """
+
+    by: Literal["random", "time"] | None = None
+    valid: Cut = 0.1
+    test: Cut = 0.1
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("valid", "test", mode="before")
+    @classmethod
+    def _dates_as_text(cls, value: Any) -> Any:
+        # YAML turns an unquoted 2013-10-01 into a date.
+        return value.isoformat() if isinstance(value, dt.date) else value
+
+    @model_validator(mode="after")
+    def _fractions_or_cuts(self) -> SplitSpec:
+        if self.by == "random" and not (is_fraction(self.valid) and is_fraction(self.test)):
+            raise ValueError(
+                f"split by random must have fractions between 0 and 1, but got valid={self.valid!r}, test={self.test!r}"
+            )
+        given = self.model_fields_set & {"valid", "test"}
+        if given == {"valid", "test"}:
+            if is_fraction(self.valid) != is_fraction(self.test):
+                raise ValueError(
+                    "split valid and test must both be fractions or both be cut values, "
+                    f"but got valid={self.valid!r}, test={self.test!r}"
+                )
+            if is_fraction(self.valid) and float(self.valid) + float(self.test) >= 1:
+                raise ValueError(
+                    f"split must leave rows for train: valid + test < 1, but got {self.valid} + {self.test}"
+                )
+            if not is_fraction(self.valid) and not _before(self.valid, self.test):
+                raise ValueError(f"split cuts must ascend: valid < test, but got {self.valid!r}, {self.test!r}")
+        return self
+
+    @property
+    def cuts_both(self) -> bool:
+        """Whether the user wrote a split by time that says where valid and test begin."""
+        return self.by == "time" and {"valid", "test"} <= self.model_fields_set
+
+
+def is_fraction(cut: Cut) -> bool:
+    """Whether a cut is a fraction of the rows, and not a value of the time column."""
+    return isinstance(cut, float) and 0 < cut < 1
+
+
+def _before(first: Cut, second: Cut) -> bool:
+    if isinstance(first, str) or isinstance(second, str):
+        return isinstance(first, str) and isinstance(second, str) and first < second
+    return first < second
+
+
+class DataSpec(StrictModel):
+    """The `data:` section: source, format, label, columns, split and vocabulary.
+
+    `path` is a file, a directory, or `package:NAME/path/in/it`, the resource of an installed package. The label is 0/1
+    (or false/true), or `positive` lists the values that count as 1, or `above` is the threshold that a 1 exceeds.
+    """
+
+    path: str | None = None
+    planted: PlantedSpec | None = None
+    format: Format = "auto"
+    files: dict[Split, str] | None = None
+    header: bool = True
+    columns: tuple[str, ...] | None = None
+    separator: str = ","
+    strip: bool = False
+    null_values: tuple[str, ...] = ()
+    label: str = "label"
+    positive: tuple[bool | int | float | str, ...] | None = None
+    above: float | None = None
+    missing_label: Literal["error", "drop"] = "error"
+    time: str | None = None
+    drop: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    split: SplitSpec = SplitSpec()
+    min_count: int = Field(default=2, ge=1)
+    bins: int = Field(default=32, ge=2)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSpec:
+        if self.planted is not None and self.path is not None:
+            raise ValueError("data must have path or planted, but got both")
+        if self.positive is not None and self.above is not None:
+            raise ValueError("data must have positive or above, but got both")
+        if self.positive is not None and not self.positive:
+            raise ValueError("positive must list at least one label value, but got []")
+        if not self.header and self.columns is None and self.format in ("auto", "csv"):
+            raise ValueError("a table without a header needs columns: the list of its column names")
+        if self.header and self.columns is not None:
+            raise ValueError("columns names the columns of a table without a header: set header: false with it")
+        if len(self.separator.encode()) != 1:
+            raise ValueError(f"separator must be one byte, but got {self.separator!r}")
+        twice = sorted(set(self.categorical) & set(self.numeric))
+        if twice:
+            raise ValueError(f"a column must be categorical or numeric, but these are both: {', '.join(twice)}")
+        dropped = sorted(set(self.drop) & {self.label, self.time, *self.categorical, *self.numeric})
+        if dropped:
+            raise ValueError(f"drop must not name columns that are used elsewhere, but got {', '.join(dropped)}")
+        if self.label in {self.time, *self.categorical, *self.numeric}:
+            raise ValueError(f"the label must not be a field or the time column, but {self.label!r} is")
+        return self

@@ -1,0 +1,23 @@
+"""The base of what is read from a file: frozen, and an unknown key is an error that names the allowed ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class StrictModel(BaseModel):
+    """A frozen pydantic model whose error for an unknown key says which keys exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            strange = sorted(str(key) for key in values if key not in cls.model_fields)
+            if strange:
+                allowed = ", ".join(sorted(cls.model_fields))
+                raise ValueError(f"unknown key {', '.join(map(repr, strange))}: must be one of {allowed}")
+        return values

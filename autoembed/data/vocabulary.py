@@ -1,0 +1,259 @@
+"""Which id each value of a column gets, learnt from train alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from autoembed.data.schema import FeatureSchema, Kind
+from autoembed.data.values import as_text, key, numbers, tidy
+from autoembed.errors import DataError
+
+Ids = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+_COLUMNS = {
+    "field": pl.String,
+    "kind": pl.String,
+    "id": pl.Int32,
+    "value": pl.String,
+    "upper": pl.Float64,
+    "count": pl.Int64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """One field: `known` values in the order of `ids` (numeric: ascending upper bounds), and the id of missing."""
+
+    kind: Kind
+    known: pl.Series
+    ids: Ids
+    missing: int
+    counts: Counts
+
+    @property
+    def lookup(self) -> Ids:
+        """The id per position in `known`, and 0 behind the last for what is unknown."""
+        return np.append(self.ids, np.int32(0))
+
+
+class Vocabulary:
+    """Value -> id and train count per id, for every field.
+
+    Id 0 is an unknown value, or one that train has fewer than `min_count` times. Ids from 1 on descend in train
+    frequency (ties by value), so the first k ids are the k most frequent values. Missing (null or NaN) is a value like
+    any other. A numeric field is cut into bins at train quantiles; a bin covers what lies above the bin below it.
+    """
+
+    def __init__(self, columns: dict[str, _Column]) -> None:
+        self._columns = columns
+        self._enums = {n: pl.Enum(c.known) for n, c in columns.items() if c.kind == "categorical"}
+
+    @classmethod
+    def fit(
+        cls, frame: pl.LazyFrame, schema: FeatureSchema, min_count: int, bins: int, progress: Progress | None = None
+    ) -> Vocabulary:
+        """Learn the ids of every field of `schema` from `frame`, which must hold train rows only.
+
+        Each column is counted in its own streaming pass: memory grows with its distinct values, not with rows.
+        """
+        columns = {}
+        for done, field in enumerate(schema.fields):
+            if progress:
+                progress("vocabulary", done, len(schema.fields))
+            counted = frame.group_by(field.name).agg(pl.len().alias("count")).collect(engine="streaming")
+            fit = _fit_numeric if field.kind == "numeric" else _fit_categorical
+            columns[field.name] = fit(counted, field.name, min_count, bins)
+        return cls(columns)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._columns)
+
+    def _column(self, name: str) -> _Column:
+        if name not in self._columns:
+            raise DataError(f"unknown column {name!r}: the fields are {', '.join(self._columns)}")
+        return self._columns[name]
+
+    def counts(self, name: str) -> Counts:
+        """Train rows per id, int64 [cardinality]; index 0 counts the rows of rare values."""
+        return self._column(name).counts.copy()
+
+    def cardinality(self, name: str) -> int:
+        """The number of ids of a field, id 0 included."""
+        return len(self._column(name).counts)
+
+    def encode(self, frame: pl.DataFrame) -> Ids:
+        """The ids of every field, int32 [rows, F]; further columns are ignored, DataError if one is missing."""
+        absent = [name for name in self._columns if name not in frame.columns]
+        if absent:
+            raise DataError(f"the table lacks these columns: {', '.join(absent)}")
+        out = np.empty((frame.height, len(self._columns)), dtype=np.int32)
+        for place, (name, column) in enumerate(self._columns.items()):
+            series = frame[name]
+            out[:, place] = (
+                _encode_numeric(series, column)
+                if column.kind == "numeric"
+                else _encode_categorical(series, column, self._enums[name])
+            )
+        return out
+
+    def schema(self, base: FeatureSchema) -> FeatureSchema:
+        """`base` with the cardinality of every field."""
+        fields = tuple(f.model_copy(update={"cardinality": self.cardinality(f.name)}) for f in base.fields)
+        return base.model_copy(update={"fields": fields})
+
+    def keep(self, names: Iterable[str]) -> Vocabulary:
+        """The vocabulary of these fields only, in the order in which they stand here."""
+        wanted = set(names)
+        for name in wanted:
+            self._column(name)
+        return Vocabulary({name: column for name, column in self._columns.items() if name in wanted})
+
+    def table(self) -> pl.DataFrame:
+        """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare)."""
+        return pl.concat([_table(name, column) for name, column in self._columns.items()])
+
+    def write(self, path: str | Path) -> None:
+        """Write `table` as Parquet."""
+        self.table().write_parquet(path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Vocabulary:
+        """What `write` wrote; DataError if the file is none."""
+        try:
+            table = pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
+        if table.schema != pl.Schema(_COLUMNS) or not table.height:
+            raise DataError(
+                f"{path} is no vocabulary: its columns must be {', '.join(_COLUMNS)}, and it must have rows"
+            )
+        parts = table.partition_by("field", maintain_order=True)
+        return cls({part["field"][0]: _from_table(part, path) for part in parts})
+
+
+def _fit_categorical(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
+    value = key(pl.col(name), counted.schema[name]).alias("value")
+    merged = counted.select(value, "count").group_by("value").agg(pl.col("count").sum().cast(pl.Int64))
+    ranked = merged.sort(["count", "value"], descending=[True, False], nulls_last=True)
+    frequent = ranked.filter(pl.col("count") >= min_count)
+    rare = int(ranked.filter(pl.col("count") < min_count)["count"].sum())
+    return _categorical(frequent["value"], np.concatenate([[rare], frequent["count"].to_numpy()]).astype(np.int64))
+
+
+def _categorical(values: pl.Series, counts: Counts) -> _Column:
+    """The column whose ids 1.. are these values in this order; null is missing."""
+    missing = values.is_null()
+    ids = np.arange(1, len(values) + 1, dtype=np.int32)
+    at = missing.arg_true()
+    return _Column(
+        kind="categorical",
+        known=values.drop_nulls(),
+        ids=ids[~missing.to_numpy()],
+        missing=int(ids[at[0]]) if len(at) else 0,
+        counts=counts,
+    )
+
+
+def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
+    merged = (
+        counted.select(numbers(counted[name]).alias("value"), pl.col("count").cast(pl.Int64))
+        .group_by("value")
+        .agg(pl.col("count").sum())
+        .sort("value", nulls_last=True)
+    )
+    present = merged.drop_nulls("value")
+    values, counts = present["value"].to_numpy(), present["count"].to_numpy()
+    uppers = _upper_bounds(values, counts, bins)
+    per_bin = np.bincount(np.searchsorted(uppers, values), weights=counts, minlength=len(uppers)).astype(np.int64)
+    missing = int(merged["count"].sum()) - int(counts.sum())
+    if missing:
+        per_bin = np.append(per_bin, missing)
+    order = np.argsort(-per_bin, kind="stable")
+    ids = np.empty(len(per_bin), dtype=np.int32)
+    ids[order] = np.arange(1, len(per_bin) + 1, dtype=np.int32)
+    return _Column(
+        kind="numeric",
+        known=pl.Series(uppers, dtype=pl.Float64),
+        ids=ids[: len(uppers)],
+        missing=int(ids[-1]) if missing else 0,
+        counts=np.append(np.int64(0), per_bin[order]),
+    )
+
+
+def _upper_bounds(values: npt.NDArray[np.float64], counts: Counts, bins: int) -> npt.NDArray[np.float64]:
+    """The ascending upper bounds (inclusive) of at most `bins` bins of about equal train mass; the last is infinite."""
+    if len(values) == 0:
+        return np.empty(0)
+    if len(values) <= bins:
+        return np.append(values[:-1], np.inf)
+    upto = np.cumsum(counts)
+    targets = upto[-1] * np.arange(1, bins) / bins
+    inner = np.unique(values[np.searchsorted(upto, targets)])
+    return np.append(inner[inner < values[-1]], np.inf)
+
+
+def _encode_numeric(series: pl.Series, column: _Column) -> Ids:
+    values = numbers(series)
+    places = np.searchsorted(column.known.to_numpy(), values.fill_null(0.0).to_numpy())
+    ids: Ids = column.lookup[places]
+    ids[values.is_null().to_numpy()] = column.missing
+    return ids
+
+
+def _encode_categorical(series: pl.Series, column: _Column, enum: pl.Enum) -> Ids:
+    text = series.to_frame().select(as_text(pl.col(series.name), series.dtype)).to_series()
+    places = text.cast(enum, strict=False).to_physical()
+    strange = places.is_null() & text.is_not_null()
+    if strange.any() and not series.dtype.is_integer():
+        tidied = text.to_frame().select(tidy(pl.col(series.name))).to_series()
+        places = tidied.cast(enum, strict=False).to_physical()
+    ids: Ids = column.lookup[places.fill_null(len(column.ids)).to_numpy()]
+    if column.missing:
+        ids[text.is_null().to_numpy()] = column.missing
+    return ids
+
+
+def _table(name: str, column: _Column) -> pl.DataFrame:
+    size = len(column.counts)
+    values: list[str | None] = [None] * size
+    uppers: list[float | None] = [None] * size
+    into = uppers if column.kind == "numeric" else values
+    for place, value in zip(column.ids, column.known, strict=True):
+        into[place] = value
+    data = {
+        "field": [name] * size,
+        "kind": [column.kind] * size,
+        "id": np.arange(size, dtype=np.int32),
+        "value": values,
+        "upper": uppers,
+        "count": column.counts,
+    }
+    return pl.DataFrame(data, schema=_COLUMNS)
+
+
+def _from_table(part: pl.DataFrame, path: str | Path) -> _Column:
+    name, kind = part["field"][0], part["kind"][0]
+    if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric"):
+        raise DataError(f"{path} is no vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")
+    counts = part["count"].to_numpy().astype(np.int64)
+    if kind == "categorical":
+        return _categorical(part["value"][1:], counts)
+    ids = part[1:].select("id", "upper")
+    missing = ids.filter(pl.col("upper").is_null())["id"]
+    known = ids.drop_nulls("upper").sort("upper")
+    return _Column(
+        kind="numeric",
+        known=known["upper"],
+        ids=known["id"].to_numpy(),
+        missing=int(missing[0]) if len(missing) else 0,
+        counts=counts,
+    )
