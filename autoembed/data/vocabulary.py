@@ -90,6 +90,10 @@ class Vocabulary:
         """The number of ids of a field, id 0 included."""
         return len(self._column(name).counts)
 
+    def missing(self, name: str) -> int:
+        """The id of missing values, or 0 if train has none, or fewer than `min_count`."""
+        return self._column(name).missing
+
     def encode(self, frame: pl.DataFrame) -> Ids:
         """The ids of every field, int32 [rows, F]; further columns are ignored, DataError if one is missing."""
         absent = [name for name in self._columns if name not in frame.columns]
