@@ -20,7 +20,7 @@ from autoembed.data.splits import split
 from autoembed.data.values import check_dtype, key
 from autoembed.errors import DataError
 
-__all__ = ["DataSpec", "SplitSpec", "Table", "read", "read_rows"]
+__all__ = ["DataSpec", "SplitSpec", "Table", "clean", "read", "read_rows"]
 
 _LABELS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _SHOWN = 5
@@ -95,7 +95,12 @@ def _scan(paths: list[Path], spec: DataSpec, stage: Path) -> pl.LazyFrame:
         raise unreadable(paths[0], error) from error
     if not columns.names():
         raise DataError(f"{paths[0]} has no columns")
-    return frame.with_columns(_cleaned(pl.col(name), dtype, spec) for name, dtype in columns.items())
+    return clean(frame, spec)
+
+
+def clean(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
+    """Text stripped and null values missing as the spec says; a second time changes nothing."""
+    return frame.with_columns(_cleaned(pl.col(name), dtype, spec) for name, dtype in frame.collect_schema().items())
 
 
 def _cleaned(column: pl.Expr, dtype: pl.DataType, spec: DataSpec) -> pl.Expr:

@@ -1,0 +1,31 @@
+"""Studies: many trials under Ray Tune and Optuna, recorded in a run folder and mirrored to MLflow.
+
+Nothing outside this folder imports ray, optuna or mlflow. What they read from the environment when they are imported is
+set here, once, and only where the user has not set it.
+"""
+
+import os
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A token keeps other users of this machine out of the study's Ray; see docs/cluster.md for clusters.
+    "RAY_AUTH_MODE": "token",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # A trial that asks for no GPU may still see one: `device: auto` then means the same inside and outside of Ray.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Ctrl-C ends the study at once; what is done is in the run folder, which --resume reads, and not in Ray's snapshots.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

@@ -1,0 +1,194 @@
+"""A bundle: an architecture with its weights and vocabulary, all that raw rows need to become click probabilities.
+
+    architecture.json, schema.json, vocabulary.parquet, weights.safetensors, manifest.json
+
+Nothing in it is pickled, and every file is checked against the manifest when it is loaded.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from autoembed import __version__
+from autoembed.architecture import Architecture, Array, first_line
+from autoembed.data.readers import DataSpec, clean
+from autoembed.data.schema import FeatureSchema
+from autoembed.data.vocabulary import Vocabulary
+from autoembed.errors import AutoembedError, BundleError
+from autoembed.nn.model import CTRModel
+from autoembed.training import pick_device
+
+FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
+VERSION = 1
+
+
+class Manifest(BaseModel):
+    """What a bundle holds and where it comes from; `data` is the part of the `data:` section that parsing needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = VERSION
+    autoembed: str
+    created: str
+    files: dict[str, str]
+    data: dict[str, JsonValue]
+    metrics: dict[str, JsonValue]
+    provenance: dict[str, JsonValue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A loaded bundle; the model is on the CPU until `predict` names another device."""
+
+    path: Path
+    schema: FeatureSchema
+    vocabulary: Vocabulary
+    architecture: Architecture
+    model: CTRModel
+    spec: DataSpec
+    manifest: Manifest
+
+    @torch.no_grad()
+    def predict(self, frame: pl.DataFrame | pl.LazyFrame, *, batch: int = 16384, device: str = "auto") -> Array:
+        """Click probabilities of raw rows, float32 [N], in the order of the rows.
+
+        The label need not be there, further columns are ignored, and a value that train did not know scores as unknown.
+        DataError names a missing column.
+        """
+        where = pick_device(device)
+        model = self.model.to(where).eval()
+        present = frame.lazy().collect_schema().names()
+        needed = [name for name in self.schema.names if name in present]
+        lazy = clean(frame.lazy().select(needed), self.spec)
+        parts = [np.empty(0, dtype=np.float32)]
+        batches = lazy.collect_batches(chunk_size=batch, maintain_order=True, engine="streaming")
+        if len(needed) < len(self.schema.names):
+            self.vocabulary.encode(lazy.head(0).collect())
+        for rows in batches:
+            ids = torch.from_numpy(self.vocabulary.encode(rows)).to(where)
+            parts += [torch.sigmoid(model(part)).float().cpu().numpy() for part in ids.split(batch)]
+        return np.concatenate(parts)
+
+
+def write_bundle(
+    path: Path,
+    *,
+    schema: FeatureSchema,
+    vocabulary: Vocabulary,
+    architecture: Architecture,
+    model: CTRModel,
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Writes a bundle in one step, in the place of one that is there; BundleError if something else is.
+
+    Args:
+        path: the bundle's folder.
+        schema: the schema that the model was built with; cut down to the architecture's fields here.
+        vocabulary: likewise.
+        architecture: what the model was built from.
+        model: the retrained compact model.
+        data: the keys of the `data:` section that say how raw tables are parsed.
+        metrics: what to record of the model's quality.
+        provenance: the study, the trial and the fingerprint of the data.
+    """
+    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is no bundle: choose another place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        architecture.write(temporary / "architecture.json")
+        kept = schema.keep(architecture.names)
+        (temporary / "schema.json").write_text(kept.model_dump_json(indent=1) + "\n")
+        vocabulary.keep(architecture.names).write(temporary / "vocabulary.parquet")
+        save_file(weights_of(model), temporary / "weights.safetensors")
+        manifest = Manifest(
+            autoembed=__version__,
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            files={name: sha256(temporary / name) for name in FILES},
+            data=dict(data),
+            metrics=dict(metrics),
+            provenance=dict(provenance),
+        )
+        (temporary / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """A bundle ready to predict; BundleError says in one line which file is missing, changed or does not fit."""
+    folder = Path(path)
+    manifest = _manifest(folder)
+    for name in FILES:
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"bundle {folder} lacks {name}: export it anew")
+        if manifest.files.get(name) != sha256(file):
+            raise BundleError(f"{file} is not the file that the manifest describes (sha256 differs): export it anew")
+    try:
+        schema = FeatureSchema.model_validate_json((folder / "schema.json").read_text())
+        spec = DataSpec.model_validate(manifest.data)
+        architecture = Architecture.read(folder / "architecture.json")
+        vocabulary = Vocabulary.read(folder / "vocabulary.parquet")
+        if vocabulary.names != schema.names or vocabulary.schema(schema) != schema:
+            raise BundleError("its vocabulary and its schema differ")
+        model = CTRModel(schema, architecture)
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (ValueError, ValidationError, SafetensorError, RuntimeError, AutoembedError) as error:
+        raise BundleError(f"bundle {folder} does not fit together: {first_line(error)}") from None
+    return Bundle(
+        path=folder,
+        schema=schema,
+        vocabulary=vocabulary,
+        architecture=architecture,
+        model=model.eval(),
+        spec=spec,
+        manifest=manifest,
+    )
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        node = json.loads((folder / "manifest.json").read_text())
+    except OSError as error:
+        raise BundleError(f"{folder} is no bundle: manifest.json cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise BundleError(f"{folder / 'manifest.json'} is no valid JSON: {first_line(error)}") from None
+    version = node.get("version") if isinstance(node, dict) else None
+    if version != VERSION:
+        raise BundleError(f"bundle {folder} has version {version!r}, but this autoembed reads version {VERSION}")
+    try:
+        return Manifest.model_validate(node)
+    except ValidationError as error:
+        raise BundleError(f"{folder / 'manifest.json'} breaks a rule: {first_line(error)}") from None
+
+
+def weights_of(model: CTRModel) -> dict[str, torch.Tensor]:
+    """A model's persistent tensors as safetensors wants them: on the CPU and contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,176 @@
+"""What a study found: the best trial of each arm by valid, and what it reaches on test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from autoembed.architecture import Architecture
+from autoembed.data.dataset import Dataset
+from autoembed.errors import StudyError
+from autoembed.metrics import Metrics, evaluate
+from autoembed.space import SearchSpace
+from autoembed.study.run_dir import RunDir, Trial
+from autoembed.training import pick_device, predict
+
+FILE = "leaderboard.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(_Frozen):
+    """One arm: its best trial by valid, or none if all of its trials failed."""
+
+    arm: str
+    done: int
+    pruned: int
+    failed: int
+    trial: str | None = None
+    valid: Metrics | None = None
+    test: Metrics | None = None
+    embedding_parameters: int | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    search_seconds: float | None = None
+    retrain_seconds: float | None = None
+
+
+class Group(_Frozen):
+    """What was planted in a group of columns, and what was found of it.
+
+    `kept_share` is the share of the group's full embedding that the search kept, `parameter_share` the group's share
+    of all that it kept.
+    """
+
+    name: str
+    planted: int
+    ranked: int
+    kept_share: float
+    parameter_share: float
+
+
+class Leaderboard(_Frozen):
+    """One row per arm; `winner` is the trial with the best objective on valid."""
+
+    metric: Literal["valid_auc", "valid_logloss"]
+    winner: str
+    rows: tuple[Row, ...]
+    groups: tuple[Group, ...] = ()
+    best_test_auc: float | None = None
+
+    @classmethod
+    def read(cls, run: RunDir) -> Leaderboard | None:
+        """The leaderboard as it was written at the end of the study, or None."""
+        content = run.read_json(FILE)
+        return None if content is None else cls.model_validate(content)
+
+    @property
+    def winning_arm(self) -> str:
+        return next(row.arm for row in self.rows if row.trial == self.winner)
+
+
+def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
+    """The trial with the best objective on valid, the earliest of equals; StudyError if there is none."""
+    sign = 1 if space.objective.mode == "max" else -1
+    ranked = sorted(trials, key=lambda trial: -sign * objective(trial, space))
+    if not ranked:
+        raise StudyError("no trial is done yet")
+    return ranked[0]
+
+
+def objective(trial: Trial, space: SearchSpace) -> float:
+    valid = trial.result.valid
+    return valid.auc if space.objective.metric == "valid_auc" else valid.logloss
+
+
+def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
+    """Compares the arms, and reads the test split for each arm's best trial, once: what was read before is kept."""
+    before = Leaderboard.read(run)
+    known = {row.trial: row.test for row in before.rows} if before else {}
+    counts = Counter((ended.arm, ended.state) for ended in run.ended())
+    trials = run.trials()
+    rows, champions = [], []
+    for arm in space.arms():
+        facts: dict[str, Any] = {state: counts[arm, state] for state in ("done", "pruned", "failed")}
+        own = [trial for trial in trials if trial.arm == arm]
+        if own:
+            champion = best(own, space)
+            champions.append(champion)
+            cost = champion.result.cost
+            facts |= {
+                "trial": champion.id,
+                "valid": champion.result.valid,
+                "test": known.get(champion.id) or test_metrics(run, champion, dataset, space.device),
+                "embedding_parameters": cost.embedding_parameters,
+                "parameters": cost.parameters,
+                "bytes": cost.bytes,
+                "search_seconds": round(champion.result.search_seconds, 2),
+                "retrain_seconds": round(champion.result.retrain_seconds, 2),
+            }
+        rows.append(Row(arm=arm, **facts))
+    found: dict[str, Any] = {}
+    truth = dataset.truth
+    if truth:
+        searched = next((trial for trial in champions if trial.arm == space.arms()[0]), None)
+        if searched:
+            found["groups"] = groups(truth, dataset, searched.result.architecture)
+        found["best_test_auc"] = truth.get("best_auc", {}).get("test")
+    board = Leaderboard(
+        metric=space.objective.metric, winner=best(champions, space).id, rows=tuple(rows), **found
+    )
+    run.write_json(FILE, board.model_dump(mode="json"))
+    return board
+
+
+def test_metrics(run: RunDir, trial: Trial, dataset: Dataset, device: str = "auto") -> Metrics:
+    """How a trial's saved weights do on the test split."""
+    where = pick_device(device)
+    model = run.load_model(trial, dataset.schema).to(where)
+    return evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
+
+
+def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
+    """Planted beside found, for the groups that were planted."""
+    kept, cardinality = {}, {}
+    for field in architecture.fields:
+        starts = [0, *(block.stop for block in field.blocks)]
+        kept[field.name] = sum(
+            (block.stop - start) * len(block.dims) for block, start in zip(field.blocks, starts, strict=False)
+        )
+    for field in dataset.schema.fields:
+        cardinality[field.name] = field.cardinality
+    total = sum(kept.values())
+    found = []
+    for name, columns in planted_columns(truth).items():
+        ranked = [column for column in columns if column in cardinality]
+        full = architecture.dim * sum(cardinality[column] for column in ranked)
+        own = sum(kept.get(column, 0) for column in ranked)
+        found.append(
+            Group(
+                name=name,
+                planted=len(columns),
+                ranked=len(ranked),
+                kept_share=own / full if full else 0.0,
+                parameter_share=own / total if total else 0.0,
+            )
+        )
+    return tuple(found)
+
+
+def planted_columns(truth: dict[str, Any]) -> dict[str, list[str]]:
+    """The planted columns by group, pairs laid flat."""
+    found = {}
+    for name in ("marginal", "xor", "low_rank", "noise"):
+        flat = [column for entry in truth.get(name, []) for column in (entry if isinstance(entry, list) else [entry])]
+        if flat:
+            found[name] = flat
+    populations = truth.get("populations") or {}
+    flat = [column for name in ("reveals", "A", "B") for column in populations.get(name, [])]
+    if flat:
+        found["populations"] = flat
+    return found

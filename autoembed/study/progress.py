@@ -1,0 +1,69 @@
+"""What a study shows while it runs: a bar on a terminal's stderr, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Literal, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from autoembed.trial import TrialConfig
+
+
+class Bar:
+    """One line per phase: encode, rank, trials, final."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._best: float | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self._progress.stop()
+        return False
+
+    def step(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Sets how far a phase is."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(f"{phase:<14}", note="")
+        self._progress.update(self._tasks[phase], completed=done, total=total, note=note)
+
+    def trials(self, done: int, total: int) -> None:
+        """Opens the line of the trials, `done` of which had ended before."""
+        self._done, self._total = done, total
+        self.step("trials", done, total)
+
+    def started(self, trial: str, arm: str, config: TrialConfig | None) -> None:
+        self._show(trial)
+
+    def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
+        auc = metrics.get("valid_auc")
+        if auc is not None and (self._best is None or auc > self._best):
+            self._best = auc
+            self._show(trial)
+
+    def ended(self, trial: str, arm: str) -> None:
+        self._done += 1
+        self._show(trial)
+
+    def _show(self, trial: str) -> None:
+        best = "" if self._best is None else f"best valid AUC {self._best:.4f} · "
+        self.step("trials", self._done, self._total, f"{best}{trial}")

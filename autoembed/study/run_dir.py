@@ -1,0 +1,215 @@
+"""The run folder of a study: the truth about it. MLflow only mirrors what stands here.
+
+    runs/<study>/ space.yaml, dataset.json, ranking.parquet, mlflow.json, optuna.db, leaderboard.json, retrain.json
+      trials/<id>/ config.json, result.json, architecture.json, weights.safetensors, DONE | PRUNED | error.txt
+      best/ (a bundle), ray/ (Ray's own state)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from autoembed.architecture import first_line
+from autoembed.bundle import sha256, weights_of
+from autoembed.data.schema import FeatureSchema
+from autoembed.errors import BundleError, StudyError, unknown
+from autoembed.nn.model import CTRModel
+from autoembed.trial import TrialConfig, TrialResult
+
+State = Literal["done", "pruned", "failed"]
+MARKS: dict[State, str] = {"done": "DONE", "pruned": "PRUNED", "failed": "error.txt"}
+HASHED = ("result.json", "weights.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A trial that ended well: its folder's name and its result."""
+
+    id: str
+    result: TrialResult
+
+    @property
+    def arm(self) -> str:
+        return self.result.config.arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A trial that has ended, well or not; `reason` is of a failed one."""
+
+    id: str
+    arm: str
+    state: State
+    reason: str = ""
+
+
+class RunDir:
+    """One study's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @classmethod
+    def existing(cls, path: Path) -> RunDir:
+        """The folder of a study; StudyError if there is none at `path`."""
+        run = cls(path)
+        if not run.space.is_file():
+            others = sorted(p.parent.name for p in run.path.parent.glob("*/space.yaml"))
+            known = f" (there are {', '.join(others)} in {path.parent})" if others else ""
+            raise StudyError(f"{path} is no run folder: it has no space.yaml{known}")
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def space(self) -> Path:
+        return self.path / "space.yaml"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def optuna(self) -> str:
+        return f"sqlite:///{self.path / 'optuna.db'}"
+
+    def trial(self, trial_id: str) -> Path:
+        return self.path / "trials" / trial_id
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; StudyError if another one does. A dead process holds nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StudyError(f"another process is running the study in {self.path}: wait for it or end it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the folder, or None if it is not there; StudyError if it is corrupt."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StudyError(f"cannot read {path}: {first_line(error)}") from None
+
+    def begin_trial(self, trial_id: str, config: TrialConfig) -> None:
+        folder = self.trial(trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
+
+    def finish_trial(self, trial_id: str, result: TrialResult, model: CTRModel) -> None:
+        """Writes a trial so that a kill at any moment leaves it either without DONE or whole."""
+        folder = self.trial(trial_id)
+        write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
+        result.architecture.write(folder / "architecture.json")
+        save_file(weights_of(model), folder / "weights.safetensors")
+        for name in ("architecture.json", "weights.safetensors"):
+            _sync(folder / name)
+        write_text(folder / "DONE", json.dumps({name: sha256(folder / name) for name in HASHED}) + "\n")
+
+    def mark(self, trial_id: str, state: Literal["pruned", "failed"], text: str) -> None:
+        """Records that a trial ended without a result: its last metrics, or the reason in the first line."""
+        folder = self.trial(trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / MARKS[state], text.rstrip() + "\n")
+
+    def state(self, trial_id: str) -> State | None:
+        """How a trial ended, or None if it did not."""
+        for state, mark in MARKS.items():
+            if (self.trial(trial_id) / mark).is_file():
+                return state
+        return None
+
+    def ended(self) -> list[Ended]:
+        """Every trial that has ended, in the order of arm and number."""
+        found = []
+        for folder in self._folders():
+            state = self.state(folder.name)
+            if state is None:
+                continue
+            reason = (folder / MARKS["failed"]).read_text().splitlines()[0] if state == "failed" else ""
+            found.append(Ended(id=folder.name, arm=arm_of(folder.name), state=state, reason=reason))
+        return found
+
+    def trials(self) -> list[Trial]:
+        """The trials that ended well; BundleError names one that cannot be read and says how to go on."""
+        return [self.read_trial(ended.id) for ended in self.ended() if ended.state == "done"]
+
+    def read_trial(self, trial_id: str) -> Trial:
+        """One trial that ended well; StudyError if there is none of that id, BundleError if its files are corrupt."""
+        folder = self.trial(trial_id)
+        if self.state(trial_id) != "done":
+            done = [ended.id for ended in self.ended() if ended.state == "done"]
+            raise StudyError(unknown("trial", trial_id, done) if done else f"no trial of {self.path} is done yet")
+        advice = f"delete {folder} and go on with --resume"
+        try:
+            sums = json.loads((folder / "DONE").read_text())
+            for name in HASHED:
+                if sums[name] != sha256(folder / name):
+                    raise BundleError(f"{folder / name} has changed since the trial ended: {advice}")
+            result = TrialResult.model_validate_json((folder / "result.json").read_text())
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise BundleError(f"trial {trial_id} cannot be read ({first_line(error)}): {advice}") from None
+        return Trial(id=trial_id, result=result)
+
+    def load_model(self, trial: Trial, schema: FeatureSchema) -> CTRModel:
+        """The retrained compact model of a trial, on the CPU."""
+        model = CTRModel(schema, trial.result.architecture)
+        model.load_state_dict(load_file(self.trial(trial.id) / "weights.safetensors"))
+        return model
+
+    def sweep(self) -> None:
+        """Removes the folders of trials that were running when the study was killed."""
+        for folder in self._folders():
+            if self.state(folder.name) is None:
+                shutil.rmtree(folder)
+
+    def _folders(self) -> list[Path]:
+        folders = [path for path in (self.path / "trials").glob("*") if path.is_dir()]
+        return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
+
+
+def trial_id(arm: str, number: int) -> str:
+    """The name of an arm's trial, counted from 1."""
+    return f"{arm}-{number}"
+
+
+def arm_of(trial_id: str) -> str:
+    return trial_id.rpartition("-")[0]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

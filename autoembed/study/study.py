@@ -1,0 +1,185 @@
+"""A study from its search-space file to the leaderboard and the best bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoembed.bundle import write_bundle
+from autoembed.data.dataset import Dataset, build_dataset
+from autoembed.errors import StudyError
+from autoembed.ranking.ranking import Ranking, rank
+from autoembed.space import SearchSpace
+from autoembed.study import leaderboard
+from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.progress import Bar
+from autoembed.study.run_dir import RunDir, write_text
+
+# What may differ on --resume: how much is run and where, but not what a trial is.
+FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for on the command line."""
+
+    space: Path
+    data: str | None = None
+    runs: Path = Path("runs")
+    name: str | None = None
+    resume: bool = False
+    trials: int | None = None
+    device: str | None = None
+    cpus: int | None = None
+    address: str | None = None
+
+
+def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
+    """Runs a study, or what is left of it, and returns its folder and leaderboard.
+
+    StudyError if the folder exists without `resume`, if data or space changed since, or if every trial failed.
+    """
+    space = _space(request)
+    run = RunDir(request.runs / (request.name or request.space.stem))
+    if run.space.exists() and not request.resume:
+        raise StudyError(f"{run.path} holds a study already: go on with it by --resume, or choose another --name")
+    with run.locked(), Bar() as bar:
+        if run.space.exists():
+            _check_same(run, space)
+        write_text(run.space, _space_text(request))
+        dataset = prepare(run, space, request.data, bar)
+        _run_arms(run, space, dataset, request, bar)
+        bar.step("final", 0, 2)
+        board = leaderboard.build(run, space, dataset)
+        bar.step("final", 1, 2)
+        export(run, space, dataset, board.winner, run.best)
+        bar.step("final", 2, 2)
+    return run, board
+
+
+def _space(request: Request) -> SearchSpace:
+    space = SearchSpace.read(request.space)
+    if request.trials is not None:
+        if request.trials < 1:
+            raise StudyError(f"--trials must be at least 1, but got {request.trials}")
+        space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": request.trials})})
+    if request.device is not None:
+        space = space.model_copy(update={"device": request.device})
+    return space
+
+
+def _space_text(request: Request) -> str:
+    """The search-space file as it was run: verbatim, unless options of the command line went before it."""
+    text = request.space.read_text()
+    if request.trials is None and request.device is None:
+        return text
+    node = yaml.safe_load(text)
+    if request.trials is not None:
+        node["budget"] = {**node.get("budget", {}), "trials": request.trials}
+    if request.device is not None:
+        node["device"] = request.device
+    return f"# As run, with options of the command line.\n{yaml.safe_dump(node, sort_keys=False)}"
+
+
+def _check_same(run: RunDir, space: SearchSpace) -> None:
+    before, now = (s.model_dump(exclude=FREE) for s in (SearchSpace.read(run.space), space))  # type: ignore[arg-type]
+    for key in now:
+        if before[key] != now[key]:
+            raise StudyError(
+                f"{run.path} was begun with another search space ({key} differs): restore it, or choose another --name"
+            )
+
+
+def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None = None) -> Dataset:
+    """The study's dataset: encoded, ranked and cut down to the columns that the ranking keeps.
+
+    A folder that has a dataset.json is held to it: StudyError if the data have changed.
+    """
+    facts = run.read_json("dataset.json")
+    if facts and data is None and facts["data"]:
+        data = facts["data"]
+    cache = run.path.parent / ".cache"
+    dataset = build_dataset(space.data, data, cache, bar.step if bar else None)
+    if facts is None:
+        if bar:
+            bar.step("rank", 0, 1)
+        ranking = rank(dataset)
+        ranking.write(run.path / "ranking.parquet")
+        kept = kept_fields(space, ranking)
+        run.write_json("dataset.json", _facts(space, dataset, data, kept))
+        if bar:
+            bar.step("rank", 1, 1)
+    else:
+        if facts["fingerprint"] != dataset.fingerprint:
+            raise StudyError(
+                f"the data have changed since {run.path} was begun (fingerprint {facts['fingerprint']}, now "
+                f"{dataset.fingerprint}): restore them, or choose another --name"
+            )
+        kept = facts["fields"]
+    return dataset.keep(kept, cache)
+
+
+def kept_fields(space: SearchSpace, ranking: Ranking) -> list[str]:
+    """The columns that the ranking lets through; StudyError if there are none."""
+    names = set(ranking.top(space.features.keep or len(ranking.table)))
+    if space.features.z is not None:
+        names &= set(ranking.above(space.features.z))
+    if not names:
+        raise StudyError(
+            f"no column has a z score of at least features.z={space.features.z:g}: lower it (see `autoembed rank`)"
+        )
+    return [name for name in ranking.table["feature"].to_list() if name in names]
+
+
+def _facts(space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str]) -> dict[str, Any]:
+    return {
+        "fingerprint": dataset.fingerprint,
+        "data": _absolute(data),
+        "source": str(data or space.data.path or "planted"),
+        "rows": {split: dataset.rows(split) for split in dataset.splits},
+        "fields": kept,
+        "schema": dataset.schema.model_dump(mode="json"),
+    }
+
+
+def _run_arms(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar) -> None:
+    from autoembed.study import tune
+
+    run.sweep()
+    ended = run.ended()
+    todo = {
+        arm: max(0, tune.wanted(space, arm) - sum(trial.arm == arm for trial in ended)) for arm in space.arms()
+    }
+    bar.trials(len(ended), len(ended) + sum(todo.values()))
+    if any(todo.values()):
+        with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
+            tune.concurrency(space)
+            for arm, number in todo.items():
+                if number:
+                    tune.run_arm(run, space, arm, dataset, number, [bar])
+    ended = run.ended()
+    if not any(trial.state == "done" for trial in ended):
+        first = next(trial for trial in ended if trial.state == "failed")
+        raise StudyError(f"all {len(ended)} trials failed; the first, {first.id}: {first.reason}")
+
+
+def export(run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, path: Path) -> Path:
+    """A bundle of a trial's architecture and weights."""
+    trial = run.read_trial(trial_id)
+    return write_bundle(
+        path,
+        schema=dataset.schema,
+        vocabulary=dataset.vocabulary,
+        architecture=trial.result.architecture,
+        model=run.load_model(trial, dataset.schema),
+        data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files"}),
+        metrics={"valid": trial.result.valid.model_dump()},
+        provenance={"study": run.name, "trial": trial.id, "fingerprint": dataset.fingerprint},
+    )
+
+
+def _absolute(data: str | None) -> str | None:
+    return data if data is None or data.startswith("package:") else str(Path(data).absolute())
