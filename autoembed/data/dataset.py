@@ -146,6 +146,8 @@ def build_dataset(
         stage = temporary / "stage"
         stage.mkdir()
         try:
+            if progress:
+                progress("read", 0, 1)
             _encode(read(spec, data, stage), spec, temporary, progress)
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
@@ -212,6 +214,7 @@ class _Writer:
 
     def finish(self) -> None:
         self.vocabulary.write(self.folder / "vocabulary.parquet")
+        self.hash.update(self.vocabulary.table().write_csv().encode())
         (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
         facts = {
             "layout": LAYOUT,

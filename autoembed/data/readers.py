@@ -69,8 +69,13 @@ def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
 
 
 def read_rows(spec: DataSpec, path: str | Path, stage: Path) -> pl.LazyFrame:
-    """The columns of one file as `read` sees them, label or no label: for prediction on new rows."""
+    """The columns of one file as `read` sees them, label or no label: for prediction on new rows.
+
+    `stage` is as in `read`. DataError if `path` is a directory of several tables.
+    """
     files = locate(spec.model_copy(update={"files": None, "planted": None}), path)
+    if len(files) > 1:
+        raise DataError(f"{path} holds the tables {', '.join(files)}: name the file of one of them")
     return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage)
 
 
@@ -173,7 +178,8 @@ def _schema(train: pl.LazyFrame, spec: DataSpec) -> FeatureSchema:
         if name in spec.categorical:
             return "categorical"
         dtype = types[name]
-        return "numeric" if dtype.is_float() or dtype.is_decimal() or name in texts else "categorical"
+        measured = dtype.is_float() or dtype.is_decimal() or dtype == pl.Duration
+        return "numeric" if measured or name in texts else "categorical"
 
     fields = tuple(Field(name=name, kind=kind(name)) for name in names)
     return FeatureSchema(fields=fields, label=spec.label, time=spec.time)
@@ -215,9 +221,9 @@ def _typed_time(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split
 def _label(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     """The expression for the label as 1, 0 or null, after checking every value that occurs."""
     name = spec.label
-    column = pl.col(name)
     dtype = frames["train"].collect_schema()[name]
-    text = key(column, dtype)
+    check_dtype(name, dtype)
+    text = key(pl.col(name), dtype)
     counted = pl.concat(
         [
             frame.select(text.alias("value")).group_by("value").len().collect(engine="streaming")
@@ -228,8 +234,9 @@ def _label(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     if missing and spec.missing_label == "error":
         raise DataError(f"label {name!r} is missing in {missing} rows: set data.missing_label: drop to leave them out")
     values = counted["value"].drop_nulls().unique().sort()
-    if not len(values):
-        raise DataError(f"label {name!r} has no values: the table is empty")
+    rows = int(counted["len"].sum()) - missing
+    if rows < 2:
+        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
     shown = ", ".join(repr(v) for v in values.head(_SHOWN)) + (", ..." if len(values) > _SHOWN else "")
     if spec.above is not None:
         if values.cast(pl.Float64, strict=False).null_count():

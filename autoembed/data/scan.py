@@ -14,6 +14,7 @@ from autoembed.data.spec import DataSpec
 from autoembed.errors import DataError
 
 CRITEO_NUMERIC = tuple(f"I{i}" for i in range(1, 14))
+_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 CRITEO_COLUMNS = ("label", *CRITEO_NUMERIC, *(f"C{i}" for i in range(1, 27)))
 
 
@@ -48,6 +49,7 @@ def unreadable(path: Path | str, error: BaseException) -> DataError:
 def _text(path: Path, spec: DataSpec, form: str, stage: Path) -> pl.LazyFrame:
     if path.name.lower().endswith(".zip"):
         path = _unzipped(path, stage)
+    _check_magic(path)
     if form == "libfm":
         return _libfm(path, spec)
     if form == "criteo":
@@ -66,9 +68,20 @@ def _csv(path: Path, separator: str, columns: Sequence[str] | None) -> pl.LazyFr
         if twice:
             raise DataError(f"{path} has more than one column named {', '.join(twice)}: column names must be unique")
         return frame
+    if columns == CRITEO_COLUMNS and len(names) == len(columns) - 1:
+        columns = columns[1:]  # Criteo's own test file has no label
     if len(columns) != len(names):
         raise DataError(f"{path} has {len(names)} columns, but {len(columns)} names are given for them")
     return frame.rename(dict(zip(names, columns, strict=True)))
+
+
+def _check_magic(path: Path) -> None:
+    """DataError if a .gz or .zst file is none: Polars would read it as plain text."""
+    magic = _MAGIC.get(path.suffix.lower())
+    if magic is not None:
+        with path.open("rb") as file:
+            if file.read(len(magic)) != magic:
+                raise DataError(f"cannot read {path}: it is no {path.suffix} file")
 
 
 def _unzipped(path: Path, stage: Path) -> Path:
@@ -89,8 +102,8 @@ def _unzipped(path: Path, stage: Path) -> Path:
 def _avazu(frame: pl.LazyFrame) -> pl.LazyFrame:
     """Avazu's columns without `id`; `hour` (YYMMDDHH) stays, with its hour of the day and weekday beside it."""
     names = frame.collect_schema().names()
-    if not {"click", "hour"} <= set(names):
-        raise DataError(f"format avazu needs the columns click and hour, but the columns are {', '.join(names)}")
+    if "hour" not in names:
+        raise DataError(f"format avazu needs the column hour, but the columns are {', '.join(names)}")
     moment = pl.col("hour").str.to_datetime("%y%m%d%H", strict=True)
     return frame.select(
         pl.exclude("id", "hour"),

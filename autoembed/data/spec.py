@@ -21,7 +21,8 @@ class SplitSpec(StrictModel):
 
     `by: random` takes fractions of the rows. `by: time` takes fractions of the rows (rows of equal time stay together)
     or cut values: train < valid <= valid rows < test <= test rows. Without `by`, a table is split by time if it has a
-    time column, and at random if it has none.
+    time column, and at random if it has none; a directory with train, valid and test is used as it is, unless by time
+    both cuts are given, which cut all its rows anew.
     """
 
     by: Literal["random", "time"] | None = None
@@ -55,11 +56,6 @@ class SplitSpec(StrictModel):
             if not is_fraction(self.valid) and not _before(self.valid, self.test):
                 raise ValueError(f"split cuts must ascend: valid < test, but got {self.valid!r}, {self.test!r}")
         return self
-
-    @property
-    def cuts_both(self) -> bool:
-        """Whether the user wrote a split by time that says where valid and test begin."""
-        return self.by == "time" and {"valid", "test"} <= self.model_fields_set
 
 
 def is_fraction(cut: Cut) -> bool:

@@ -31,7 +31,13 @@ def split(frames: Frames, spec: DataSpec, label: pl.Expr) -> Frames:
     if by == "time" and spec.time is None:
         raise DataError("split by time needs data.time, the name of the time column")
     frames = {name: frame.filter(label.is_not_null()) for name, frame in frames.items()}
-    if rule.cuts_both:
+    cuts_both = by == "time" and {"valid", "test"} <= rule.model_fields_set
+    if by == "random" and not (is_fraction(rule.valid) and is_fraction(rule.test)):
+        raise DataError(
+            f"split by random must have fractions between 0 and 1, but got valid={rule.valid!r}, test={rule.test!r} "
+            "(for cut values, set data.time)"
+        )
+    if cuts_both:
         return _by_time(pl.concat(list(frames.values()), how="vertical"), spec, rule.valid, rule.test)
     if {"valid", "test"} <= set(frames):
         _refuse(rule.model_fields_set & {"by", "valid", "test"}, "the data has its own valid and test")
