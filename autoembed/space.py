@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autoembed.architecture import first_line
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, unknown
+from autoembed.metrics import Metrics
 from autoembed.trial import Limit, TrialConfig, check
 
 KINDS = ("choice", "uniform", "log", "int", "log_int")
@@ -89,6 +90,10 @@ class Objective(BaseModel):
     @property
     def mode(self) -> Literal["max", "min"]:
         return "min" if self.minimize else "max"
+
+    def of(self, valid: Metrics) -> float:
+        """The value to optimise of a retrained model's metrics on valid."""
+        return valid.logloss if self.minimize else valid.auc
 
 
 class SearchSpace(BaseModel):

@@ -77,15 +77,10 @@ class Leaderboard(_Frozen):
 def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
     """The trial with the best objective on valid, the earliest of equals; StudyError if there is none."""
     sign = 1 if space.objective.mode == "max" else -1
-    ranked = sorted(trials, key=lambda trial: -sign * objective(trial, space))
+    ranked = sorted(trials, key=lambda trial: -sign * space.objective.of(trial.result.valid))
     if not ranked:
         raise StudyError("no trial is done yet")
     return ranked[0]
-
-
-def objective(trial: Trial, space: SearchSpace) -> float:
-    valid = trial.result.valid
-    return valid.auc if space.objective.metric == "valid_auc" else valid.logloss
 
 
 def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:

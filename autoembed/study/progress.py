@@ -10,8 +10,6 @@ from typing import Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from autoembed.trial import TrialConfig
-
 
 class Bar:
     """One line per phase: encode, rank, trials, final."""
@@ -51,7 +49,7 @@ class Bar:
         self._done, self._total = done, total
         self.step("trials", done, total)
 
-    def started(self, trial: str, arm: str, config: TrialConfig | None) -> None:
+    def started(self, trial: str, arm: str) -> None:
         self._show(trial)
 
     def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
@@ -60,7 +58,7 @@ class Bar:
             self._best = auc
             self._show(trial)
 
-    def ended(self, trial: str, arm: str) -> None:
+    def ended(self, trial: str) -> None:
         self._done += 1
         self._show(trial)
 

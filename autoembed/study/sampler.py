@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from autoembed.space import Range, SearchSpace
 from autoembed.study.run_dir import RunDir, trial_id
+from autoembed.study.worker import FINISHED, OBJECTIVE
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-OBJECTIVE = "objective"
-FINISHED = "finished"
+
+class Arms(Searcher):  # type: ignore[misc]
+    """The arms' searchers as one, so that all trials share one Tuner and its worker processes.
+
+    The next trial is of the arm with the most left to do, so the arms fill up evenly.
+    """
+
+    def __init__(self, searches: Mapping[str, OptunaSearch], left: Mapping[str, int], mode: str) -> None:
+        super().__init__(metric=OBJECTIVE, mode=mode)
+        self._searches, self._left = searches, dict(left)
+        self._arm: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        arm = max(self._left, key=lambda name: self._left[name])
+        if not self._left[arm]:
+            return Searcher.FINISHED
+        self._left[arm] -= 1
+        self._arm[trial_id] = arm
+        return self._searches[arm].suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._searches[self._arm[trial_id]].on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._searches[self._arm[trial_id]].on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        # Tune's snapshot for Tuner.restore; the studies themselves stand in optuna.db.
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
 
 
 class Search(OptunaSearch):  # type: ignore[misc]
@@ -35,25 +67,18 @@ class Search(OptunaSearch):  # type: ignore[misc]
         finished = bool(result and result.get(FINISHED)) and not error
         super().on_trial_complete(trial_id, result if finished else None, error)
 
-    def save(self, checkpoint_path: str) -> None:
-        # Tune's snapshot for Tuner.restore; the study itself stands in optuna.db.
-        Path(checkpoint_path).touch()
+
+def searcher(run: RunDir, space: SearchSpace, left: Mapping[str, int]) -> Arms:
+    """The searcher of a study with `left` trials to run per arm; it goes on where the Optuna studies ended."""
+    storage = optuna.storages.RDBStorage(run.optuna)
+    return Arms({arm: _search(run, space, arm, storage) for arm in left}, left, space.objective.mode)
 
 
-def storage(run: RunDir) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(run.optuna)
-
-
-def search(run: RunDir, space: SearchSpace, arm: str, store: optuna.storages.BaseStorage) -> Search:
-    """The searcher of an arm, which goes on where its Optuna study ended."""
+def _search(run: RunDir, space: SearchSpace, arm: str, storage: optuna.storages.BaseStorage) -> Search:
     mode = space.objective.mode
-    study = optuna.create_study(
-        study_name=arm,
-        storage=store,
-        direction="maximize" if mode == "max" else "minimize",
-        load_if_exists=True,
-    )
-    _reconcile(study, run, arm)
+    direction = "maximize" if mode == "max" else "minimize"
+    study = optuna.create_study(study_name=arm, storage=storage, direction=direction, load_if_exists=True)
+    _reconcile(study, run, space)
     # A sampler seeded alike would draw the first trials once more.
     seed = space.seed + 1000 * len(study.trials)
     sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -61,13 +86,13 @@ def search(run: RunDir, space: SearchSpace, arm: str, store: optuna.storages.Bas
         space=suggester(arm, space.ranges(arm)),
         metric=OBJECTIVE,
         mode=mode,
-        storage=store,
+        storage=storage,
         study_name=arm,
         sampler=sampler,
     )
 
 
-def suggester(arm: str, ranges: dict[str, Range]) -> Callable[[Any], dict[str, Any]]:
+def suggester(arm: str, ranges: Mapping[str, Range]) -> Callable[[Any], dict[str, Any]]:
     """A define-by-run space: draws every range, and names the trial by Optuna's number."""
 
     def suggest(trial: Any) -> dict[str, Any]:
@@ -88,15 +113,13 @@ def draw(trial: Any, place: str, leaf: Range) -> Any:
     return trial.suggest_float(place, low, high, log=leaf.kind == "log")
 
 
-def _reconcile(study: optuna.Study, run: RunDir, arm: str) -> None:
+def _reconcile(study: optuna.Study, run: RunDir, space: SearchSpace) -> None:
     """Settles the trials that a killed driver left running: by the run folder if they ended, else again in the queue."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        name = trial_id(arm, trial.number + 1)
+        name = trial_id(study.study_name, trial.number + 1)
         state = run.state(name)
         if state == "done":
-            valid = run.read_trial(name).result.valid
-            value = valid.auc if study.direction == optuna.study.StudyDirection.MAXIMIZE else valid.logloss
-            study.tell(trial.number, value)
+            study.tell(trial.number, space.objective.of(run.read_trial(name).result.valid))
         elif state == "pruned":
             study.tell(trial.number, state=TrialState.PRUNED)
         else:

@@ -156,10 +156,7 @@ def _run_arms(run: RunDir, space: SearchSpace, dataset: Dataset, request: Reques
     bar.trials(len(ended), len(ended) + sum(todo.values()))
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
-            tune.concurrency(space)
-            for arm, number in todo.items():
-                if number:
-                    tune.run_arm(run, space, arm, dataset, number, [bar])
+            tune.run_trials(run, space, dataset, todo, [bar])
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):
         first = next(trial for trial in ended if trial.state == "failed")

@@ -1,0 +1,58 @@
+"""What a Ray worker runs: one trial, from its drawn values to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from autoembed.data.dataset import Dataset
+from autoembed.space import SearchSpace
+from autoembed.study.run_dir import RunDir
+from autoembed.trial import TrialConfig, run_trial
+
+OBJECTIVE = "objective"
+FINISHED = "finished"
+RUNG = "rung"
+
+
+def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path) -> None:
+    """Runs the trial that `config` names, reporting every epoch to Tune.
+
+    Args:
+        config: `trial`, its id; `arm`; `values` for the arm's ranges.
+        run: the run folder.
+        space: the study's search space.
+        dataset: the folder of the encoded data, opened as a memory map.
+    """
+    torch.set_num_threads(max(1, int(space.budget.cpus_per_trial)))
+    folder = RunDir(run)
+    trial = space.config(config["arm"], config["values"], space.seed)
+    folder.begin_trial(config["trial"], trial)
+    result, model = run_trial(trial, Dataset.open(dataset), Reporter(trial, space))
+    folder.finish_trial(config["trial"], result, model)
+    tune.report({FINISHED: True, OBJECTIVE: space.objective.of(result.valid)})
+
+
+class Reporter:
+    """Passes a trial's epochs to Tune, with the objective of the epoch that would be kept.
+
+    RUNG is what the scheduler compares at. The last epoch has none: a trial that is through is not stopped.
+    """
+
+    def __init__(self, trial: TrialConfig, space: SearchSpace) -> None:
+        self.epochs, self.metric = trial.train.epochs, space.objective.metric
+        self.best_auc, self.objective = float("-inf"), float("nan")
+
+    def __call__(self, values: Mapping[str, float]) -> None:
+        report = dict(values)
+        if "valid_auc" in report:
+            if report["valid_auc"] > self.best_auc:
+                self.best_auc, self.objective = report["valid_auc"], report[self.metric]
+            report[OBJECTIVE] = self.objective
+            if report["retrain_epoch"] < self.epochs:
+                report[RUNG] = int(report["retrain_epoch"])
+        tune.report(report)
