@@ -84,6 +84,16 @@ class Bundle:
             parts += [torch.sigmoid(model(part)).float().cpu().numpy() for part in ids.split(batch)]
         return np.concatenate(parts)
 
+    def example(self) -> pl.DataFrame:
+        """One raw row of every field's most frequent value, to show what a table must hold."""
+        table = self.vocabulary.table().filter(pl.col("id") > 0)
+        finite = table.filter(pl.col("value").is_not_null() | pl.col("upper").is_finite()).sort("id")
+        row: dict[str, list[Any]] = {}
+        for field in self.schema.fields:
+            found = finite.filter(pl.col("field") == field.name).head(1)
+            row[field.name] = found["upper" if field.kind == "numeric" else "value"].to_list() or [None]
+        return pl.DataFrame(row)
+
 
 def write_bundle(
     path: Path,

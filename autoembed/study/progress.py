@@ -15,6 +15,7 @@ class Bar:
     """One line per phase: encode, rank, trials, final."""
 
     def __init__(self) -> None:
+        self._console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
@@ -22,7 +23,7 @@ class Bar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            console=self._console,
             disable=not sys.stderr.isatty(),
         )
         self._tasks: dict[str, TaskID] = {}
@@ -43,6 +44,10 @@ class Bar:
         if phase not in self._tasks:
             self._tasks[phase] = self._progress.add_task(f"{phase:<14}", note="")
         self._progress.update(self._tasks[phase], completed=done, total=total, note=note)
+
+    def warn(self, text: str) -> None:
+        """Prints a warning above the bars, on a terminal or not."""
+        self._console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
     def trials(self, done: int, total: int) -> None:
         """Opens the line of the trials, `done` of which had ended before."""

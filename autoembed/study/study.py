@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autoembed.bundle import write_bundle
+from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking, rank
@@ -17,6 +17,9 @@ from autoembed.study import leaderboard
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir, write_text
+
+if TYPE_CHECKING:
+    from autoembed.study.tracking import Tracker
 
 # What may differ on --resume: how much is run and where, but not what a trial is.
 FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True}
@@ -51,13 +54,35 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
             _check_same(run, space)
         write_text(run.space, _space_text(request))
         dataset = prepare(run, space, request.data, bar)
-        _run_arms(run, space, dataset, request, bar)
-        bar.step("final", 0, 2)
-        board = leaderboard.build(run, space, dataset)
-        bar.step("final", 1, 2)
-        export(run, space, dataset, board.winner, run.best)
-        bar.step("final", 2, 2)
+        board = _tracked(run, space, dataset, request, bar)
     return run, board
+
+
+def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar) -> Leaderboard:
+    """Trials, leaderboard and best bundle, mirrored to MLflow, where nothing is left running."""
+    from autoembed.study.tracking import Tracker
+
+    run.sweep()
+    tracker = Tracker(run, space, bar.warn)
+    status = "FAILED"
+    try:
+        tracker.catch_up()
+        tracker.data()
+        _run_trials(run, space, dataset, request, bar, tracker)
+        bar.step("final", 0, 3)
+        board = leaderboard.build(run, space, dataset)
+        bar.step("final", 1, 3)
+        export(run, space, dataset, board.winner, run.best)
+        bar.step("final", 2, 3)
+        tracker.result(board, load_bundle(run.best).example())
+        bar.step("final", 3, 3)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    return board
 
 
 def _space(request: Request) -> SearchSpace:
@@ -136,6 +161,7 @@ def kept_fields(space: SearchSpace, ranking: Ranking) -> list[str]:
 
 def _facts(space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str]) -> dict[str, Any]:
     return {
+        "name": Path(data or space.data.path or "planted").name,
         "fingerprint": dataset.fingerprint,
         "data": _absolute(data),
         "source": str(data or space.data.path or "planted"),
@@ -145,10 +171,12 @@ def _facts(space: SearchSpace, dataset: Dataset, data: str | None, kept: list[st
     }
 
 
-def _run_arms(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar) -> None:
+def _run_trials(
+    run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar, tracker: Tracker
+) -> None:
+    """Runs what the budget still asks for; StudyError if no trial at all ended well."""
     from autoembed.study import tune
 
-    run.sweep()
     ended = run.ended()
     todo = {
         arm: max(0, tune.wanted(space, arm) - sum(trial.arm == arm for trial in ended)) for arm in space.arms()
@@ -156,7 +184,7 @@ def _run_arms(run: RunDir, space: SearchSpace, dataset: Dataset, request: Reques
     bar.trials(len(ended), len(ended) + sum(todo.values()))
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
-            tune.run_trials(run, space, dataset, todo, [bar])
+            tune.run_trials(run, space, dataset, todo, [bar, tracker])
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):
         first = next(trial for trial in ended if trial.state == "failed")

@@ -1,0 +1,49 @@
+"""A bundle as an MLflow model. MLflow runs this very file to load one, so nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import polars as pl
+from mlflow.models import ModelSignature, set_model
+from mlflow.types.schema import AnyType, ColSpec, Schema
+
+from autoembed import __version__
+from autoembed.bundle import load_bundle
+
+
+class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Raw rows to click probabilities."""
+
+    def load_context(self, context: Any) -> None:
+        self.bundle = load_bundle(context.artifacts["bundle"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        prediction = self.bundle.predict(pl.from_pandas(model_input))
+        return pd.DataFrame({"prediction": prediction.astype(float)})
+
+
+def log_bundle(uri: str, run_id: str, bundle: Path, example: pl.DataFrame) -> str:
+    """Logs a bundle as a model of a run; the model's URI."""
+    signature = ModelSignature(
+        # Columns may hold text in one table and numbers in the next: the vocabulary takes either.
+        inputs=Schema([ColSpec(AnyType(), name) for name in example.columns]),
+        outputs=Schema([ColSpec("double", "prediction")]),
+    )
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).absolute()),
+            artifacts={"bundle": str(bundle)},
+            signature=signature,
+            input_example=example.to_pandas(),
+            pip_requirements=[f"autoembed=={__version__}"],
+        )
+    return str(info.model_uri)
+
+
+set_model(BundleModel())
