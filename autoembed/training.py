@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
+from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 
@@ -67,7 +68,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def batches(
-    dataset: Dataset, split: str, size: int, device: torch.device, *, rows: Array | None = None, least: int = 1
+    dataset: Dataset, split: Split, size: int, device: torch.device, *, rows: Array | None = None, least: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Ids int32 [B, F] and labels float [B], in the order of `rows` (all in file order by default).
 
@@ -105,7 +106,7 @@ def check_finite(loss: Tensor, lr: float, where: str) -> float:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, dataset: Dataset, split: str, device: torch.device, size: int = 16384) -> Array:
+def predict(model: nn.Module, dataset: Dataset, split: Split, device: torch.device, size: int = 16384) -> Array:
     """Click probabilities of a split, float32 [N]."""
     model.eval()
     parts = [torch.sigmoid(model(ids)).cpu().numpy() for ids, _ in batches(dataset, split, size, device)]

@@ -33,7 +33,7 @@ class Config(supernet.SearchConfig):
     """
 
     method: str = "dnis"
-    epochs: int = Field(default=5, ge=0)
+    epochs: int = Field(default=10, ge=0)
     arch_lr: float = Field(default=1e-2, gt=0)
     arch_fraction: float = Field(default=0.2, gt=0, lt=1)
     l1: float = Field(default=1e-5, ge=0)

@@ -29,6 +29,6 @@ class Supernet(supernet.Supernet):
             raise SpaceError("frequency needs budget.parameters or budget.width")
         mean = np.maximum(self.block_counts / self.parent.block_rows(), 1e-9)
         wish = (mean / mean.max()) ** self.config.temperature
-        # An entry's score is the c at which the rule opens it, so the largest c is found by the same selection.
-        opens_at = (np.arange(self.parent.dim) + 0.5) / wish[:, None]
-        return self.narrow_to(supernet.select(-opens_at, self.parent, budget, first_order=self.first_order))
+        # The rule opens dim d of a block once c * wish reaches d + 1/2: by falling score, the largest c is found.
+        scores = wish[:, None] / (np.arange(self.parent.dim) + 0.5)
+        return self.narrow_to(supernet.select(scores, self.parent, budget, first_order=self.first_order))

@@ -179,13 +179,13 @@ def _block_counts(architecture: Architecture, counts: Sequence[Array]) -> Array:
 
 
 def select(scores: Array, parent: Architecture, budget: int, *, first_order: bool) -> Array:
-    """Kept dims bool [S, D]: entries by falling score as far as `budget` embedding parameters reach.
+    """Kept dims bool [S, D]: entries by falling score, above 0, as far as `budget` embedding parameters reach.
 
     An entry costs one parameter for each value of its block, and a block's first entry as many again for first-order
     weights. An entry that no longer fits is passed over: smaller ones may still fit. SpaceError if nothing fits.
     """
     mask, rows = np.zeros(scores.shape, dtype=bool), parent.block_rows()
-    allowed = parent.mask()
+    allowed = parent.mask() & (scores > 0)
     left = budget
     for flat in np.argsort(-scores, axis=None, kind="stable"):
         block, dim = divmod(int(flat), scores.shape[1])
@@ -195,7 +195,10 @@ def select(scores: Array, parent: Architecture, budget: int, *, first_order: boo
             left -= price
     if not mask.any():
         least = int(rows.min()) * (1 + first_order)
-        raise errors.SpaceError(f"the budget must hold one dim of the smallest block, {least}, but got {budget}")
+        raise errors.SpaceError(
+            f"the budget must hold one dim of the smallest block with a score above 0 "
+            f"(smallest block: {least} parameters), but got {budget}"
+        )
     return mask
 
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 
@@ -13,3 +14,9 @@ def planted(tmp_path_factory):
         "split": {"by": "random", "valid": 0.2, "test": 0.2},
     }
     return build_dataset(DataSpec.model_validate(spec), None, tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """These models are small: a second thread costs more than it brings."""
+    torch.set_num_threads(1)

@@ -1,0 +1,159 @@
+"""Compare the arms of a search space over seeds, every arm with the same number of trials.
+
+    python tests/benchmarks/methods.py search_spaces/kuairand.yaml --data ../shared/data/kuairand --seeds 5 --out docs/results/kuairand.md
+
+For each seed and arm, `--trials` random draws from the space's ranges are trained; the best by valid AUC is measured on test,
+once. The table gives mean and sd over seeds. On planted data the seed also draws the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from autoembed.data.dataset import build_dataset
+from autoembed.metrics import evaluate
+from autoembed.ranking.ranking import rank
+from autoembed.space import SearchSpace
+from autoembed.trial import run_trial
+from autoembed.training import pick_device, predict
+
+
+def draw(ranges, rng):
+    values = {}
+    for place, leaf in ranges.items():
+        low, high = leaf.values[0], leaf.values[-1]
+        if leaf.kind == "choice":
+            values[place] = leaf.values[rng.integers(len(leaf.values))]
+        elif leaf.kind == "uniform":
+            values[place] = float(rng.uniform(low, high))
+        elif leaf.kind == "int":
+            values[place] = int(rng.integers(low, high + 1))
+        else:
+            value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+            values[place] = round(value) if leaf.kind == "log_int" else value
+    return values
+
+
+def noise_share(result, dataset):
+    """Share of the embedding parameters that noise columns have, or None if the truth is not known."""
+    if not dataset.truth:
+        return None
+    noise, total = 0, 0
+    for field in result.architecture.fields:
+        start = 0
+        for block in field.blocks:
+            size = (block.stop - start) * len(block.dims)
+            noise += size * (field.name in dataset.truth["noise"])
+            total += size
+            start = block.stop
+    return noise / total
+
+
+def prepare(space, data, seed, cache):
+    spec = space.data
+    if spec.planted is not None:
+        spec = spec.model_copy(update={"planted": spec.planted.model_copy(update={"seed": seed})})
+    dataset = build_dataset(spec, data, cache)
+    ranking = rank(dataset)
+    if space.features.z is not None:
+        dataset = dataset.keep(ranking.above(space.features.z), cache)
+    if space.features.keep is not None:
+        dataset = dataset.keep(ranking.top(space.features.keep), cache)
+    return dataset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("space", type=Path)
+    parser.add_argument("--data")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    space = SearchSpace.read(args.space)
+    rows = {arm: [] for arm in space.arms()}
+    with tempfile.TemporaryDirectory() as cache:
+        for seed in range(args.seeds):
+            dataset = prepare(space, args.data, seed, Path(cache))
+            for number, arm in enumerate(rows):
+                rng = np.random.default_rng([seed, number])
+                best = None
+                spent = [0.0, 0.0]
+                for _ in range(args.trials):
+                    config = space.config(arm, draw(space.ranges(arm), rng), seed)
+                    result, model = run_trial(config, dataset, lambda values: None)
+                    spent[0] += result.search_seconds
+                    spent[1] += result.retrain_seconds
+                    if best is None or result.valid.auc > best[0].valid.auc:
+                        best = result, model
+                result, model = best
+                test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(config.device)))
+                rows[arm].append((result, test, noise_share(result, dataset), spent))
+                print(
+                    f"seed {seed} {arm:10} valid {result.valid.auc:.4f} test {test.auc:.4f} logloss {test.logloss:.4f} "
+                    f"embedding {result.cost.embedding_parameters:,}", file=sys.stderr, flush=True,
+                )
+    report = table(rows, args, space, dataset)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(report)
+    print(report)
+
+
+def spread(values, digits=4):
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"
+
+
+def table(rows, args, space, dataset) -> str:
+    planted = dataset.truth is not None
+    data = f" --data {args.data}" if args.data else ""
+    lines = [
+        f"# {args.space.name}: arms at one budget",
+        "",
+        f"`python tests/benchmarks/methods.py {args.space}{data} --seeds {args.seeds} --trials {args.trials}`",
+        "",
+        f"{args.seeds} seeds, {args.trials} random draws an arm and seed, the best by valid measured once on test; mean ± sd. "
+        f"{len(dataset.schema.fields)} fields, {sum(dataset.schema.cardinalities):,} ids, "
+        f"{dataset.rows('train'):,} / {dataset.rows('valid'):,} / {dataset.rows('test'):,} rows. "
+        f"torch {torch.__version__}, {args.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}.",
+        "",
+        "| arm | test AUC | test logloss | valid AUC | embedding parameters | bytes | search s | retrain s |"
+        + (" noise share |" if planted else ""),
+        "|---|---|---|---|---|---|---|---|" + ("---|" if planted else ""),
+    ]
+    for arm, found in rows.items():
+        results, tests = [f[0] for f in found], [f[1] for f in found]
+        line = [
+            arm,
+            spread([t.auc for t in tests]),
+            spread([t.logloss for t in tests]),
+            spread([r.valid.auc for r in results]),
+            f"{statistics.mean(r.cost.embedding_parameters for r in results):,.0f}",
+            f"{statistics.mean(r.cost.bytes for r in results):,.0f}",
+            f"{statistics.mean(f[3][0] for f in found) / args.trials:.1f}",
+            f"{statistics.mean(f[3][1] for f in found) / args.trials:.1f}",
+        ]
+        if planted:
+            line.append(f"{statistics.mean(f[2] for f in found):.2f}")
+        lines.append("| " + " | ".join(line) + " |")
+    base = [f[1].auc for f in rows[next(iter(rows))]]
+    lines += ["", f"Test AUC of {next(iter(rows))} minus each baseline's, paired by seed:", ""]
+    for arm in list(rows)[1:]:
+        gaps = [a - f[1].auc for a, f in zip(base, rows[arm], strict=True)]
+        lines.append(f"- {arm}: {spread(gaps)}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

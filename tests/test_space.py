@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from autoembed.errors import SpaceError
+from autoembed.space import Range, SearchSpace
+
+SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
+SPACE = {
+    "data": {"path": "x.csv", "label": "y"},
+    "embedding": {"dim": {"choice": [8, 16]}},
+    "stages": [{"method": "dnis", "l1": {"log": [1.0e-6, 1.0e-4]}}],
+    "baselines": ["uniform", {"method": "frequency", "temperature": {"uniform": [0.1, 0.5]}}],
+    "backbone": {"name": "deepfm", "hidden": {"choice": [[32], [64, 32]]}},
+    "train": {"lr": {"log": [1.0e-4, 1.0e-2]}},
+    "budget": {"trials": 4, "width": 2},
+}
+
+
+def read(tmp_path, **changes):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(SPACE | changes))
+    return SearchSpace.read(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_shipped_space_is_valid(path):
+    space = SearchSpace.read(path)
+    assert space.arms()[:2] == ("dnis", "uniform")
+
+
+def test_arms_ranges_and_configs(tmp_path):
+    space = read(tmp_path)
+    assert space.arms() == ("dnis", "uniform", "frequency")
+    assert set(space.ranges("dnis")) == {"embedding.dim", "stages.0.l1", "backbone.hidden", "train.lr"}
+    assert "stages.0.temperature" in space.ranges("frequency")
+    assert space.ranges("dnis")["train.lr"] == Range(kind="log", values=(1e-4, 1e-2))
+    values = {"embedding.dim": 16, "stages.0.l1": 1e-5, "backbone.hidden": [64, 32], "train.lr": 1e-3}
+    config = space.config("dnis", values, seed=3)
+    assert (config.embedding.dim, config.train.lr, config.seed, config.limit.width) == (16, 1e-3, 3, 2)
+    assert config.backbone == {"name": "deepfm", "hidden": [64, 32]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"stagez": []}, "unknown key 'stagez': must be one of .*stages"),
+        ({"stages": [{"method": "dnsi"}]}, "unknown method 'dnsi'.*dnis"),
+        ({"stages": [{"method": "dnis", "l3": 1}]}, "stage dnis: l3.*options"),
+        ({"stages": [{}]}, "must name its method"),
+        ({"stages": []}, "stages"),
+        ({"baselines": ["mystery"]}, "unknown method 'mystery'"),
+        ({"backbone": "deepfn"}, "unknown backbone 'deepfn'.*deepfm"),
+        ({"backbone": {"choice": ["deepfm", "nope"]}}, "unknown backbone 'nope'"),
+        ({"train": {"lr": {"log": [0, 1]}}}, "train.lr: log must start above 0"),
+        ({"train": {"lr": {"log": [1, 0.1]}}}, "two rising numbers"),
+        ({"train": {"lr": {"log": ["1e-4", 1]}}}, "two rising numbers"),
+        ({"train": {"batch_size": {"int": [1.5, 3]}}}, "two rising whole numbers"),
+        ({"train": {"epoks": 3}}, "train.epoks"),
+        ({"train": {"lr": -1}}, "train.lr"),
+        ({"budget": {"trials": 0}}, "budget.trials"),
+        ({"objective": {"maximize": "valid.auc", "minimize": "valid.logloss"}}, "maximize or minimize, but has both"),
+        ({"data": {"lable": "y"}}, "lable"),
+    ],
+)
+def test_a_broken_space_is_one_clear_line_that_names_the_file(tmp_path, changes, line):
+    with pytest.raises(SpaceError, match=line) as raised:
+        read(tmp_path, **changes)
+    assert "s.yaml" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_no_yaml_are_named(tmp_path):
+    with pytest.raises(SpaceError, match="cannot read the search space"):
+        SearchSpace.read(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1,\nb: {")
+    with pytest.raises(SpaceError, match="no valid YAML"):
+        SearchSpace.read(tmp_path / "bad.yaml")
+    (tmp_path / "tag.yaml").write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(SpaceError, match="no valid YAML"):
+        SearchSpace.read(tmp_path / "tag.yaml")

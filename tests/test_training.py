@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from autoembed.errors import DataError, SpaceError, TrialError
+from autoembed.metrics import evaluate
+from autoembed.nn.model import CTRModel
+from autoembed.training import TrainConfig, batches, fit, penalised_loss, pick_device, predict
+from autoembed.trial import check, root_architecture, run_trial
+
+CPU = torch.device("cpu")
+
+
+def config(**changes):
+    node = {
+        "arm": "uniform",
+        "stages": [{"method": "uniform"}],
+        "embedding": {"dim": 4, "blocks": 2},
+        "backbone": {"name": "deepfm", "hidden": [8], "dropout": 0.0},
+        "train": {"epochs": 2, "lr": 3e-3, "batch_size": 512},
+        "limit": {"width": 2},
+    }
+    return check(node | changes)
+
+
+def fresh(dataset, seed=0):
+    torch.manual_seed(seed)
+    return CTRModel(dataset.schema, root_architecture(config(), dataset))
+
+
+def test_batches_cover_every_row_once_in_the_order_asked_for(planted):
+    order = np.random.default_rng(0).permutation(planted.rows("train"))
+    ids = torch.cat([ids for ids, _ in batches(planted, "train", 1000, CPU, rows=order)])
+    assert np.array_equal(ids.numpy(), np.asarray(planted.ids("train"))[order])
+    assert sum(len(labels) for _, labels in batches(planted, "valid", 999, CPU)) == planted.rows("valid")
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(planted):
+    model, curve = fresh(planted), []
+    recipe = TrainConfig(epochs=6, lr=2e-2, batch_size=256, patience=6)
+    fitted = fit(model, planted, recipe, device=CPU, seed=0, report=curve.append)
+    aucs = [values["valid_auc"] for values in curve]
+    assert fitted.valid.auc == max(aucs)
+    assert fitted.epoch == int(np.argmax(aucs)) + 1
+    again = evaluate(planted.labels("valid"), predict(model, planted, "valid", CPU))
+    assert again.auc == pytest.approx(fitted.valid.auc, abs=1e-12)
+
+
+def test_training_stops_after_patience_epochs_without_a_better_auc(planted):
+    curve = []
+    recipe = TrainConfig(epochs=40, lr=5e-2, batch_size=256, patience=2)
+    fitted = fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=curve.append)
+    assert len(curve) == fitted.epoch + 2 < 40
+
+
+def test_l2_is_half_the_weight_times_the_whole_tables_squared_norm(planted):
+    model = fresh(planted)
+    ids, labels = next(batches(planted, "train", 64, CPU))
+    logits = model(ids)
+    norm = sum(float(table.detach().square().sum()) for table in model.embedding.tables)
+    gap = penalised_loss(model, logits, labels, 0.3) - penalised_loss(model, logits, labels, 0.0)
+    assert gap.item() == pytest.approx(0.5 * 0.3 * norm, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_with_its_reason(planted):
+    with pytest.raises(TrialError, match=r"loss must be finite, but got \S+ in epoch 1 with lr=.*lower train.lr"):
+        run_trial(config(train={"epochs": 1, "lr": 1e30, "batch_size": 512}), planted, lambda values: None)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_is_named(planted, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("autoembed.trial.search", fail)
+    with pytest.raises(TrialError, match=r"memory ran out .*: lower embedding.dim=4, train.batch_size=512"):
+        run_trial(config(), planted, lambda values: None)
+
+
+def test_a_trial_never_reads_the_test_split(planted, monkeypatch):
+    ids, labels = type(planted).ids, type(planted).labels
+
+    def refuse(read):
+        def guarded(self, split):
+            assert split != "test", "a trial read the test split"
+            return read(self, split)
+
+        return guarded
+
+    monkeypatch.setattr(type(planted), "ids", refuse(ids))
+    monkeypatch.setattr(type(planted), "labels", refuse(labels))
+    for method in ({"method": "uniform"}, {"method": "dnis", "warm_epochs": 1, "epochs": 1}):
+        run_trial(config(stages=[method]), planted, lambda values: None)
+
+
+def test_only_retraining_reports_the_objective(planted):
+    seen = []
+    run_trial(config(stages=[{"method": "dnis", "warm_epochs": 1, "epochs": 1}]), planted, seen.append)
+    phases = ["warm_epoch", "search_epoch", "retrain_epoch", "retrain_epoch"]
+    assert [next(name for name in values if name.endswith("_epoch")) for values in seen] == phases
+    assert ["valid_auc" in values for values in seen] == [False, False, True, True]
+
+
+def test_metrics_need_both_classes():
+    with pytest.raises(DataError, match="both classes, but all 3 labels are 1"):
+        evaluate(np.ones(3), np.array([0.1, 0.5, 0.9]))
+
+
+def test_devices_are_checked():
+    with pytest.raises(SpaceError, match="device must be auto, cpu, cuda"):
+        pick_device("gpu please")
+    if not torch.cuda.is_available():
+        with pytest.raises(SpaceError, match="'cuda' is not available here"):
+            pick_device("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_trial_runs_on_cuda(planted):
+    stages = [{"method": "dnis", "warm_epochs": 1, "epochs": 1}]
+    result, model = run_trial(config(stages=stages, device="cuda"), planted, lambda values: None)
+    assert next(model.parameters()).is_cuda
+    assert result.valid.auc > 0.55
