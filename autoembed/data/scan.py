@@ -31,13 +31,13 @@ def scan(paths: list[Path], spec: DataSpec, stage: Path) -> pl.LazyFrame:
     form = format_of(first, spec)
     try:
         if form == "parquet":
-            return pl.scan_parquet(paths, missing_columns="raise", extra_columns="ignore")
+            return pl.scan_parquet(paths, glob=False, missing_columns="raise", extra_columns="ignore")
         text = _text(first, spec, form, stage)
         staged = stage / f"{first.name}.{len(list(stage.iterdir()))}.parquet"
         text.sink_parquet(staged, compression="lz4", maintain_order=True, engine="streaming")
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise unreadable(first, error) from error
-    return pl.scan_parquet(staged)
+    return pl.scan_parquet(staged, glob=False)
 
 
 def unreadable(path: Path | str, error: BaseException) -> DataError:
@@ -61,7 +61,7 @@ def _text(path: Path, spec: DataSpec, form: str, stage: Path) -> pl.LazyFrame:
 
 def _csv(path: Path, separator: str, columns: Sequence[str] | None) -> pl.LazyFrame:
     # Every column as text: a type inferred from the first rows breaks on a later one, and 007 would become 7.
-    frame = pl.scan_csv(path, separator=separator, has_header=columns is None, infer_schema=False)
+    frame = pl.scan_csv(path, separator=separator, has_header=columns is None, infer_schema=False, glob=False)
     names = frame.collect_schema().names()
     if columns is None:
         twice = [name.removesuffix("_duplicated_0") for name in names if name.endswith("_duplicated_0")]
@@ -104,7 +104,7 @@ def _avazu(frame: pl.LazyFrame) -> pl.LazyFrame:
     names = frame.collect_schema().names()
     if "hour" not in names:
         raise DataError(f"format avazu needs the column hour, but the columns are {', '.join(names)}")
-    moment = pl.col("hour").str.to_datetime("%y%m%d%H", strict=True)
+    moment = (pl.col("hour") + "00").str.to_datetime("%y%m%d%H%M", strict=True)
     return frame.select(
         pl.exclude("id", "hour"),
         pl.col("hour").cast(pl.Int64),
@@ -116,7 +116,7 @@ def _avazu(frame: pl.LazyFrame) -> pl.LazyFrame:
 def _libfm(path: Path, spec: DataSpec) -> pl.LazyFrame:
     """`label index:1 index:1 ...` with one token per field: field_i holds the index in place i."""
     lines = pl.scan_csv(
-        path, has_header=False, separator="\x01", quote_char=None, infer_schema=False, new_columns=["line"]
+        path, glob=False, has_header=False, separator="\x01", quote_char=None, infer_schema=False, new_columns=["line"]
     ).select(pl.col("line").str.strip_chars().str.replace_all(r"\s+", " "))
     tokens = pl.col("line").str.count_matches(" ", literal=True) + 1
     good = pl.col("line").str.contains(r"^[-+.\d]+( \d+:1(\.0*)?)+$")

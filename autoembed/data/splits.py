@@ -127,7 +127,7 @@ def _literal(cut: Cut | None, dtype: pl.DataType, name: str) -> Any:
     try:
         if dtype.is_numeric():
             if isinstance(cut, str):
-                raise ValueError
+                cut = int(cut) if cut.lstrip("-").isdigit() else float(cut)
             return pl.lit(cut)
         if dtype == pl.Date:
             return pl.lit(dt.date.fromisoformat(str(cut)))

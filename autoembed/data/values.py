@@ -22,7 +22,7 @@ def as_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         number = (
             pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(column.cast(pl.String))
         )
-        return pl.when(column.is_nan()).then(None).otherwise(number)
+        return pl.when(column.is_not_nan()).then(number)
     return column.cast(pl.String)
 
 

@@ -1,0 +1,151 @@
+import datetime as dt
+from itertools import chain
+
+import polars as pl
+import pytest
+
+from autoembed.data.readers import DataSpec, read
+from autoembed.errors import DataError
+
+
+@pytest.fixture
+def go(tmp_path_factory):
+    """go(tables, **spec) -> the `row` numbers of every split; one frame, or a dict of frames for a directory."""
+
+    def make(tables, **spec):
+        place = tmp_path_factory.mktemp("data")
+        (place / "stage").mkdir()
+        if isinstance(tables, dict):
+            for name, frame in tables.items():
+                frame.write_parquet(place / f"{name}.parquet")
+            data = place
+        else:
+            data = place / "t.parquet"
+            tables.write_parquet(data)
+        table = read(DataSpec.model_validate(spec | {"categorical": ["row"]}), data, place / "stage")
+        return {name: frame.collect()["row"].to_list() for name, frame in table.splits.items()}
+
+    return make
+
+
+def rows(start, stop, **more):
+    frame = pl.DataFrame({"row": range(start, stop)})
+    return frame.with_columns((pl.col("row") % 2).alias("label"), *(expr.alias(name) for name, expr in more.items()))
+
+
+ROW = pl.col("row")
+
+
+def test_random_fractions_are_exact_seeded_and_cover_each_row_once(go):
+    spec = {"by": "random", "valid": 0.2, "test": 0.3, "seed": 4}
+    parts = go(rows(0, 1000), split=spec)
+    assert [len(parts[name]) for name in ("train", "valid", "test")] == [500, 200, 300]
+    assert sorted(chain(*parts.values())) == list(range(1000))
+    assert all(part == sorted(part) for part in parts.values())
+    assert go(rows(0, 1000), split=spec) == parts
+    assert go(rows(0, 1000), split=spec | {"seed": 5}) != parts
+
+
+def test_a_table_alone_is_split_at_random_or_by_its_time(go):
+    parts = go(rows(0, 100))
+    assert [len(parts[name]) for name in ("train", "valid", "test")] == [80, 10, 10]
+    assert max(parts["train"]) > 90
+    parts = go(rows(0, 100, t=ROW // 5), time="t")
+    assert parts == {"train": list(range(80)), "valid": list(range(80, 90)), "test": list(range(90, 100))}
+
+
+def test_time_fractions_keep_equal_times_together(go):
+    parts = go(rows(0, 100, t=ROW // 30), time="t", split={"by": "time", "valid": 0.25, "test": 0.25})
+    assert parts == {"train": list(range(30)), "valid": list(range(30, 60)), "test": list(range(60, 100))} or parts == {
+        "train": list(range(60)), "valid": list(range(60, 90)), "test": list(range(90, 100))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("time", "valid", "test"),
+    [
+        (ROW * 10, 500, 800),
+        (ROW / 2, 25, 40),
+        ("d" + ROW.cast(pl.String).str.zfill(3), "d050", "d080"),
+        (ROW.cast(pl.String).str.zfill(3), "050", "080"),
+        (pl.date(2024, 1, 1) + pl.duration(days=ROW), "2024-02-20", "2024-03-21"),
+        (pl.date(2024, 1, 1) + pl.duration(days=ROW), dt.date(2024, 2, 20), dt.date(2024, 3, 21)),
+        (pl.datetime(2024, 1, 1) + pl.duration(hours=ROW), "2024-01-03T02:00", "2024-01-04T08:00:00"),
+        (
+            pl.datetime(2024, 1, 1, time_zone="UTC") + pl.duration(hours=ROW),
+            "2024-01-03 02:00",
+            "2024-01-04T08:00:00+00:00",
+        ),
+    ],
+)
+def test_cuts_are_in_the_type_of_the_time(go, time, valid, test):
+    parts = go(rows(0, 100, t=time), time="t", split={"by": "time", "valid": valid, "test": test})
+    assert parts == {"train": list(range(50)), "valid": list(range(50, 80)), "test": list(range(80, 100))}
+
+
+def test_numbers_in_text_are_compared_as_numbers(go):
+    parts = go(rows(0, 100, t=ROW.cast(pl.String)), time="t", split={"by": "time", "valid": 50, "test": 80})
+    assert parts == {"train": list(range(50)), "valid": list(range(50, 80)), "test": list(range(80, 100))}
+
+
+def test_three_files_are_used_as_they_are(go):
+    tables = {"train": rows(0, 50), "valid": rows(50, 60), "test": rows(60, 70)}
+    parts = go(tables)
+    assert parts == {"train": list(range(50)), "valid": list(range(50, 60)), "test": list(range(60, 70))}
+    with pytest.raises(DataError, match=r"the data has its own valid and test, so data.split must not say by, valid"):
+        go(tables, split={"by": "random", "valid": 0.2})
+
+
+def test_cuts_by_time_go_through_all_files(go):
+    tables = {"train": rows(0, 50, t=ROW), "valid": rows(50, 100, t=ROW)}
+    cuts = {"by": "time", "valid": 40, "test": 75}
+    want = {"train": list(range(40)), "valid": list(range(40, 75)), "test": list(range(75, 100))}
+    assert go(tables, time="t", split=cuts) == want
+    assert go({**tables, "test": rows(100, 110, t=ROW)}, time="t", split=cuts)["test"] == list(range(75, 110))
+
+
+def test_valid_comes_out_of_train_where_only_test_is_given(go):
+    tables = {"train": rows(0, 100, t=ROW), "test": rows(100, 130, t=ROW)}
+    parts = go(tables)
+    assert [len(parts[name]) for name in ("train", "valid")] == [90, 10]
+    assert sorted(parts["train"] + parts["valid"]) == list(range(100))
+    assert parts["test"] == list(range(100, 130))
+    assert go(tables, split={"by": "random", "valid": 0.3, "seed": 1})["valid"] != list(range(70, 100))
+    assert go(tables, time="t", split={"valid": 0.2})["valid"] == list(range(80, 100))
+    assert go(tables, time="t", split={"by": "time", "valid": 60})["valid"] == list(range(60, 100))
+    with pytest.raises(DataError, match=r"the data has its own test, so data.split must not say test"):
+        go(tables, split={"by": "random", "valid": 0.1, "test": 0.1})
+
+
+def test_train_and_valid_without_a_test_are_refused(go):
+    with pytest.raises(DataError, match=r"train and valid but no test: add a test file .*by: time, valid: FIRST"):
+        go({"train": rows(0, 50), "valid": rows(50, 60)})
+
+
+@pytest.mark.parametrize(
+    ("time", "spec", "message"),
+    [
+        (ROW, {"split": {"by": "time"}}, "split by time needs data.time"),
+        (ROW, {"split": {"valid": 5, "test": 8}}, "split by random must have fractions.*for cut values, set data.time"),
+        (
+            ROW,
+            {"time": "t", "split": {"by": "time", "valid": "a", "test": "b"}},
+            "'t' must be of its type Int64, but got 'a'",
+        ),
+        (ROW * 0, {"time": "t"}, "'t' has 1 distinct times, too few for this split"),
+        (pl.lit(None, dtype=pl.Int64), {"time": "t"}, "'t' must have no missing values, but 100 rows have none"),
+        (
+            ROW > 50,
+            {"time": "t", "split": {"valid": 1, "test": 2}},
+            "must hold numbers, dates or text, but its type is Boolean",
+        ),
+        (
+            pl.date(2024, 1, 1) + pl.duration(days=ROW),
+            {"time": "t", "split": {"by": "time", "valid": 20240110, "test": 20249999}},
+            "must be of its type Date, but got 20249999",
+        ),
+    ],
+)
+def test_splits_that_cannot_be_made_say_why(go, time, spec, message):
+    with pytest.raises(DataError, match=message):
+        go(rows(0, 100, t=time), **spec)

@@ -1,0 +1,206 @@
+import datetime as dt
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.vocabulary import Vocabulary
+from autoembed.errors import DataError
+
+
+def fit(values, kind="categorical", min_count=1, bins=32, dtype=None):
+    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
+    schema = FeatureSchema(fields=(Field(name="x", kind=kind),), label="y")
+    return Vocabulary.fit(frame.lazy(), schema, min_count, bins)
+
+
+def encode(vocabulary, values, dtype=None):
+    return vocabulary.encode(pl.DataFrame({"x": pl.Series(values, dtype=dtype)}))[:, 0].tolist()
+
+
+def test_ids_descend_in_frequency_and_ties_go_by_value():
+    vocabulary = fit(["b"] * 3 + ["d", "c", "d", "c"] + ["a"] * 5)
+    assert encode(vocabulary, ["a", "b", "c", "d"]) == [1, 2, 3, 4]
+    assert vocabulary.counts("x").tolist() == [0, 5, 3, 2, 2]
+    assert vocabulary.counts("x").dtype == np.int64
+    assert vocabulary.cardinality("x") == 5
+
+
+def test_rare_values_share_id_0_and_are_counted_there():
+    vocabulary = fit(["a", "a", "b", "c", None], min_count=2)
+    assert encode(vocabulary, ["a", "b", "c", "new", None]) == [1, 0, 0, 0, 0]
+    assert vocabulary.counts("x").tolist() == [3, 2]
+
+
+def test_missing_is_a_value_with_its_place_by_frequency():
+    vocabulary = fit(["a", None, None, "b", None, "a"])
+    assert encode(vocabulary, [None, "a", "b"]) == [1, 2, 3]
+    assert vocabulary.missing("x") == 1
+    assert vocabulary.counts("x").tolist() == [0, 3, 2, 1]
+
+
+def test_missing_that_train_has_not_is_unknown():
+    assert encode(fit(["a", "b"]), [None]) == [0]
+    assert encode(fit([1.0, 2.0], kind="numeric"), [None]) == [0]
+    assert fit(["a"]).missing("x") == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "later"),
+    [
+        ([1, 2, 2], ["1", "2", "3"]),
+        (["1", "2", "2"], [1, 2, 3]),
+        ([1.0, 2.0, 2.0], [1, 2, 3]),
+        ([1, 2, 2], [1.0, 2.0, 3.0]),
+        (["1.0", "2.0", "2.0"], [1, 2, 3]),
+        ([1, 2, 2], ["1.0", "2.00", "2.5"]),
+    ],
+)
+def test_a_value_has_one_id_whatever_type_stored_it(train, later):
+    assert encode(fit(train), later) == [2, 1, 0]
+
+
+def test_truth_values_are_the_same_in_every_spelling():
+    vocabulary = fit([True, True, False])
+    assert encode(vocabulary, [True, False]) == encode(vocabulary, ["True", "false"]) == [1, 2]
+
+
+def test_text_that_only_looks_like_a_number_stays_text():
+    assert encode(fit(["007", "007", "7"]), ["007", "7", "07"]) == [1, 2, 0]
+
+
+def test_other_types_have_ids_too():
+    days = [dt.date(2024, 1, 1), dt.date(2024, 1, 2), dt.date(2024, 1, 2)]
+    assert encode(fit(days), days) == encode(fit(days), ["2024-01-01", "2024-01-02", "2024-01-02"]) == [2, 1, 1]
+    enum = pl.Enum(["u", "v", "w"])
+    assert encode(fit(["u", "v", "v"], dtype=pl.Categorical), ["w", "v"], dtype=enum) == [0, 1]
+    assert encode(fit([None, None], dtype=pl.Null), [None, "a"]) == [1, 0]
+    assert encode(fit([0.1, 0.1, 0.25]), [0.25, 0.1, float("nan")]) == [2, 1, 0]
+
+
+def test_nan_is_missing():
+    vocabulary = fit([1.5, float("nan"), None, float("nan")], kind="numeric")
+    assert encode(vocabulary, [1.5, None, float("nan")]) == [2, 1, 1]
+    assert vocabulary.counts("x").tolist() == [0, 3, 1]
+
+
+def test_few_distinct_numbers_are_bins_of_their_own():
+    vocabulary = fit([5.0] * 3 + [1.0] * 2 + [9.0], kind="numeric", bins=4, min_count=10)
+    assert encode(vocabulary, [5.0, 1.0, 9.0]) == [1, 2, 3]
+    assert encode(vocabulary, [-100.0, 3.0, 100.0, float("inf"), float("-inf")]) == [2, 1, 3, 3, 2]
+
+
+def test_many_numbers_are_cut_at_train_quantiles():
+    values = np.random.default_rng(0).permutation(np.arange(1000.0) ** 2)
+    vocabulary = fit(values, kind="numeric", bins=10)
+    assert vocabulary.counts("x").tolist() == [0] + [100] * 10
+    ids = encode(vocabulary, np.sort(values))
+    assert [len(set(ids[i : i + 100])) for i in range(0, 1000, 100)] == [1] * 10
+    assert len(set(ids)) == 10
+
+
+def test_bins_of_skewed_numbers_still_hold_every_row():
+    values = np.concatenate([np.zeros(900), np.arange(100.0)])
+    vocabulary = fit(values, kind="numeric", bins=8)
+    counts = vocabulary.counts("x")
+    assert counts.sum() == 1000
+    assert counts[0] == 0
+    assert counts[1] == 901
+    assert (counts[1:-1] >= counts[2:]).all()
+    assert np.bincount(encode(vocabulary, values)).tolist() == counts.tolist()
+
+
+def test_numbers_may_come_as_text_and_a_wrong_one_is_named():
+    vocabulary = fit([1.5, 2.5, 3.5], kind="numeric")
+    assert encode(vocabulary, ["1.5", "2.5", "3.5"]) == encode(vocabulary, [1.5, 2.5, 3.5])
+    with pytest.raises(
+        DataError, match=r"numeric column 'x' must hold numbers, but has 'many'.*categorical.*null_values"
+    ):
+        encode(vocabulary, ["1.5", "many"])
+    with pytest.raises(DataError, match="numeric column 'x' must hold numbers, but has 'no'"):
+        fit(["1", "no"], kind="numeric")
+
+
+def test_encoding_is_int32_row_major_and_names_missing_columns():
+    schema = FeatureSchema(fields=(Field(name="a"), Field(name="b", kind="numeric")), label="y")
+    frame = pl.DataFrame({"b": [1.0, 2.0], "more": [0, 0], "a": ["u", "u"]})
+    vocabulary = Vocabulary.fit(frame.lazy(), schema, 1, 32)
+    ids = vocabulary.encode(frame)
+    assert ids.tolist() == [[1, 1], [1, 2]]
+    assert ids.dtype == np.int32
+    assert ids.flags.c_contiguous
+    assert vocabulary.encode(frame.head(0)).shape == (0, 2)
+    with pytest.raises(DataError, match="the table lacks these columns: a"):
+        vocabulary.encode(frame.drop("a"))
+
+
+def test_schema_and_keep():
+    schema = FeatureSchema(fields=(Field(name="a"), Field(name="b")), label="y")
+    vocabulary = Vocabulary.fit(pl.LazyFrame({"a": ["u", "v"], "b": ["w", "w"]}), schema, 1, 32)
+    assert vocabulary.schema(schema).cardinalities == (3, 2)
+    assert vocabulary.keep(["b"]).names == ("b",)
+    assert vocabulary.keep(["b", "a"]).names == ("a", "b")
+    for call in (vocabulary.counts, vocabulary.cardinality, vocabulary.missing, lambda name: vocabulary.keep([name])):
+        with pytest.raises(DataError, match="unknown column 'c': the fields are a, b"):
+            call("c")
+
+
+def test_a_round_trip_is_exact(tmp_path):
+    schema = FeatureSchema(fields=(Field(name="a"), Field(name="n", kind="numeric"), Field(name="e")), label="y")
+    rng = np.random.default_rng(1)
+    frame = pl.DataFrame(
+        {
+            "a": [None if v == 3 else f"v{v}" for v in rng.integers(0, 9, 500)],
+            "n": [None if v > 1 else v for v in rng.normal(size=500)],
+            "e": ["", '"', ",", "\n", "é"] * 100,
+        }
+    )
+    vocabulary = Vocabulary.fit(frame.lazy(), schema, 2, 8)
+    vocabulary.write(tmp_path / "v.parquet")
+    back = Vocabulary.read(tmp_path / "v.parquet")
+    assert back.table().equals(vocabulary.table())
+    assert back.encode(frame).tolist() == vocabulary.encode(frame).tolist()
+    assert back.names == vocabulary.names
+    assert [back.missing(n) for n in back.names] == [vocabulary.missing(n) for n in back.names]
+    assert vocabulary.missing("a") > 0
+    assert vocabulary.missing("n") > 0
+
+
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
+    path = tmp_path / "v.parquet"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot read the vocabulary"):
+        Vocabulary.read(path)
+    pl.DataFrame({"a": [1]}).write_parquet(path)
+    with pytest.raises(DataError, match="is no vocabulary: its columns must be field, kind, id"):
+        Vocabulary.read(path)
+    fit(["a", "b"]).table().reverse().write_parquet(path)
+    with pytest.raises(DataError, match="ids of 'x' must be 0, 1, 2"):
+        Vocabulary.read(path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.text(max_size=3)), min_size=1, max_size=60), st.integers(1, 3))
+def test_counts_are_those_of_the_encoded_rows(values, min_count):
+    vocabulary = fit(values, min_count=min_count, dtype=pl.String)
+    ids = encode(vocabulary, values, dtype=pl.String)
+    counts = vocabulary.counts("x")
+    assert np.bincount(ids, minlength=len(counts)).tolist() == counts.tolist()
+    assert (counts[1:] >= min_count).all()
+    assert (np.diff(counts[1:]) <= 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=60), st.integers(2, 8))
+def test_bins_keep_the_order_of_numbers(values, bins):
+    vocabulary = fit(values, kind="numeric", bins=bins, dtype=pl.Float64)
+    ids = np.array(encode(vocabulary, values, dtype=pl.Float64))
+    counts = vocabulary.counts("x")
+    assert np.bincount(ids, minlength=len(counts)).tolist() == counts.tolist()
+    assert (counts[1:] > 0).all()
+    present = sorted((value, i) for value, i in zip(values, ids, strict=True) if not np.isnan(value))
+    runs = [i for place, (_, i) in enumerate(present) if place == 0 or i != present[place - 1][1]]
+    assert len(runs) == len(set(runs)) <= bins
