@@ -42,7 +42,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     autoembed: str
     created: str
     files: dict[str, str]
@@ -81,7 +81,7 @@ class Bundle:
             self.vocabulary.encode(lazy.head(0).collect())
         for rows in batches:
             ids = torch.from_numpy(self.vocabulary.encode(rows)).to(where)
-            parts += [torch.sigmoid(model(part)).float().cpu().numpy() for part in ids.split(batch)]
+            parts += [torch.sigmoid(model(part)).float().cpu().numpy() for part in torch.split(ids, batch)]
         return np.concatenate(parts)
 
     def example(self) -> pl.DataFrame:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from autoembed.errors import AutoembedError
+from autoembed import __version__
+from autoembed.errors import AutoembedError, DataError, StudyError
+
+if TYPE_CHECKING:
+    from autoembed.data.spec import DataSpec
+    from autoembed.study.run_dir import RunDir
 
 app = typer.Typer(
     name="autoembed",
@@ -20,23 +25,43 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the studies.")]
+Run = Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; goes before the file's.")]
+Data = Annotated[str | None, typer.Option(help="File or directory with the data; goes before data.path.")]
+Which = Annotated[str | None, typer.Option(help="A trial's id, or an arm for its best; the study's best by default.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"autoembed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of autoembed itself."""
 
 
 @app.command()
 def search(
-    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/planted.yaml.")],
-    data: Annotated[str | None, typer.Option(help="File or directory with the data; goes before data.path.")] = None,
+    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/quickstart.yaml.")],
+    data: Data = None,
     runs: Runs = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
     trials: Annotated[int | None, typer.Option(help="Trials per arm; goes before budget.trials.")] = None,
     device: Device = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs to use; all by default.")] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster; one of the study's own by default.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; one of the study's own by default.")
+    ] = None,
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
-    from autoembed.study.report import show_leaderboard
+    from autoembed.study.report import show_leaderboard, stdout
     from autoembed.study.study import Request, run_study
 
     request = Request(
@@ -51,18 +76,229 @@ def search(
         address=address,
     )
     run, board = run_study(request)
-    show_leaderboard(Console(), run, board)
+    show_leaderboard(stdout(), run, board)
 
 
 @app.command()
-def show(path: Path) -> None:
-    """Show a run folder, an architecture or a bundle."""
+def rank(
+    source: Annotated[str, typer.Argument(help="A table or directory, or a search-space file for its data section.")],
+    data: Data = None,
+    label: Annotated[str, typer.Option(help="The label column, if SOURCE is no search-space file.")] = "label",
+    top: Annotated[int | None, typer.Option(help="Print only the best columns.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the ranking as Parquet.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Rank columns by what they say about the label beyond what noise of the same cardinality would."""
+    from autoembed.data.dataset import build_dataset
+    from autoembed.data.readers import DataSpec
+    from autoembed.ranking.ranking import rank as ranked
+    from autoembed.space import SearchSpace
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_ranking, stdout
+
+    if source.endswith((".yaml", ".yml")):
+        spec = SearchSpace.read(Path(source)).data
+    else:
+        spec, data = DataSpec(label=label), source
+    if top is not None and top < 1:
+        raise DataError(f"--top must be at least 1, but got {top}")
+    with Bar() as bar:
+        dataset = build_dataset(spec, data, runs / ".cache", bar.step)
+        ranking = ranked(dataset)
+    title = f"{len(ranking.table)} columns by adjusted mutual information, {dataset.rows('train'):,} train rows"
+    show_ranking(stdout(), ranking.table, title, top)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        ranking.write(out)
+        stdout().print(f"  written to {out}", soft_wrap=True)
+
+
+@app.command()
+def retrain(
+    run: Run,
+    trial: Which = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+    data: Data = None,
+    device: Device = None,
+) -> None:
+    """Train a study's best architecture anew over seeds; mean and sd of valid and test metrics."""
+    from autoembed.space import SearchSpace
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_seeds, stdout
+    from autoembed.study.retrain import FILE, retrain_seeds
+    from autoembed.study.run_dir import RunDir
+    from autoembed.study.study import prepare
+
+    folder = RunDir.existing(run)
+    space = SearchSpace.read(folder.space)
+    chosen = _trial(folder, trial)
+    with Bar() as bar:
+        dataset = prepare(folder, space, data, bar)
+        rows, summary = retrain_seeds(folder, chosen, dataset, seeds, device, bar)
+    show_seeds(stdout(), rows, summary, folder.path / FILE)
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The bundle's folder, made anew.")],
+    trial: Which = None,
+    data: Data = None,
+) -> None:
+    """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
+    from autoembed.space import SearchSpace
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import stdout
+    from autoembed.study.run_dir import RunDir
+    from autoembed.study.study import export as exported
+    from autoembed.study.study import prepare
+
+    folder = RunDir.existing(run)
+    space = SearchSpace.read(folder.space)
+    chosen = _trial(folder, trial)
+    with Bar() as bar:
+        dataset = prepare(folder, space, data, bar)
+    path = exported(folder, space, dataset, chosen, out)
+    stdout().print(f"bundle of {chosen} written to {path}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/quickstart/best.")],
+    table: Annotated[str, typer.Argument(help="A raw table with the bundle's columns.")],
+    out: Annotated[Path, typer.Option(help="Where to write predictions: .parquet or .csv.")] = Path(
+        "predictions.parquet"
+    ),
+    keep: Annotated[str, typer.Option(help="Columns to copy beside the predictions, separated by commas.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Score a raw table with a bundle; values that training did not see are scored as unknown."""
+    from autoembed.bundle import load_bundle
+    from autoembed.study.report import stdout
+
+    if out.suffix not in (".parquet", ".csv"):
+        raise DataError(f"--out must end in .parquet or .csv, but got {out}")
+    loaded = load_bundle(bundle)
+    with tempfile.TemporaryDirectory() as stage:
+        line = _predict(loaded, table, Path(stage), out, [name for name in keep.split(",") if name], device)
+    stdout().print(line, soft_wrap=True)
+
+
+def _predict(loaded: object, table: str, stage: Path, out: Path, keep: list[str], device: str) -> str:
+    import polars as pl
+
+    from autoembed.bundle import Bundle
+    from autoembed.data.readers import labelled, read_rows
+    from autoembed.metrics import evaluate
+
+    assert isinstance(loaded, Bundle)
+    spec: DataSpec = loaded.spec
+    frame = read_rows(spec, table, stage)
+    present = frame.collect_schema().names()
+    missing = [name for name in keep if name not in present]
+    if missing:
+        raise DataError(f"unknown column {missing[0]!r} in --keep: the table has {', '.join(present)}")
+    prediction = loaded.predict(frame, device=device)
+    result = frame.select(keep).collect(engine="streaming") if keep else pl.DataFrame()
+    result = result.with_columns(pl.Series("prediction", prediction))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".csv":
+        result.write_csv(out)
+    else:
+        result.write_parquet(out)
+    line = f"{len(result):,} predictions written to {out}"
+    if spec.label in present and len(result):
+        labels = labelled(frame, spec).select(spec.label).collect(engine="streaming").to_series()
+        known = labels.is_not_null().to_numpy()
+        if labels.n_unique() - bool(labels.null_count()) == 2:
+            metrics = evaluate(labels.drop_nulls().to_numpy(), prediction[known])
+            line += f"; on its {int(known.sum()):,} labelled rows AUC {metrics.auc:.4f}, logloss {metrics.logloss:.4f}"
+    return line
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A study's folder, a bundle, or an architecture's JSON file.")],
+    trial: Which = None,
+) -> None:
+    """Show a study's leaderboard, a bundle, or which dims an architecture keeps."""
+    from autoembed.architecture import Architecture
+    from autoembed.bundle import load_bundle
+    from autoembed.study import report
+    from autoembed.study.leaderboard import Leaderboard
+    from autoembed.study.run_dir import RunDir
+
+    console = report.stdout()
+    if path.is_file():
+        report.show_architecture(console, Architecture.read(path), str(path))
+    elif (path / "manifest.json").is_file():
+        report.show_bundle(console, load_bundle(path))
+    elif path.is_dir() and (path / "architecture.json").is_file():
+        report.show_architecture(console, Architecture.read(path / "architecture.json"), str(path))
+    elif not path.exists():
+        raise StudyError(f"{path} does not exist: name a study's folder, a bundle or an architecture's JSON file")
+    else:
+        run = RunDir.existing(path)
+        board = Leaderboard.read(run)
+        if trial is not None:
+            chosen = run.read_trial(_trial(run, trial))
+            report.show_architecture(console, chosen.result.architecture, f"{run.name}: trial {chosen.id}")
+        elif board is None:
+            report.show_unfinished(console, run)
+        else:
+            report.show_leaderboard(console, run, board)
+            best = run.read_trial(board.winner)
+            report.show_architecture(console, best.result.architecture, f"{run.name}: trial {best.id}")
+
+
+@app.command()
+def ui(
+    runs: Runs = Path("runs"), port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000
+) -> None:
+    """Open the MLflow UI on the studies of a folder."""
+    from autoembed.study.report import stdout
+    from autoembed.study.ui import serve
+
+    serve(runs, port, lambda line: stdout().print(line, soft_wrap=True))
+
+
+def _trial(run: RunDir, wanted: str | None) -> str:
+    """The id of the trial meant: an id, an arm's best, or the study's best."""
+    from autoembed.space import SearchSpace
+    from autoembed.study.leaderboard import best
+
+    space = SearchSpace.read(run.space)
+    trials = run.trials()
+    if wanted is None:
+        return best(trials, space).id
+    if wanted in space.arms():
+        own = [trial for trial in trials if trial.arm == wanted]
+        if not own:
+            raise StudyError(f"arm {wanted!r} of {run.path} has no trial that is done")
+        return best(own, space).id
+    return run.read_trial(wanted).id
 
 
 def main() -> None:
-    """Runs the command line; an error of the user's is one line on stderr and status 2."""
+    """Runs the command line; an error of the user's is one line on stderr and status 2, Ctrl-C status 130."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except AutoembedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("interrupted: what was done is kept, and `autoembed search ... --resume` goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        show_usage = getattr(error, "show", None)
+        if show_usage is None:
+            raise
+        show_usage()
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

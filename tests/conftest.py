@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 
@@ -9,7 +10,12 @@ def planted(tmp_path_factory):
     """A small planted data set: effects alone, one XOR pair, one low-rank pair, and noise up to 2,000 values."""
     spec = {
         "planted": {
-            "rows": 30000, "seed": 3, "marginal": [4, 30, 300], "xor": [6], "low_rank": [20], "noise": [5, 50, 500, 2000]
+            "rows": 30000,
+            "seed": 3,
+            "marginal": [4, 30, 300],
+            "xor": [6],
+            "low_rank": [20],
+            "noise": [5, 50, 500, 2000],
         },
         "split": {"by": "random", "valid": 0.2, "test": 0.2},
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+
 from autoembed.architecture import Architecture, Block, FieldPlan
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError

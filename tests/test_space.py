@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from autoembed.errors import SpaceError
 from autoembed.space import Range, SearchSpace
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from autoembed.errors import DataError, SpaceError, TrialError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import CTRModel

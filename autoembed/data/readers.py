@@ -20,7 +20,7 @@ from autoembed.data.splits import split
 from autoembed.data.values import check_dtype, key
 from autoembed.errors import DataError
 
-__all__ = ["DataSpec", "SplitSpec", "Table", "clean", "read", "read_rows"]
+__all__ = ["DataSpec", "SplitSpec", "Table", "clean", "labelled", "read", "read_rows"]
 
 _LABELS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _SHOWN = 5
@@ -77,6 +77,12 @@ def read_rows(spec: DataSpec, path: str | Path, stage: Path) -> pl.LazyFrame:
     if len(files) > 1:
         raise DataError(f"{path} holds the tables {', '.join(files)}: name the file of one of them")
     return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage)
+
+
+def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
+    """The frame with its label column as 1, 0 or null; DataError if the column is none of the spec's labels."""
+    spec = spec.model_copy(update={"missing_label": "drop"})
+    return frame.with_columns(_label({"train": frame}, spec).cast(pl.Int8).alias(spec.label))
 
 
 def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:

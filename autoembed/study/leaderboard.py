@@ -100,7 +100,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
             facts |= {
                 "trial": champion.id,
                 "valid": champion.result.valid,
-                "test": known.get(champion.id) or test_metrics(run, champion, dataset, space.device),
+                "test": known.get(champion.id) or on_test(run, champion, dataset, space.device),
                 "embedding_parameters": cost.embedding_parameters,
                 "parameters": cost.parameters,
                 "bytes": cost.bytes,
@@ -115,14 +115,12 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
         if searched:
             found["groups"] = groups(truth, dataset, searched.result.architecture)
         found["best_test_auc"] = truth.get("best_auc", {}).get("test")
-    board = Leaderboard(
-        metric=space.objective.metric, winner=best(champions, space).id, rows=tuple(rows), **found
-    )
+    board = Leaderboard(metric=space.objective.metric, winner=best(champions, space).id, rows=tuple(rows), **found)
     run.write_json(FILE, board.model_dump(mode="json"))
     return board
 
 
-def test_metrics(run: RunDir, trial: Trial, dataset: Dataset, device: str = "auto") -> Metrics:
+def on_test(run: RunDir, trial: Trial, dataset: Dataset, device: str) -> Metrics:
     """How a trial's saved weights do on the test split."""
     where = pick_device(device)
     model = run.load_model(trial, dataset.schema).to(where)
@@ -131,14 +129,13 @@ def test_metrics(run: RunDir, trial: Trial, dataset: Dataset, device: str = "aut
 
 def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
     """Planted beside found, for the groups that were planted."""
-    kept, cardinality = {}, {}
+    kept = {}
     for field in architecture.fields:
         starts = [0, *(block.stop for block in field.blocks)]
         kept[field.name] = sum(
             (block.stop - start) * len(block.dims) for block, start in zip(field.blocks, starts, strict=False)
         )
-    for field in dataset.schema.fields:
-        cardinality[field.name] = field.cardinality
+    cardinality = dict(zip(dataset.schema.names, dataset.schema.cardinalities, strict=True))
     total = sum(kept.values())
     found = []
     for name, columns in planted_columns(truth).items():

@@ -1,35 +1,68 @@
-"""What a study found, as tables for a terminal."""
+"""What there is to see of a study, an architecture, a bundle or a ranking: tables for a terminal."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from autoembed.architecture import Architecture
+from autoembed.bundle import Bundle
 from autoembed.study.leaderboard import Leaderboard, Row
-from autoembed.study.run_dir import RunDir
+from autoembed.study.run_dir import Ended, RunDir
+
+SHOWN = 5
+
+
+def stdout() -> Console:
+    """The console for results; wide where no terminal says how wide it is."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 120)))
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table without lines, its first `left` columns flush left."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < left else "right", no_wrap=True, vertical="bottom")
+    return table
 
 
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
-    """Prints the arms with the winner by valid marked, what was planted beside what was found, and the paths."""
-    table = Table(title=f"{run.name}: best trial of each arm by {board.metric.replace('_', ' ')}", title_justify="left")
-    for name in ("", "arm"):
-        table.add_column(name, no_wrap=True)
-    for name in (
-        "valid AUC", "test AUC", "test logloss", "embedding", "all", "bytes", "search s", "retrain s", "trials"
-    ):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
+    """Prints the arms with the winner by valid marked, planted beside found, failures, and the paths."""
+    metric = board.metric.replace("_", " ").replace("auc", "AUC")
+    table = _table(
+        f"{run.name}: the best trial of each arm by {metric}",
+        *(" ", "arm", "valid\nAUC", "test\nAUC", "test\nlogloss", "embedding\nparameters", "all\nparameters", "bytes"),
+        *("search\ns", "retrain\ns", "trials done/\npruned/failed"),
+        left=2,
+    )
     for row in board.rows:
-        table.add_row(*_cells(row, board), style="bold" if row.trial == board.winner else None)
+        won = row.trial == board.winner
+        table.add_row("►" if won else "", row.arm, *_cells(row), style="bold green" if won else None)
     console.print(table)
+    if board.best_test_auc is not None:
+        console.print(f"  No model can expect a test AUC above {board.best_test_auc:.4f} on these planted data.\n")
+    _show_groups(console, board)
+    show_failures(console, run.ended())
+    console.print(f"  best trial   {run.trial(board.winner)}", soft_wrap=True)
+    if run.best.is_dir():
+        console.print(f"  best bundle  {run.best}", soft_wrap=True)
+    console.print(f"  MLflow       autoembed ui --runs {run.path.parent}", soft_wrap=True)
 
 
-def _cells(row: Row, board: Leaderboard) -> list[str]:
+def _cells(row: Row) -> list[str]:
     trials = f"{row.done}/{row.pruned}/{row.failed}"
     if row.valid is None or row.test is None:
-        return ["", row.arm, *["-"] * 8, trials]
+        return [*["-"] * 8, trials]
     return [
-        "*" if row.trial == board.winner else "",
-        row.arm,
         f"{row.valid.auc:.4f}",
         f"{row.test.auc:.4f}",
         f"{row.test.logloss:.4f}",
@@ -40,3 +73,120 @@ def _cells(row: Row, board: Leaderboard) -> list[str]:
         f"{row.retrain_seconds:.1f}",
         trials,
     ]
+
+
+def _show_groups(console: Console, board: Leaderboard) -> None:
+    if not board.groups:
+        return
+    table = _table(
+        f"Planted, and found by {board.rows[0].arm}",
+        *("group", "columns\nplanted", "kept by\nranking", "embedding\nkept", "share of\nparameters"),
+    )
+    for group in board.groups:
+        shares = (f"{group.kept_share:.1%}", f"{group.parameter_share:.1%}")
+        table.add_row(group.name, str(group.planted), str(group.ranked), *shares)
+    console.print(table)
+
+
+def show_failures(console: Console, ended: list[Ended]) -> None:
+    """Prints why trials failed, equal reasons together."""
+    failed = [trial for trial in ended if trial.state == "failed"]
+    if not failed:
+        return
+    reasons = Counter(trial.reason for trial in failed)
+    console.print(f"  {len(failed)} of {len(ended)} trials failed:", style="yellow")
+    for reason, number in reasons.most_common(SHOWN):
+        first = next(trial.id for trial in failed if trial.reason == reason)
+        others = f" and {number - 1} more" if number > 1 else ""
+        console.print(Text(f"    {first}{others}: {reason}"), soft_wrap=True)
+    console.print()
+
+
+def show_unfinished(console: Console, run: RunDir) -> None:
+    """Prints how far a study without a leaderboard has come."""
+    ended = run.ended()
+    table = _table(f"{run.name}: not finished", "arm", "done", "pruned", "failed")
+    counts = Counter((trial.arm, trial.state) for trial in ended)
+    for arm in dict.fromkeys(trial.arm for trial in ended):
+        table.add_row(arm, *(str(counts[arm, state]) for state in ("done", "pruned", "failed")))
+    console.print(table)
+    show_failures(console, ended)
+    console.print("  Go on with it: autoembed search SPACE --resume (and --name, if it has one)")
+
+
+def show_architecture(console: Console, architecture: Architecture, title: str) -> None:
+    """Prints per field how many dims its blocks keep, frequent values first."""
+    table = _table(title, "field", "values", "dims kept per block,\nfrequent to rare", "parameters", "of full")
+    for field in architecture.fields:
+        starts = [0, *(block.stop for block in field.blocks)]
+        rows = [block.stop - start for block, start in zip(field.blocks, starts, strict=False)]
+        own = sum(size * len(block.dims) for size, block in zip(rows, field.blocks, strict=True))
+        dims = " ".join(str(len(block.dims)) for block in field.blocks)
+        share = own / (field.cardinality * architecture.dim)
+        table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{own:,}", f"{share:.0%}")
+    console.print(table)
+    backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
+    console.print(f"  width {architecture.dim}, backbone {backbone}", soft_wrap=True)
+    if cost := architecture.cost:
+        console.print(
+            f"  {cost.embedding_parameters:,} embedding parameters, {cost.parameters:,} in all, {cost.bytes:,} bytes"
+        )
+
+
+def show_bundle(console: Console, bundle: Bundle) -> None:
+    """Prints a bundle's origin, metrics and architecture."""
+    manifest = bundle.manifest
+    show_architecture(console, bundle.architecture, f"bundle {bundle.path}")
+    console.print(f"  made by autoembed {manifest.autoembed} at {manifest.created}")
+    for name, facts in (("from", manifest.provenance), ("metrics", manifest.metrics)):
+        console.print(Text(f"  {name}: {_plain(facts)}"), soft_wrap=True)
+
+
+def _plain(facts: Any) -> str:
+    if isinstance(facts, dict):
+        return ", ".join(
+            f"{name} ({_plain(value)})" if isinstance(value, dict) else f"{name} {_plain(value)}"
+            for name, value in facts.items()
+        )
+    return f"{facts:.4f}" if isinstance(facts, float) else str(facts)
+
+
+def show_ranking(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
+    """Prints a ranking, best column first."""
+    out = _table(
+        title, "#", "column", "kind", "values", "coverage", "score, nats", "z", "of label", "MI", "by chance", left=3
+    )
+    shown = table if top is None else table.head(top)
+    for place, row in enumerate(shown.iter_rows(named=True), 1):
+        out.add_row(
+            str(place),
+            Text(row["feature"]),
+            row["kind"],
+            f"{row['cardinality']:,}",
+            f"{row['coverage']:.1%}",
+            f"{row['score']:.6f}",
+            f"{row['z']:.1f}",
+            f"{row['normalized']:.2%}",
+            f"{row['mi']:.6f}",
+            f"{row['expected_mi']:.6f}",
+        )
+    console.print(out)
+    if len(shown) < len(table):
+        console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
+
+
+def show_seeds(console: Console, rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
+    """Prints a retraining over seeds with mean and standard deviation."""
+    names = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
+    table = _table(
+        f"{summary['trial']}: its architecture retrained from fresh weights",
+        *("seed", *(name.replace("_", "\n").replace("auc", "AUC") for name in names), "best\nepoch", "s"),
+    )
+    for row in rows:
+        cells = (f"{row[name]:.4f}" for name in names)
+        table.add_row(str(row["seed"]), *cells, str(row["best_epoch"]), f"{row['seconds']:.1f}")
+    table.add_section()
+    for what in ("mean", "sd"):
+        table.add_row(what, *(f"{summary[what][name]:.4f}" for name in names), "", "", style="bold")
+    console.print(table)
+    console.print(f"  written to {path}", soft_wrap=True)

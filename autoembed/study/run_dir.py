@@ -1,8 +1,8 @@
 """The run folder of a study: the truth about it. MLflow only mirrors what stands here.
 
-    runs/<study>/ space.yaml, dataset.json, ranking.parquet, mlflow.json, optuna.db, leaderboard.json, retrain.json
-      trials/<id>/ config.json, result.json, architecture.json, weights.safetensors, DONE | PRUNED | error.txt
-      best/ (a bundle), ray/ (Ray's own state)
+runs/<study>/ space.yaml, dataset.json, ranking.parquet, mlflow.json, optuna.db, leaderboard.json, retrain.json
+  trials/<id>/ config.json, result.json, architecture.json, weights.safetensors, DONE | PRUNED | error.txt
+  best/ (a bundle), ray/ (Ray's own state)
 """
 
 from __future__ import annotations

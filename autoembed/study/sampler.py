@@ -114,7 +114,7 @@ def draw(trial: Any, place: str, leaf: Range) -> Any:
 
 
 def _reconcile(study: optuna.Study, run: RunDir, space: SearchSpace) -> None:
-    """Settles the trials that a killed driver left running: by the run folder if they ended, else again in the queue."""
+    """Settles trials that a killed driver left running: by the run folder if they ended, else again in the queue."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         name = trial_id(study.study_name, trial.number + 1)
         state = run.state(name)

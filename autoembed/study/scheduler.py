@@ -1,4 +1,4 @@
-"""Which trials are stopped early: those behind the best third of their own arm at epochs 2, 6, 18, ... of retraining."""
+"""Which trials are stopped early: those behind the best third of their arm at epochs 2, 6, 18, ... of retraining."""
 
 from __future__ import annotations
 

@@ -178,9 +178,7 @@ def _run_trials(
     from autoembed.study import tune
 
     ended = run.ended()
-    todo = {
-        arm: max(0, tune.wanted(space, arm) - sum(trial.arm == arm for trial in ended)) for arm in space.arms()
-    }
+    todo = {arm: max(0, tune.wanted(space, arm) - sum(trial.arm == arm for trial in ended)) for arm in space.arms()}
     bar.trials(len(ended), len(ended) + sum(todo.values()))
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):

@@ -58,9 +58,7 @@ class Tracker:
             if "parent" not in known:
                 known["experiment"] = self._experiment()
                 tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
-                known["parent"] = self.client.create_run(
-                    known["experiment"], run_name=run.name, tags=tags
-                ).info.run_id
+                known["parent"] = self.client.create_run(known["experiment"], run_name=run.name, tags=tags).info.run_id
                 self._save()
             self.client.update_run(self.parent, status="RUNNING")
         except Exception as error:

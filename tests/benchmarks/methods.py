@@ -1,9 +1,10 @@
 """Compare the arms of a search space over seeds, every arm with the same number of trials.
 
-    python tests/benchmarks/methods.py search_spaces/kuairand.yaml --data ../shared/data/kuairand --seeds 5 --out docs/results/kuairand.md
+    python tests/benchmarks/methods.py search_spaces/kuairand.yaml --data ../shared/data/kuairand \
+        --seeds 5 --out docs/results/kuairand.md
 
-For each seed and arm, `--trials` random draws from the space's ranges are trained; the best by valid AUC is measured on test,
-once. The table gives mean and sd over seeds. On planted data the seed also draws the data.
+For each seed and arm, `--trials` random draws from the space's ranges are trained; the best by valid AUC is measured on
+test, once. The table gives mean and sd over seeds. On planted data the seed also draws the data.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from autoembed.data.dataset import build_dataset
 from autoembed.metrics import evaluate
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace
-from autoembed.trial import run_trial
 from autoembed.training import pick_device, predict
+from autoembed.trial import run_trial
 
 
 def draw(ranges, rng):
@@ -101,7 +103,9 @@ def main() -> None:
                 rows[arm].append((result, test, noise_share(result, dataset), spent))
                 print(
                     f"seed {seed} {arm:10} valid {result.valid.auc:.4f} test {test.auc:.4f} logloss {test.logloss:.4f} "
-                    f"embedding {result.cost.embedding_parameters:,}", file=sys.stderr, flush=True,
+                    f"embedding {result.cost.embedding_parameters:,}",
+                    file=sys.stderr,
+                    flush=True,
                 )
     report = table(rows, args, space, dataset)
     if args.out:
@@ -123,7 +127,8 @@ def table(rows, args, space, dataset) -> str:
         "",
         f"`python tests/benchmarks/methods.py {args.space}{data} --seeds {args.seeds} --trials {args.trials}`",
         "",
-        f"{args.seeds} seeds, {args.trials} random draws an arm and seed, the best by valid measured once on test; mean ± sd. "
+        f"{args.seeds} seeds, {args.trials} random draws an arm and seed, the best by valid measured once on test; "
+        "mean ± sd. "
         f"{len(dataset.schema.fields)} fields, {sum(dataset.schema.cardinalities):,} ids, "
         f"{dataset.rows('train'):,} / {dataset.rows('valid'):,} / {dataset.rows('test'):,} rows. "
         f"torch {torch.__version__}, {args.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}.",

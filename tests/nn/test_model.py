@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError
@@ -44,9 +45,7 @@ def test_mixed_embedding_equals_the_masked_full_table(seed, first_order):
     embedding.load_dense(dict(enumerate(dense)), architecture)
     ids = random_ids(300, seed)
     expected = torch.zeros(300, 3, columns.shape[1])
-    for number, (field, (start, stop)) in enumerate(
-        zip(FULL.field_of_block(), FULL.block_ranges(), strict=True)
-    ):
+    for number, (field, (start, stop)) in enumerate(zip(FULL.field_of_block(), FULL.block_ranges(), strict=True)):
         hit = (ids[:, field] >= start) & (ids[:, field] < stop)
         expected[hit, field] = dense[field][ids[hit, field].long()] * torch.tensor(columns[number]).float()
     assert torch.equal(embedding(ids), expected)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from autoembed.architecture import Architecture
 from autoembed.search.dnis import Config, Supernet
 from autoembed.search.supernet import select, uniform_budget
@@ -108,7 +109,7 @@ def noise_share(architecture, truth):
 
 @pytest.mark.timeout(280)
 def test_planted_noise_is_cut_and_uniform_beaten_over_five_seeds(planted):
-    """At equal parameters: mean valid AUC of 5 seeds above uniform's, and noise columns' share of parameters far below."""
+    """At equal parameters, mean of 5 seeds: valid AUC above uniform's, noise columns' share of parameters far below."""
     gaps, shares, uniform_shares = [], [], []
     for seed in range(5):
         dnis = trial(planted, "dnis", seed, warm_epochs=4, epochs=8)
