@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ray import tune
-from ray.exceptions import RayError
 
-from autoembed.errors import AutoembedError
 from autoembed.study.run_dir import RunDir
 from autoembed.study.worker import FINISHED
 
@@ -24,7 +21,7 @@ class Watcher(Protocol):
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """Marks in the run folder the trials that the scheduler stopped or that failed; a worker marks its own DONE."""
+    """Marks in the run folder trials that the scheduler stopped or whose process died; a worker marks the others."""
 
     def __init__(self, run: RunDir, watchers: Sequence[Watcher]) -> None:
         self.run, self.watchers = run, watchers
@@ -53,7 +50,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
         if self.run.state(name) is None:
-            self.run.mark(name, "failed", reason_of(trial.get_error()))
+            # A worker writes its own reason: without one, its process is gone.
+            self.run.mark(name, "failed", "the trial's process ended: it was killed, or memory ran out on this machine")
         self._ended(name)
 
     def _ended(self, name: str) -> None:
@@ -65,15 +63,3 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """What a trial itself reported, without Ray's bookkeeping."""
     names = ("search_", "warm_", "retrain_", "valid_", "train_loss")
     return {name: float(value) for name, value in result.items() if name.startswith(names)}
-
-
-def reason_of(error: BaseException | None) -> str:
-    """Why a trial failed, in the first line; below it the traceback, unless a rule of ours was broken."""
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, AutoembedError):
-        return str(cause).splitlines()[0]
-    first = next(iter(str(cause).splitlines()), "") if cause else "no reason given"
-    if cause is None or isinstance(cause, RayError):
-        return f"the trial's process ended: {first}"
-    trace = "".join(traceback.format_exception(cause)) if cause.__traceback__ else str(error)
-    return f"{type(cause).__name__}: {first}\n\n{trace}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from ray import tune
 
 from autoembed.data.dataset import Dataset
+from autoembed.errors import AutoembedError
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir
 from autoembed.trial import TrialConfig, run_trial
@@ -32,9 +34,21 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
     folder = RunDir(run)
     trial = space.config(config["arm"], config["values"], space.seed)
     folder.begin_trial(config["trial"], trial)
-    result, model = run_trial(trial, Dataset.open(dataset), Reporter(trial, space))
-    folder.finish_trial(config["trial"], result, model)
+    try:
+        result, model = run_trial(trial, Dataset.open(dataset), Reporter(trial, space))
+        folder.finish_trial(config["trial"], result, model)
+    except Exception as error:
+        folder.mark(config["trial"], "failed", reason_of(error))
+        raise
     tune.report({FINISHED: True, OBJECTIVE: space.objective.of(result.valid)})
+
+
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, in the first line; below it the traceback, unless a rule of ours was broken."""
+    if isinstance(error, AutoembedError):
+        return str(error).splitlines()[0]
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}\n\n{''.join(traceback.format_exception(error))}"
 
 
 class Reporter:

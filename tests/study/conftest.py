@@ -1,0 +1,57 @@
+import pytest
+import yaml
+
+SPACE = {
+    "data": {
+        "planted": {"rows": 8000, "seed": 0, "marginal": [5, 50], "xor": [4], "low_rank": [10], "noise": [10, 200]},
+        "split": {"by": "random", "valid": 0.2, "test": 0.2},
+    },
+    "embedding": {"dim": 6, "blocks": 3},
+    "stages": [{"method": "dnis", "warm_epochs": 1, "epochs": 1}],
+    "baselines": ["uniform"],
+    "backbone": {"name": "deepfm", "hidden": [16], "dropout": 0.0},
+    "train": {"epochs": 2, "lr": {"log": [1.0e-3, 1.0e-2]}, "batch_size": 512},
+    "budget": {"trials": 2, "width": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """One Ray for all studies of this process."""
+    import ray
+
+    import autoembed.study  # noqa: F401  (sets the environment first)
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level="CRITICAL",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def write_space(tmp_path, monkeypatch):
+    """Writes a small space with some sections changed; its path."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def write(name="tiny", **changes):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(SPACE | changes))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, ray_here):
+    """A finished small study: (run folder, leaderboard)."""
+    from autoembed.study.study import Request, run_study
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))
+    return run_study(Request(space=folder / "tiny.yaml", runs=folder / "runs"))

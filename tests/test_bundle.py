@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from autoembed.bundle import load_bundle, write_bundle
+from autoembed.data.dataset import build_dataset
+from autoembed.data.readers import DataSpec
+from autoembed.errors import BundleError, DataError
+from autoembed.training import predict
+from autoembed.trial import check, run_trial
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(bundle folder, its model, its dataset, the raw table) of a table with text, numbers, gaps and a time column."""
+    folder = tmp_path_factory.mktemp("bundle")
+    rng = np.random.default_rng(0)
+    rows = 3000
+    city = rng.choice(["Bern", "Köln", "Aarau", None], rows, p=[0.5, 0.3, 0.1, 0.1])
+    age = np.where(rng.random(rows) < 0.1, np.nan, rng.normal(40, 10, rows))
+    item = rng.integers(0, 200, rows)
+    click = (rng.random(rows) < 0.2 + 0.4 * (city == "Bern") + 0.2 * (item % 2)).astype(int)
+    table = pl.DataFrame(
+        {"city": city, "age": age, "item": item, "day": np.sort(rng.integers(1, 11, rows)), "click": click}
+    )
+    table.write_parquet(folder / "clicks.parquet")
+    spec = DataSpec.model_validate({"label": "click", "time": "day", "split": {"by": "time", "valid": 8, "test": 10}})
+    dataset = build_dataset(spec, folder / "clicks.parquet", folder / "cache")
+    config = check(
+        {
+            "arm": "magnitude",
+            "stages": [{"method": "magnitude", "warm_epochs": 1}],
+            "embedding": {"dim": 4, "blocks": 3},
+            "backbone": {"name": "deepfm", "hidden": [8], "dropout": 0.0},
+            "train": {"epochs": 2, "lr": 1e-2, "batch_size": 256},
+            "limit": {"width": 2},
+        }
+    )
+    result, model = run_trial(config, dataset, lambda values: None)
+    write_bundle(
+        folder / "b",
+        schema=dataset.schema,
+        vocabulary=dataset.vocabulary,
+        architecture=result.architecture,
+        model=model,
+        data=spec.model_dump(mode="json", exclude={"path", "planted", "split", "files"}),
+        metrics={},
+        provenance={},
+    )
+    return folder / "b", model, dataset, table
+
+
+def test_it_gives_the_models_own_predictions_from_raw_rows(made):
+    path, model, dataset, table = made
+    raw = table.filter(pl.col("day") >= 10)
+    expected = predict(model, dataset, "test", torch.device("cpu"))
+    assert np.abs(load_bundle(path).predict(raw) - expected).max() < 1e-6
+    assert np.abs(load_bundle(path).predict(raw.lazy(), batch=7) - expected).max() < 1e-6
+
+
+def test_unseen_values_missing_values_and_further_columns_score(made):
+    path = made[0]
+    rows = pl.DataFrame({"city": ["Nowhere", None], "age": [None, 1e9], "item": [10**9, 5], "more": [1, 2]})
+    scores = load_bundle(path).predict(rows)
+    assert scores.shape == (2,)
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_a_missing_column_is_named(made):
+    with pytest.raises(DataError, match="city"):
+        load_bundle(made[0]).predict(pl.DataFrame({"age": [1.0], "item": [1]}))
+
+
+def test_nothing_in_it_is_pickled(made):
+    names = {file.name for file in made[0].iterdir()}
+    assert names == {"architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors", "manifest.json"}
+    for file in made[0].iterdir():
+        assert not file.read_bytes().startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda b: (b / "weights.safetensors").unlink(), "lacks weights.safetensors"),
+        (lambda b: (b / "architecture.json").write_text("{}"), "architecture.json is not the file .*sha256"),
+        (lambda b: (b / "manifest.json").write_text("{"), "no valid JSON"),
+        (lambda b: (b / "manifest.json").unlink(), "is no bundle"),
+        (lambda b: _edit(b, version=9), "version 9, but this autoembed reads version 1"),
+        (lambda b: _edit(b, more=1), "breaks a rule"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_line(made, tmp_path, damage, line):
+    copy = tmp_path / "b"
+    copy.mkdir()
+    for file in made[0].iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    damage(copy)
+    with pytest.raises(BundleError, match=line) as raised:
+        load_bundle(copy)
+    assert "\n" not in str(raised.value)
+
+
+def _edit(bundle, **changes):
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten(made, tmp_path):
+    (tmp_path / "keep.txt").write_text("mine")
+    _, model, dataset, _ = made
+    with pytest.raises(BundleError, match="exists and is no bundle"):
+        write_bundle(
+            tmp_path,
+            schema=dataset.schema,
+            vocabulary=dataset.vocabulary,
+            architecture=model.architecture,
+            model=model,
+            data={},
+            metrics={},
+            provenance={},
+        )
+    assert (tmp_path / "keep.txt").read_text() == "mine"

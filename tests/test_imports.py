@@ -1,0 +1,68 @@
+"""The one-way dependency order of docs/design.md, and what a plain import may load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autoembed
+
+PACKAGE = Path(autoembed.__file__).parent
+# Each entry imports only from those before it, and from within itself.
+ORDER = [
+    "errors", "data", "ranking", "architecture", "nn", "metrics", "training", "search", "trial", "space", "bundle",
+    "study", "cli",
+]  # fmt: skip
+HEAVY = {"ray", "optuna", "mlflow"}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part(name):
+    return name.split(".")[1] if name.count(".") else ""
+
+
+def imports(path):
+    """Dotted names of all imports in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            for alias in node.names:
+                inside = PACKAGE.parent / node.module.replace(".", "/")
+                submodule = (inside / f"{alias.name}.py").exists() or (inside / alias.name).is_dir()
+                yield f"{node.module}.{alias.name}" if submodule else node.module
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_above_it(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own in ("__init__",):
+        assert not [name for name in imports(path) if name.startswith("autoembed")]
+        return
+    assert own in ORDER, f"{own} has no place in the order"
+    for name in imports(path):
+        top = name.split(".")[0]
+        if top == "autoembed" and part(name):
+            assert ORDER.index(part(name)) <= ORDER.index(own), f"{path.name} imports {name}, which stands below it"
+        assert top not in HEAVY or own == "study", f"{path.name} imports {name}: only study/ may"
+        assert top != "pickle", f"{path.name} imports pickle"
+
+
+@pytest.mark.parametrize("module", ["autoembed", "autoembed.cli", "autoembed.trial", "autoembed.bundle"])
+def test_importing_the_package_loads_no_ray_optuna_or_mlflow(module):
+    code = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_usage_reports_are_off_by_default():
+    names = ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
+    code = f"import os, autoembed.study; print(*[os.environ[name] for name in {names!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["0", "true"]
