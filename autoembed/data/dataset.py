@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import ValidationError
 
@@ -21,14 +20,11 @@ from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.spec import SPLITS, DataSpec, Split
-from autoembed.data.vocabulary import Counts, Ids, Vocabulary
+from autoembed.data.vocabulary import Counts, Ids, Progress, Vocabulary
+from autoembed.data.writer import LAYOUT, Labels, Writer
 from autoembed.errors import DataError
 
-Labels = npt.NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
-
-LAYOUT = 1
-_CHUNK = 1 << 17
+_CHUNK = 1 << 18
 
 
 class Dataset:
@@ -108,15 +104,16 @@ class Dataset:
         if schema == self.schema:
             return self
         places = [self.schema.index(name) for name in schema.names]
-        folder = Path(cache) / _digest(self.fingerprint, list(schema.names))
+        folder = Path(cache) / _digest(LAYOUT, self.fingerprint, list(schema.names))
 
         def write(temporary: Path) -> None:
-            writer = _Writer(temporary, schema, self.vocabulary.keep(schema.names), self.truth)
+            writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
             for split in SPLITS:
                 ids, labels = self.ids(split), self.labels(split)
-                chunks = range(0, len(ids), _CHUNK)
-                writer.split(split, len(ids), ((ids[i : i + _CHUNK, places], labels[i : i + _CHUNK]) for i in chunks))
-            writer.finish()
+                for start in range(0, len(ids), _CHUNK):
+                    some = slice(start, start + _CHUNK)
+                    writer.add(split, ids[some, places], labels[some])
+            writer.finish(self.vocabulary.keep(schema.names), self.truth)
 
         return _cached(folder, write)
 
@@ -146,9 +143,9 @@ def build_dataset(
         stage = temporary / "stage"
         stage.mkdir()
         try:
-            if progress:
-                progress("read", 0, 1)
-            _encode(read(spec, data, stage), spec, temporary, progress)
+            tell = progress or (lambda *_: None)
+            tell("read", 0, 1)
+            _encode(read(spec, data, stage), spec, temporary, tell)
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
         shutil.rmtree(stage)
@@ -156,16 +153,21 @@ def build_dataset(
     return _cached(folder, write)
 
 
-def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress | None) -> None:
-    label = table.schema.label
-    rows = {split: _check_labels(split, frame, label) for split, frame in table.splits.items()}
-    vocabulary = Vocabulary.fit(table.splits["train"], table.schema, spec.min_count, spec.bins, progress)
-    writer = _Writer(folder, vocabulary.schema(table.schema), vocabulary, table.truth)
-    for split, frame in table.splits.items():
-        batches = frame.collect_batches(chunk_size=_CHUNK, maintain_order=True, engine="streaming")
-        encoded = ((vocabulary.encode(batch), batch[label].to_numpy()) for batch in batches)
-        writer.split(split, rows[split], encoded, progress)
-    writer.finish()
+def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress) -> None:
+    splits, label = table.splits, table.schema.label
+    rows = {split: _check_labels(split, frame, label) for split, frame in splits.items()}
+    vocabulary = Vocabulary.fit(splits["train"], table.schema, spec.min_count, spec.bins, progress)
+    writer = Writer(folder, vocabulary.schema(table.schema), rows)
+    done, total = 0, sum(rows.values())
+    for part in table.parts:
+        for chunk, codes in part.chunks(_CHUNK):
+            ids, labels = vocabulary.encode(chunk), chunk[label].cast(pl.Float32).to_numpy()
+            for code, split in enumerate(SPLITS):
+                inside = codes == code
+                writer.add(split, ids[inside], labels[inside])
+                done += int(inside.sum())
+            progress("encode", done, total)
+    writer.finish(vocabulary, table.truth)
 
 
 def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
@@ -179,50 +181,6 @@ def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
             f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted[label][0]}"
         )
     return rows
-
-
-class _Writer:
-    """Writes the files of a dataset, and hashes what it writes."""
-
-    def __init__(
-        self, folder: Path, schema: FeatureSchema, vocabulary: Vocabulary, truth: dict[str, Any] | None
-    ) -> None:
-        self.folder, self.schema, self.vocabulary, self.truth = folder, schema, vocabulary, truth
-        self.rows: dict[str, int] = {}
-        self.hash = hashlib.sha256(schema.fingerprint().encode())
-
-    def split(
-        self, split: Split, rows: int, chunks: Iterable[tuple[Ids, npt.NDArray[Any]]], progress: Progress | None = None
-    ) -> None:
-        ids_file, labels_file = (self.folder / f"{split}.{what}.npy" for what in ("ids", "labels"))
-        shape = (rows, len(self.schema.fields))
-        ids = np.lib.format.open_memmap(ids_file, mode="w+", dtype=np.int32, shape=shape)
-        labels = np.lib.format.open_memmap(labels_file, mode="w+", dtype=np.float32, shape=(rows,))
-        done = 0
-        for some_ids, some_labels in chunks:
-            end = done + len(some_ids)
-            ids[done:end], labels[done:end] = some_ids, some_labels
-            self.hash.update(ids[done:end].data)
-            done = end
-            if progress:
-                progress(f"encode {split}", done, rows)
-        assert done == rows, f"{split}: {done} rows encoded, {rows} counted"
-        self.hash.update(labels.data)
-        ids.flush()
-        labels.flush()
-        self.rows[split] = rows
-
-    def finish(self) -> None:
-        self.vocabulary.write(self.folder / "vocabulary.parquet")
-        self.hash.update(self.vocabulary.table().write_csv().encode())
-        (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
-        facts = {
-            "layout": LAYOUT,
-            "fingerprint": self.hash.hexdigest()[:16],
-            "rows": self.rows,
-            "truth": self.truth,
-        }
-        (self.folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _cached(folder: Path, write: Callable[[Path], None]) -> Dataset:

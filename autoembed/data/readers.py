@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,33 @@ import polars as pl
 from scipy.stats import rankdata
 
 from autoembed.data.files import format_of, locate
+from autoembed.data.labels import label_of
 from autoembed.data.planted import LOGIT, planted
 from autoembed.data.scan import CRITEO_NUMERIC, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
-from autoembed.data.splits import split
+from autoembed.data.splits import Part, split
 from autoembed.data.values import check_dtype, key
 from autoembed.errors import DataError
 
 __all__ = ["DataSpec", "SplitSpec", "Table", "clean", "labelled", "read", "read_rows"]
 
-_LABELS = {"0": 0, "1": 1, "false": 0, "true": 1}
-_SHOWN = 5
-
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Lazy splits whose label is 0 or 1 (Int8), their schema (cardinalities 0), and the truth of planted data."""
+    """The parts of a table, its schema (cardinalities 0), and the truth of planted data.
 
-    splits: dict[Split, pl.LazyFrame]
+    The columns of every part are the fields, the time if there is one, and the label: 0, 1 or missing (Int8).
+    """
+
+    parts: list[Part]
     schema: FeatureSchema
     truth: dict[str, Any] | None
+
+    @property
+    def splits(self) -> dict[Split, pl.LazyFrame]:
+        """The rows of each split, lazily."""
+        return {name: pl.concat([part.split(name) for part in self.parts]) for name in SPLITS}
 
 
 def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
@@ -41,7 +47,7 @@ def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
     Args:
         spec: the `data:` section.
         data: a file or directory that goes before `spec.path`, or None.
-        stage: an empty folder for converted copies of text files; it must outlive the returned frames.
+        stage: an empty folder for converted copies of text files; it must outlive the returned table.
 
     Raises:
         DataError: whatever is wrong with the files, columns, label or split, in one line.
@@ -59,13 +65,13 @@ def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
         frames = _same_columns({name: _scan(paths, spec, stage) for name, paths in files.items()}, spec)
     schema = _schema(frames["train"], spec)
     frames = _typed_time(frames, spec)
-    label = _label(frames, spec)
-    splits = split(frames, spec, label)
+    label = label_of(frames, spec).cast(pl.Int8).alias(spec.label)
+    frames = {name: frame.with_columns(label) for name, frame in frames.items()}
+    table = Table(parts=split(frames, spec), schema=schema, truth=truth)
     if truth is not None:
-        truth["best_auc"] = {name: _auc(frame) for name, frame in splits.items()}
-    columns = [*schema.names, *([schema.time] if schema.time and schema.time not in schema.names else [])]
-    splits = {name: splits[name].select(*columns, label.cast(pl.Int8).alias(spec.label)) for name in SPLITS}
-    return Table(splits=splits, schema=schema, truth=truth)
+        truth["best_auc"] = {name: _auc(frame) for name, frame in table.splits.items()}
+    columns = dict.fromkeys([*schema.names, *([schema.time] if schema.time else []), schema.label])
+    return replace(table, parts=[part.select(*columns) for part in table.parts])
 
 
 def read_rows(spec: DataSpec, path: str | Path, stage: Path) -> pl.LazyFrame:
@@ -82,7 +88,7 @@ def read_rows(spec: DataSpec, path: str | Path, stage: Path) -> pl.LazyFrame:
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     """The frame with its label column as 1, 0 or null; DataError if the column is none of the spec's labels."""
     spec = spec.model_copy(update={"missing_label": "drop"})
-    return frame.with_columns(_label({"train": frame}, spec).cast(pl.Int8).alias(spec.label))
+    return frame.with_columns(label_of({"train": frame}, spec).cast(pl.Int8).alias(spec.label))
 
 
 def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
@@ -222,50 +228,6 @@ def _typed_time(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split
         if wrong.collect(engine="streaming").sum().item() == 0:
             return {name: frame.with_columns(cast) for name, frame in frames.items()}
     return frames
-
-
-def _label(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
-    """The expression for the label as 1, 0 or null, after checking every value that occurs."""
-    name = spec.label
-    dtype = frames["train"].collect_schema()[name]
-    check_dtype(name, dtype)
-    text = key(pl.col(name), dtype)
-    counted = pl.concat(
-        [
-            frame.select(text.alias("value")).group_by("value").len().collect(engine="streaming")
-            for frame in frames.values()
-        ]
-    )
-    missing = int(counted.filter(pl.col("value").is_null())["len"].sum())
-    if missing and spec.missing_label == "error":
-        raise DataError(f"label {name!r} is missing in {missing} rows: set data.missing_label: drop to leave them out")
-    values = counted["value"].drop_nulls().unique().sort()
-    rows = int(counted["len"].sum()) - missing
-    if rows < 2:
-        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
-    shown = ", ".join(repr(v) for v in values.head(_SHOWN)) + (", ..." if len(values) > _SHOWN else "")
-    if spec.above is not None:
-        if values.cast(pl.Float64, strict=False).null_count():
-            raise DataError(f"data.above needs a numeric label, but {name!r} has the values {shown}")
-        return text.cast(pl.Float64) > spec.above
-    if spec.positive is not None:
-        wanted = _texts(spec.positive)
-        if not set(wanted) & set(values):
-            raise DataError(
-                f"data.positive must name values of label {name!r}, but got {list(spec.positive)} (it has {shown})"
-            )
-        return text.is_in(wanted)
-    if not set(values) <= set(_LABELS):
-        raise DataError(
-            f"label {name!r} must be 0 or 1, but has the values {shown}: "
-            "list the values that count as 1 under data.positive, or give a threshold as data.above"
-        )
-    return text.replace_strict(_LABELS, default=None, return_dtype=pl.Int8)
-
-
-def _texts(values: Sequence[Any]) -> list[str]:
-    texts = pl.DataFrame({"value": [str(v) for v in values]})
-    return texts.select(key(pl.col("value"), pl.String())).to_series().to_list()
 
 
 def _auc(frame: pl.LazyFrame) -> float:

@@ -3,25 +3,66 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from autoembed.data.spec import Cut, DataSpec, Split, is_fraction
+from autoembed.data.spec import SPLITS, Cut, DataSpec, Split, is_fraction
 from autoembed.errors import DataError
 
-Frames = dict[Split, pl.LazyFrame]
 _CODE = "__split"
+_NONE = 255
 
 
-def split(frames: Frames, spec: DataSpec, label: pl.Expr) -> Frames:
-    """The three splits of the given tables, lazily.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One given table, and which split each of its rows is in: 0, 1 or 2 for a place in SPLITS, 255 for none.
+
+    `frame` must be a scan with expressions per row, as its rows are addressed by their place in the file.
+    """
+
+    frame: pl.LazyFrame
+    code: pl.Expr | npt.NDArray[np.uint8]
+
+    def select(self, *columns: str) -> Part:
+        return Part(frame=self.frame.select(*columns), code=self.code)
+
+    def rows(self) -> int:
+        """The number of rows, whatever their split."""
+        return int(self.frame.select(pl.len()).collect(engine="streaming").item())
+
+    def split(self, split: Split) -> pl.LazyFrame:
+        """The rows of one split, in their order."""
+        if isinstance(self.code, pl.Expr):
+            return self.frame.filter(self.code == SPLITS.index(split))
+        coded = pl.concat([self.frame, pl.LazyFrame({_CODE: self.code})], how="horizontal")
+        return coded.filter(pl.col(_CODE) == SPLITS.index(split)).drop(_CODE)
+
+    def chunks(self, size: int) -> Iterator[tuple[pl.DataFrame, npt.NDArray[np.uint8]]]:
+        """All rows and their codes, `size` at a time.
+
+        Slices, not `collect_batches`: that decodes Parquet far ahead of a slower consumer, so that its memory grows
+        with the rows (pola-rs/polars issue 28569).
+        """
+        for start in range(0, self.rows(), size):
+            if isinstance(self.code, pl.Expr):
+                chunk = self.frame.slice(start, size).with_columns(self.code.cast(pl.UInt8).alias(_CODE)).collect()
+                yield chunk.drop(_CODE), chunk[_CODE].to_numpy()
+            else:
+                yield self.frame.slice(start, size).collect(), self.code[start : start + size]
+
+
+def split(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> list[Part]:
+    """Say of every row in which split it is.
 
     Args:
-        frames: one table under `train`, or train with valid, test or both.
+        frames: one table under `train`, or train with valid, test or both; the label column is 1, 0 or null, and rows
+            without a label are in no split.
         spec: its `split` and `time` say what to do where a split is missing.
-        label: 1, 0 or null per row; rows without a label are in no split.
 
     Raises:
         DataError: a split cannot be made, or the time column does not fit the cuts.
@@ -30,31 +71,37 @@ def split(frames: Frames, spec: DataSpec, label: pl.Expr) -> Frames:
     by = rule.by or ("time" if spec.time else "random")
     if by == "time" and spec.time is None:
         raise DataError("split by time needs data.time, the name of the time column")
-    frames = {name: frame.filter(label.is_not_null()) for name, frame in frames.items()}
-    cuts_both = by == "time" and {"valid", "test"} <= rule.model_fields_set
     if by == "random" and not (is_fraction(rule.valid) and is_fraction(rule.test)):
         raise DataError(
             f"split by random must have fractions between 0 and 1, but got valid={rule.valid!r}, test={rule.test!r} "
             "(for cut values, set data.time)"
         )
-    if cuts_both:
-        return _by_time(pl.concat(list(frames.values()), how="vertical"), spec, rule.valid, rule.test)
+    if by == "time" and {"valid", "test"} <= rule.model_fields_set:
+        return _by_time(list(frames.values()), spec, rule.valid, rule.test)
     if {"valid", "test"} <= set(frames):
         _refuse(rule.model_fields_set & {"by", "valid", "test"}, "the data has its own valid and test")
-        return frames
+        return [_whole(frame, name, spec) for name, frame in frames.items()]
     if "valid" in frames:
         raise DataError(
             "the data has train and valid but no test: add a test file (data.files), or cut all rows by time with "
             "data.time and data.split: {by: time, valid: FIRST_VALID_TIME, test: FIRST_TEST_TIME}"
         )
-    test = frames.get("test")
-    if test is not None:
+    own_test = "test" in frames
+    if own_test:
         _refuse(rule.model_fields_set & {"test"}, "the data has its own test")
     if by == "time":
-        made = _by_time(frames["train"], spec, rule.valid, None if test is not None else rule.test)
+        made = _by_time([frames["train"]], spec, rule.valid, None if own_test else rule.test)
     else:
-        made = _at_random(frames["train"], float(rule.valid), 0.0 if test is not None else float(rule.test), rule.seed)
-    return made if test is None else {**made, "test": test}
+        made = [_at_random(frames["train"], spec, float(rule.valid), 0.0 if own_test else float(rule.test))]
+    return [*made, _whole(frames["test"], "test", spec)] if own_test else made
+
+
+def _labelled(code: pl.Expr, spec: DataSpec) -> pl.Expr:
+    return pl.when(pl.col(spec.label).is_null()).then(_NONE).otherwise(code)
+
+
+def _whole(frame: pl.LazyFrame, name: Split, spec: DataSpec) -> Part:
+    return Part(frame=frame, code=_labelled(pl.lit(SPLITS.index(name)), spec))
 
 
 def _refuse(keys: set[str], why: str) -> None:
@@ -65,24 +112,23 @@ def _refuse(keys: set[str], why: str) -> None:
         )
 
 
-def _at_random(table: pl.LazyFrame, valid: float, test: float, seed: int) -> Frames:
-    rows = int(table.select(pl.len()).collect(engine="streaming").item())
-    order = np.random.default_rng(seed).permutation(rows)
-    n_valid, n_test = round(rows * valid), round(rows * test)
-    codes = np.zeros(rows, dtype=np.uint8)
-    codes[order[:n_valid]] = 1
-    codes[order[n_valid : n_valid + n_test]] = 2
-    coded = pl.concat([table, pl.LazyFrame({_CODE: codes})], how="horizontal")
-    parts: Frames = {"train": coded, "valid": coded, "test": coded}
-    made = {name: frame.filter(pl.col(_CODE) == code).drop(_CODE) for code, (name, frame) in enumerate(parts.items())}
-    return {name: frame for name, frame in made.items() if name != "test" or test > 0}
+def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> Part:
+    labelled = frame.select(pl.col(spec.label).is_not_null()).collect(engine="streaming").to_series().to_numpy()
+    places = np.random.default_rng(spec.split.seed).permutation(np.flatnonzero(labelled))
+    n_valid, n_test = round(len(places) * valid), round(len(places) * test)
+    codes = np.where(labelled, 0, _NONE).astype(np.uint8)
+    codes[places[:n_valid]] = 1
+    codes[places[n_valid : n_valid + n_test]] = 2
+    return Part(frame=frame, code=codes)
 
 
-def _by_time(table: pl.LazyFrame, spec: DataSpec, valid: Cut, test: Cut | None) -> Frames:
+def _by_time(frames: list[pl.LazyFrame], spec: DataSpec, valid: Cut, test: Cut | None) -> list[Part]:
     assert spec.time is not None
     time = pl.col(spec.time)
-    dtype = table.collect_schema()[spec.time]
-    times = table.group_by(time).len().collect(engine="streaming").sort(spec.time)
+    dtype = frames[0].collect_schema()[spec.time]
+    labelled = [frame.filter(pl.col(spec.label).is_not_null()) for frame in frames]
+    counted = [frame.group_by(time).len().collect(engine="streaming") for frame in labelled]
+    times = pl.concat(counted).group_by(time).agg(pl.col("len").sum()).sort(spec.time)
     missing = int(times.filter(time.is_null())["len"].sum())
     if missing:
         raise DataError(f"time column {spec.time!r} must have no missing values, but {missing} rows have none")
@@ -91,11 +137,10 @@ def _by_time(table: pl.LazyFrame, spec: DataSpec, valid: Cut, test: Cut | None) 
         first_valid, first_test = _fractions(times, spec.time, float(valid), test)
     else:
         first_valid, first_test = _literal(valid, dtype, spec.time), _literal(test, dtype, spec.time)
-    made: Frames = {"train": table.filter(time < first_valid)}
-    if first_test is None:
-        return {**made, "valid": table.filter(time >= first_valid)}
-    made["valid"] = table.filter((time >= first_valid) & (time < first_test))
-    return {**made, "test": table.filter(time >= first_test)}
+    code = pl.when(time >= first_valid).then(1).otherwise(0)
+    if first_test is not None:
+        code = pl.when(time >= first_test).then(2).otherwise(code)
+    return [Part(frame=frame, code=_labelled(code, spec)) for frame in frames]
 
 
 def _fractions(times: pl.DataFrame, name: str, valid: float, test: float | None) -> tuple[pl.Expr, pl.Expr | None]:

@@ -155,8 +155,8 @@ def test_progress_is_told(build):
     shutil.rmtree(dataset.path)
     spec = module.DataSpec.model_validate(PLANTED)
     module.build_dataset(spec, None, dataset.path.parent, lambda *call: calls.append(call))
-    assert {stage for stage, _, _ in calls} == {"read", "vocabulary", "encode train", "encode valid", "encode test"}
-    assert ("encode train", 1600, 1600) in calls
+    assert {stage for stage, _, _ in calls} == {"read", "vocabulary", "encode"}
+    assert ("encode", 2000, 2000) in calls
     assert all(0 <= done <= total for _, done, total in calls)
 
 

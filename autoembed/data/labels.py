@@ -1,0 +1,69 @@
+"""What counts as a click: the label column as 1, 0 or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from autoembed.data.spec import DataSpec, Split
+from autoembed.data.values import check_dtype, key
+from autoembed.errors import DataError
+
+_ONES = {"1", "true"}
+_ZEROS = {"0", "false"}
+_SHOWN = 5
+
+
+def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
+    """The expression that is true, false or null per row, after a look at every value that the label has.
+
+    Raises:
+        DataError: labels are missing and may not be, they are not 0 and 1 and the spec does not say which values count
+            as 1, or fewer than two rows have one.
+    """
+    name = spec.label
+    dtype = frames["train"].collect_schema()[name]
+    check_dtype(name, dtype)
+    counted = pl.concat([frame.group_by(name).len().collect(engine="streaming") for frame in frames.values()])
+    counted = counted.with_columns(key(pl.col(name), dtype).alias("text"))
+    present = counted.drop_nulls("text")
+    rows = int(present["len"].sum())
+    missing = int(counted["len"].sum()) - rows
+    if missing and spec.missing_label == "error":
+        raise DataError(f"label {name!r} is missing in {missing} rows: set data.missing_label: drop to leave them out")
+    if rows < 2:
+        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
+    # Rows are compared as they are stored, as this runs in every later pass: the text of each would be slow.
+    column = pl.when(pl.col(name).is_not_nan()).then(pl.col(name)) if dtype.is_float() else pl.col(name)
+    if spec.above is not None:
+        if present["text"].cast(pl.Float64, strict=False).null_count():
+            raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")
+        return column.cast(pl.Float64) > spec.above
+    ones = present.filter(pl.col("text").is_in(list(_ones(present, spec))))[name].unique()
+    return column.is_in(ones.to_list())
+
+
+def _ones(present: pl.DataFrame, spec: DataSpec) -> set[str]:
+    """The texts of the values that count as 1."""
+    values = set(present["text"])
+    if spec.positive is None:
+        if not values <= _ONES | _ZEROS:
+            raise DataError(
+                f"label {spec.label!r} must be 0 or 1, but has the values {_shown(present)}: "
+                "list the values that count as 1 under data.positive, or give a threshold as data.above"
+            )
+        return _ONES
+    listed = pl.DataFrame({"value": [str(value) for value in spec.positive]})
+    wanted = set(listed.select(key(pl.col("value"), pl.String())).to_series())
+    if not wanted & values:
+        raise DataError(
+            f"data.positive must name values of label {spec.label!r}, but got {list(spec.positive)} "
+            f"(it has {_shown(present)})"
+        )
+    return wanted
+
+
+def _shown(present: pl.DataFrame) -> str:
+    values = present["text"].unique().sort()
+    return ", ".join(repr(value) for value in values.head(_SHOWN)) + (", ..." if len(values) > _SHOWN else "")

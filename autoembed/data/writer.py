@@ -1,0 +1,60 @@
+"""Writes the files of an encoded dataset, a chunk of rows at a time, and hashes what it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoembed.data.schema import FeatureSchema
+from autoembed.data.spec import SPLITS, Split
+from autoembed.data.vocabulary import Ids, Vocabulary
+
+Labels = npt.NDArray[np.float32]
+
+LAYOUT = 1
+
+
+class Writer:
+    """Fills `<split>.ids.npy` and `<split>.labels.npy` in `folder`, then writes what says what they mean."""
+
+    def __init__(self, folder: Path, schema: FeatureSchema, rows: dict[Split, int]) -> None:
+        self.folder, self.schema, self.rows = folder, schema, rows
+        self._done = dict.fromkeys(SPLITS, 0)
+        self._ids = {
+            split: self._array(f"{split}.ids", np.int32, (rows[split], len(schema.fields))) for split in SPLITS
+        }
+        self._labels = {split: self._array(f"{split}.labels", np.float32, (rows[split],)) for split in SPLITS}
+        # A hash per array: the order in which the rows of different splits come must not show in the fingerprint.
+        self._hashes = {split: (hashlib.sha256(), hashlib.sha256()) for split in SPLITS}
+
+    def _array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        return np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+    def add(self, split: Split, ids: Ids, labels: Labels) -> None:
+        """Append ids [rows, F] and labels [rows] to a split."""
+        ids, labels = np.ascontiguousarray(ids, dtype=np.int32), np.ascontiguousarray(labels, dtype=np.float32)
+        start, end = self._done[split], self._done[split] + len(ids)
+        self._ids[split][start:end], self._labels[split][start:end] = ids, labels
+        for digest, array in zip(self._hashes[split], (ids, labels), strict=True):
+            digest.update(array.data)
+        self._done[split] = end
+
+    def finish(self, vocabulary: Vocabulary, truth: dict[str, Any] | None) -> None:
+        """Write schema, vocabulary and dataset.json, the last of all, which makes the dataset complete."""
+        assert self._done == self.rows, f"{self._done} rows written, {self.rows} announced"
+        for arrays in (self._ids, self._labels):
+            for array in arrays.values():
+                assert isinstance(array, np.memmap)
+                array.flush()
+        vocabulary.write(self.folder / "vocabulary.parquet")
+        (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
+        content = [self.schema.fingerprint(), hashlib.sha256(vocabulary.table().write_csv().encode()).hexdigest()]
+        content += [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]
+        fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        facts = {"layout": LAYOUT, "fingerprint": fingerprint, "rows": self.rows, "truth": truth}
+        (self.folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
