@@ -1,4 +1,4 @@
-"""Layers that backbones share."""
+"""Layers that backbones share. B batch, F field, D dim, P = F(F-1)/2 pairs."""
 
 from __future__ import annotations
 
@@ -11,44 +11,130 @@ from torch import Tensor, nn
 from autoembed.architecture import Array
 
 
-class InputLinear(nn.Module):
-    """A linear layer over the active entries of [B, F, D]: pruned positions cost no weights."""
+class Narrowable(nn.Module):
+    """A layer whose weights belong to fields and dims, so that a narrower copy can inherit some of them."""
+
+    def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
+        """Copies this layer's part of a wider layer's weights; `fields` gives the source's field of each field here."""
+        raise NotImplementedError
+
+
+class Entries(Narrowable):
+    """The active entries of [B, F, D], as a list of flat positions."""
 
     index: Tensor
 
-    def __init__(self, active: Array, width: int) -> None:
+    def __init__(self, active: Array) -> None:
         super().__init__()
         self.dim = active.shape[1]
         self.all = bool(active.all())
-        index = torch.tensor(np.flatnonzero(active.reshape(-1)))
-        self.register_buffer("index", index, persistent=False)
-        self.linear = nn.Linear(len(index), width)
+        self.size = int(active.sum())
+        self.register_buffer("index", torch.tensor(np.flatnonzero(active.reshape(-1))), persistent=False)
+
+    def take(self, e_BFD: Tensor) -> Tensor:
+        """[B, F, D] -> [B, active entries]."""
+        flat = e_BFD.flatten(1)
+        return flat if self.all else flat.index_select(1, self.index)
+
+    def columns(self, source: Entries, fields: Sequence[int]) -> Tensor:
+        """Where this layer's entries stand among the source's."""
+        field = torch.as_tensor(fields, device=self.index.device)[self.index // self.dim]
+        return torch.searchsorted(source.index, field * source.dim + self.index % self.dim)
+
+
+class InputLinear(Entries):
+    """A linear layer over the active entries: pruned positions cost no weights."""
+
+    def __init__(self, active: Array, width: int, *, bias: bool = True) -> None:
+        super().__init__(active)
+        self.linear = nn.Linear(self.size, width, bias=bias)
 
     def forward(self, e_BFD: Tensor) -> Tensor:
-        flat = e_BFD.flatten(1)
-        out: Tensor = self.linear(flat if self.all else flat.index_select(1, self.index))
+        """[B, F, D] -> [B, width]."""
+        out: Tensor = self.linear(self.take(e_BFD))
         return out
 
     @torch.no_grad()
-    def inherit(self, source: InputLinear, fields: Sequence[int]) -> None:
-        """Copies the columns of this layer's entries; `fields` gives the source's field of each field here."""
-        wanted = torch.as_tensor(fields)[self.index // self.dim] * source.dim + self.index % self.dim
-        columns = torch.searchsorted(source.index, wanted)
+    def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
+        assert isinstance(source, InputLinear)
+        self.linear.weight.copy_(source.linear.weight[:, self.columns(source, fields)])
+        if self.linear.bias is not None:
+            self.linear.bias.copy_(source.linear.bias)
+
+
+class OutputLinear(Entries):
+    """A linear layer that gives one number for each active entry."""
+
+    def __init__(self, active: Array, width: int) -> None:
+        super().__init__(active)
+        self.linear = nn.Linear(width, self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., active entries]."""
+        out: Tensor = self.linear(x)
+        return out
+
+    @torch.no_grad()
+    def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
+        assert isinstance(source, OutputLinear)
+        rows = self.columns(source, fields)
+        self.linear.weight.copy_(source.linear.weight[rows])
+        self.linear.bias.copy_(source.linear.bias[rows])
+
+
+class PairLinear(Narrowable):
+    """A linear layer over one number per pair of fields, pairs in the order (0, 1), (0, 2), ..., (F-2, F-1)."""
+
+    def __init__(self, fields: int, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.fields = fields
+        self.linear = nn.Linear(fields * (fields - 1) // 2, width, bias=bias)
+
+    def forward(self, p_BP: Tensor) -> Tensor:
+        """[B, P] -> [B, width]."""
+        out: Tensor = self.linear(p_BP)
+        return out
+
+    @torch.no_grad()
+    def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
+        assert isinstance(source, PairLinear)
+        left, right = (torch.as_tensor(fields)[side].numpy() for side in pairs(self.fields))
+        total = source.fields
+        low, high = np.minimum(left, right), np.maximum(left, right)
+        columns = torch.as_tensor(low * (2 * total - low - 1) // 2 + high - low - 1)
         self.linear.weight.copy_(source.linear.weight[:, columns])
-        self.linear.bias.copy_(source.linear.bias)
+        if self.linear.bias is not None:
+            self.linear.bias.copy_(source.linear.bias)
 
 
-def mlp(width: int, hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> nn.Sequential:
-    """What follows a tower's input layer of `width`: norm, ReLU, dropout, then the further layers and one output."""
+def pairs(fields: int) -> tuple[Tensor, Tensor]:
+    """The two fields of each pair, int [P] each."""
+    left, right = np.triu_indices(fields, 1)
+    return torch.tensor(left), torch.tensor(right)
+
+
+def inner_products(e_BFD: Tensor) -> Tensor:
+    """The dot product of each pair of fields, [B, F, D] -> [B, P]."""
+    left, right = pairs(e_BFD.shape[1])
+    products = e_BFD @ e_BFD.transpose(1, 2)
+    return products[:, left, right]
+
+
+def factorization_machine(e_BFD: Tensor) -> Tensor:
+    """The sum of all pairwise dot products, [B, F, D] -> [B] (Rendle 2010, eq. 5)."""
+    return 0.5 * (e_BFD.sum(1).square() - e_BFD.square().sum(1)).sum(1)
+
+
+def hidden_layers(hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> nn.Sequential:
+    """What follows a linear layer of width hidden[0]: norm, ReLU, dropout, and the further hidden layers."""
     layers: list[nn.Module] = []
     for number, size in enumerate(hidden):
         if number:
-            layers.append(nn.Linear(width, size))
+            layers.append(nn.Linear(hidden[number - 1], size))
         if batch_norm:
             layers.append(nn.BatchNorm1d(size))
         layers += [nn.ReLU(), nn.Dropout(dropout)]
-        width = size
-    return nn.Sequential(*layers, nn.Linear(width, 1))
+    return nn.Sequential(*layers)
 
 
 class Tower(nn.Module):
@@ -57,14 +143,15 @@ class Tower(nn.Module):
     def __init__(self, active: Array, hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.input = InputLinear(active, hidden[0])
-        self.rest = mlp(hidden[0], hidden, dropout=dropout, batch_norm=batch_norm)
+        self.rest = hidden_layers(hidden, dropout=dropout, batch_norm=batch_norm)
+        self.output = nn.Linear(hidden[-1], 1)
+
+    def hidden(self, e_BFD: Tensor) -> Tensor:
+        """[B, F, D] -> the last hidden layer, [B, hidden[-1]]."""
+        out: Tensor = self.rest(self.input(e_BFD))
+        return out
 
     def forward(self, e_BFD: Tensor) -> Tensor:
         """[B, F, D] -> [B]."""
-        out: Tensor = self.rest(self.input(e_BFD)).squeeze(1)
+        out: Tensor = self.output(self.hidden(e_BFD)).squeeze(1)
         return out
-
-
-def factorization_machine(e_BFD: Tensor) -> Tensor:
-    """The sum of all pairwise dot products, [B, F, D] -> [B] (Rendle 2010, eq. 5)."""
-    return 0.5 * (e_BFD.sum(1).square() - e_BFD.square().sum(1)).sum(1)

@@ -12,7 +12,7 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError
 from autoembed.nn.backbones.base import build, find
 from autoembed.nn.embedding import MixedEmbedding
-from autoembed.nn.layers import InputLinear
+from autoembed.nn.layers import Narrowable
 
 
 class CTRModel(nn.Module):
@@ -57,14 +57,12 @@ class CTRModel(nn.Module):
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:
     """Copies a backbone's weights into a narrower one; `fields` gives the source's field of each target field."""
     state = source.state_dict()
-    inputs = {name: module for name, module in target.named_modules() if isinstance(module, InputLinear)}
-    for name, module in inputs.items():
-        wide = source.get_submodule(name)
-        assert isinstance(wide, InputLinear)
-        module.inherit(wide, fields)
+    narrow = {name: module for name, module in target.named_modules() if isinstance(module, Narrowable)}
+    for name, module in narrow.items():
+        module.inherit(source.get_submodule(name), fields)
     with torch.no_grad():
         for name, tensor in target.state_dict().items():
-            if not any(name.startswith(f"{prefix}.") for prefix in inputs):
+            if not any(name.startswith(f"{prefix}.") for prefix in narrow):
                 tensor.copy_(state[name])
 
 

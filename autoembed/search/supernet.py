@@ -145,6 +145,8 @@ class Supernet(nn.Module):
         mask = mask & self.parent.mask()
         architecture = self.parent.with_mask(mask)
         self.mask.copy_(torch.tensor(self._with_first_order(mask)))
+        alive = [name in architecture.names for name in self.parent.names]
+        self.backbone.alive.copy_(torch.tensor(alive))
         return architecture
 
     @torch.no_grad()

@@ -73,8 +73,8 @@ def test_deepfm_by_hand():
         backbone.bias.fill_(0.5)
         backbone.tower.input.linear.weight.copy_(torch.tensor([[1.0, -1.0], [2.0, 1.0]]))
         backbone.tower.input.linear.bias.copy_(torch.tensor([0.0, 1.0]))
-        backbone.tower.rest[-1].weight.copy_(torch.tensor([[3.0, -1.0]]))
-        backbone.tower.rest[-1].bias.fill_(0.25)
+        backbone.tower.output.weight.copy_(torch.tensor([[3.0, -1.0]]))
+        backbone.tower.output.bias.fill_(0.25)
     e, first = torch.tensor([[[2.0], [3.0]]]), torch.tensor([[10.0, 20.0]])
     # tower: relu(2-3)=0, relu(4+3+1)=8 -> 0*3 - 8 + .25; FM: 2*3; first order: 30; bias .5
     assert backbone(e, first).item() == pytest.approx(-8 + 0.25 + 6 + 30 + 0.5)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from autoembed import errors
 from autoembed.architecture import Array, first_line
+from autoembed.nn.layers import Tower
 
 
 class BackboneConfig(BaseModel):
@@ -23,13 +25,29 @@ class BackboneConfig(BaseModel):
     name: str
 
 
+class DeepConfig(BackboneConfig):
+    """A tower of `hidden` layers with `dropout` and, by default, batch norm."""
+
+    hidden: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    batch_norm: bool = True
+
+    def tower(self, active: Array) -> Tower:
+        return Tower(active, self.hidden, dropout=self.dropout, batch_norm=self.batch_norm)
+
+
 class Backbone(nn.Module):
     """Base of the backbones; `active` bool [F, D] tells which embedding entries may differ from zero."""
 
     first_order: ClassVar[bool] = False
 
+    alive: Tensor
+
     def __init__(self, config: Any, active: Array) -> None:
         super().__init__()
+        # Fields that still keep an entry. A compact model has no others; a supernet closes some when it is narrowed,
+        # and where a field of zeros would still count (attention, norms), a backbone masks by this.
+        self.register_buffer("alive", torch.ones(len(active), dtype=torch.bool), persistent=False)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         """Embeddings [B, F, D] and first-order weights [B, F] -> logits [B]."""

@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.architecture import Array
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Tower, factorization_machine
+from autoembed.nn.layers import factorization_machine
 
 
-class Config(base.BackboneConfig):
-    """Tower of `hidden` layers with `dropout` and, by default, batch norm."""
+class Config(base.DeepConfig):
+    """The tower's options."""
 
     name: str = "deepfm"
-    hidden: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    batch_norm: bool = True
 
 
 class Backbone(base.Backbone):
@@ -29,7 +25,7 @@ class Backbone(base.Backbone):
 
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)
-        self.tower = Tower(active, config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
+        self.tower = config.tower(active)
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:

@@ -1,0 +1,35 @@
+"""DLRM (Naumov et al., arXiv 1906.00091, sec. 2): a top tower on pairwise dot products.
+
+Numeric columns are binned like all others here, so there is no bottom tower for dense features.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from autoembed.architecture import Array
+from autoembed.errors import SpaceError
+from autoembed.nn.backbones import base
+from autoembed.nn.layers import PairLinear, hidden_layers, inner_products
+
+
+class Config(base.DeepConfig):
+    """The top tower's options."""
+
+    name: str = "dlrm"
+
+
+class Backbone(base.Backbone):
+    """Logit = tower(dot products of all pairs)."""
+
+    def __init__(self, config: Config, active: Array) -> None:
+        super().__init__(config, active)
+        if len(active) < 2:
+            raise SpaceError(f"dlrm crosses pairs of fields, so it needs at least 2, but got {len(active)}")
+        self.input = PairLinear(len(active), config.hidden[0])
+        self.rest = hidden_layers(config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
+        self.output = nn.Linear(config.hidden[-1], 1)
+
+    def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        out: Tensor = self.output(self.rest(self.input(inner_products(e_BFD)))).squeeze(1)
+        return out

@@ -1,0 +1,26 @@
+"""A tower on concatenated embeddings, the "deep" model (Covington et al., RecSys 2016, sec. 3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from autoembed.architecture import Array
+from autoembed.nn.backbones import base
+
+
+class Config(base.DeepConfig):
+    """The tower's options."""
+
+    name: str = "dnn"
+
+
+class Backbone(base.Backbone):
+    """Logit = tower(e)."""
+
+    def __init__(self, config: Config, active: Array) -> None:
+        super().__init__(config, active)
+        self.tower = config.tower(active)
+
+    def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        out: Tensor = self.tower(e_BFD)
+        return out

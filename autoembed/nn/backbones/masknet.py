@@ -1,0 +1,97 @@
+"""MaskNet (Wang et al., DLP-KDD 2021, sec. 3): mask blocks guided by the instance, in series or in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autoembed.architecture import Array
+from autoembed.nn.backbones import base
+from autoembed.nn.layers import InputLinear, OutputLinear, hidden_layers
+
+
+class Config(base.BackboneConfig):
+    """`hidden`: the blocks' widths in series, the tower above `blocks` blocks of `block_width` in parallel.
+
+    `aggregation` is the width of a mask's hidden layer, which the paper gives as a multiple of the mask's own width.
+    """
+
+    name: str = "masknet"
+    structure: Literal["serial", "parallel"] = "parallel"
+    hidden: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
+    blocks: int = Field(default=4, ge=1)
+    block_width: int = Field(default=64, ge=1)
+    aggregation: int = Field(default=64, ge=1)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+
+
+class EmbeddingBlock(nn.Module):
+    """A mask block on embeddings: ReLU(LN(W (mask(e) * LN(e)))), the inner LN per field (eq. 6-8)."""
+
+    def __init__(self, active: Array, width: int, aggregation: int) -> None:
+        super().__init__()
+        # Norms lift pruned entries off zero, so what follows a norm has weights for all of them.
+        everywhere = np.ones_like(active)
+        self.guide = InputLinear(active, aggregation)
+        self.mask = OutputLinear(everywhere, aggregation)
+        self.linear = InputLinear(everywhere, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, e_BFD: Tensor, normed_BFD: Tensor) -> Tensor:
+        mask = self.mask(torch.relu(self.guide(e_BFD))).view_as(e_BFD)
+        return torch.relu(self.norm(self.linear(normed_BFD * mask)))
+
+
+class HiddenBlock(nn.Module):
+    """A mask block on a hidden layer: ReLU(LN(W (mask(e) * x)))."""
+
+    def __init__(self, active: Array, width: int, out: int, aggregation: int) -> None:
+        super().__init__()
+        self.guide = InputLinear(active, aggregation)
+        self.mask = nn.Linear(aggregation, width)
+        self.linear = nn.Linear(width, out, bias=False)
+        self.norm = nn.LayerNorm(out)
+
+    def forward(self, e_BFD: Tensor, x: Tensor) -> Tensor:
+        mask = self.mask(torch.relu(self.guide(e_BFD)))
+        return torch.relu(self.norm(self.linear(x * mask)))
+
+
+class Backbone(base.Backbone):
+    """Logit = w (last block) + b in series, or a tower on the joined blocks in parallel."""
+
+    def __init__(self, config: Config, active: Array) -> None:
+        super().__init__(config, active)
+        self.norm = nn.LayerNorm(active.shape[1])
+        self.dropout = nn.Dropout(config.dropout)
+        self.serial = config.structure == "serial"
+        hidden: Sequence[int] = config.hidden
+        if self.serial:
+            self.first = nn.ModuleList([EmbeddingBlock(active, hidden[0], config.aggregation)])
+            self.further = nn.ModuleList(
+                HiddenBlock(active, size, out, config.aggregation) for size, out in pairwise(hidden)
+            )
+        else:
+            self.first = nn.ModuleList(
+                EmbeddingBlock(active, config.block_width, config.aggregation) for _ in range(config.blocks)
+            )
+            self.join = nn.Linear(config.blocks * config.block_width, hidden[0])
+            self.rest = hidden_layers(hidden, dropout=config.dropout, batch_norm=False)
+        self.output = nn.Linear(hidden[-1], 1)
+
+    def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        normed = self.norm(e_BFD) * self.alive.unsqueeze(1)
+        x = torch.cat([self.dropout(block(e_BFD, normed)) for block in self.first], dim=1)
+        if self.serial:
+            for block in self.further:
+                x = self.dropout(block(e_BFD, x))
+        else:
+            x = self.rest(self.join(x))
+        out: Tensor = self.output(x).squeeze(1)
+        return out
