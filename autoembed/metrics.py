@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import polars as pl
 from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -19,9 +21,46 @@ class Metrics(BaseModel):
 
 
 def evaluate(labels: Array, probabilities: Array) -> Metrics:
-    """Metrics of float [N] probabilities for 0/1 labels [N]; DataError if only one class is there."""
+    """Metrics of float [N] probabilities for 0/1 labels [N]; DataError if only one class is there.
+
+    The AUC is exact, ties counted as half: scikit-learn sorts a million rows in a third of a second.
+    """
     if labels.min() == labels.max():
         raise DataError(f"AUC needs both classes, but all {len(labels)} labels are {labels[0]:g}")
     return Metrics(
         auc=float(roc_auc_score(labels, probabilities)), logloss=float(log_loss(labels, probabilities, labels=[0, 1]))
     )
+
+
+def calibration_error(labels: Array, probabilities: Array, bins: int = 20) -> float:
+    """Expected calibration error (Naeini et al., AAAI 2015): the mean gap between clicks and predictions of a bin.
+
+    Bins hold equally many rows, since click probabilities crowd near zero.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    parts = zip(np.array_split(labels[order], bins), np.array_split(probabilities[order], bins), strict=True)
+    return float(sum(abs(y.mean() - p.mean()) * len(y) for y, p in parts if len(y)) / len(labels))
+
+
+def group_auc(labels: Array, probabilities: Array, groups: Array) -> tuple[float, int]:
+    """Mean AUC within groups (users, say), weighted by their rows, and the number of groups that count.
+
+    Groups with one class only say nothing about order and are left out (Zhou et al., KDD 2018, sec. 6.2). DataError if
+    none is left.
+    """
+    table = pl.DataFrame({"group": groups, "label": labels.astype(np.int8), "p": probabilities})
+    ranked = table.with_columns(pl.col("p").rank("average").over("group").alias("rank"))
+    per_group = (
+        ranked.group_by("group")
+        .agg(
+            pl.len().alias("rows"),
+            pl.col("label").cast(pl.Float64).sum().alias("ones"),
+            pl.col("rank").filter(pl.col("label") == 1).sum().alias("ranks"),
+        )
+        .filter((pl.col("ones") > 0) & (pl.col("ones") < pl.col("rows")))
+    )
+    if per_group.is_empty():
+        raise DataError(f"group AUC needs a group with both classes, but none of {table['group'].n_unique()} has both")
+    ones, rows = per_group["ones"].to_numpy(), per_group["rows"].to_numpy()
+    aucs = (per_group["ranks"].to_numpy() - ones * (ones + 1) / 2) / (ones * (rows - ones))
+    return float(np.average(aucs, weights=rows)), len(aucs)

@@ -5,7 +5,7 @@ import torch
 from autoembed.errors import DataError, SpaceError, TrialError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import CTRModel
-from autoembed.training import TrainConfig, batches, fit, penalised_loss, pick_device, predict
+from autoembed.training import Optimiser, TrainConfig, batches, click_loss, fit, pick_device, predict
 from autoembed.trial import check, root_architecture, run_trial
 
 CPU = torch.device("cpu")
@@ -54,12 +54,77 @@ def test_training_stops_after_patience_epochs_without_a_better_auc(planted):
 
 
 def test_l2_is_half_the_weight_times_the_whole_tables_squared_norm(planted):
+    """One step equals Adam's on the loss with the term written out, for rows that the batch lacks too."""
+    ours, theirs = fresh(planted), fresh(planted)
+    ids, labels = next(batches(planted, "train", 8, CPU))
+    click_loss(ours(ids), labels).backward()
+    Optimiser(ours, ours.parameters(), TrainConfig(lr=1e-2, l2=0.3)).step()
+    norm = sum(table.square().sum() for table in theirs.embedding.tables)
+    (click_loss(theirs(ids), labels) + 0.5 * 0.3 * norm).backward()
+    torch.optim.Adam(theirs.parameters(), lr=1e-2).step()
+    before = fresh(planted)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    for table, start in zip(ours.embedding.tables, before.embedding.tables, strict=True):
+        assert (table != start).all()
+
+
+def test_sparse_gradients_move_only_the_rows_of_the_batch(planted):
+    model, before = fresh(planted), fresh(planted)
+    model.sparse_gradients(True)
+    ids, labels = next(batches(planted, "train", 8, CPU))
+    click_loss(model(ids), labels).backward()
+    Optimiser(model, model.parameters(), TrainConfig(lr=1e-2, sparse=True)).step()
+    moved = sum(
+        int((a != b).any(dim=1).sum()) for a, b in zip(model.embedding.tables, before.embedding.tables, strict=True)
+    )
+    assert 0 < moved <= ids.numel()
+    recipe = TrainConfig(epochs=2, lr=1e-2, batch_size=512, sparse=True)
+    assert fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=lambda values: None).valid.auc > 0.6
+    with pytest.raises(ValueError, match=r"with sparse it must be 0, but got 0\.1"):
+        TrainConfig(sparse=True, l2=0.1)
+
+
+def test_clicks_count_as_often_as_their_weight_says():
+    logits, labels = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
+    expected = (3 * -torch.log(torch.sigmoid(logits[[0, 2]])).sum() - torch.log(1 - torch.sigmoid(logits[1]))) / 3
+    assert click_loss(logits, labels, 3.0).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_learning_rate_falls_and_the_gradient_is_clipped(planted, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
+    )
+    recipe = TrainConfig(epochs=30, lr=5e-2, batch_size=4096, patience=2, decay=0.1)
+    curve = []
+    fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=curve.append)
+    aucs = [values["valid_auc"] for values in curve]
+    per_epoch = rates[:: len(rates) // len(curve)]
+    expected = [5e-2]
+    for number in range(1, len(aucs)):
+        worse = aucs[number - 1] <= max(aucs[: number - 1], default=0)
+        expected.append(expected[-1] * (0.1 if worse else 1))
+    assert per_epoch == pytest.approx(expected)
     model = fresh(planted)
     ids, labels = next(batches(planted, "train", 64, CPU))
-    logits = model(ids)
-    norm = sum(float(table.detach().square().sum()) for table in model.embedding.tables)
-    gap = penalised_loss(model, logits, labels, 0.3) - penalised_loss(model, logits, labels, 0.0)
-    assert gap.item() == pytest.approx(0.5 * 0.3 * norm, rel=1e-3)
+    (1e4 * click_loss(model(ids), labels)).backward()
+    optimiser = Optimiser(model, model.parameters(), TrainConfig(clip=0.5))
+    seen = []
+    monkeypatch.setattr(optimiser, "parts", [])
+    optimiser.step()
+    seen = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert seen.item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_same_seed_gives_the_same_weights(planted):
+    recipe = TrainConfig(epochs=2, lr=1e-2, batch_size=512)
+    models = [fresh(planted) for _ in range(2)]
+    for model in models:
+        fit(model, planted, recipe, device=CPU, seed=7, report=lambda values: None)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_with_its_reason(planted):

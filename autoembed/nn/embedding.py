@@ -53,6 +53,7 @@ class MixedEmbedding(nn.Module):
         if first_order:
             mask = np.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
         self.columns = mask.shape[1]
+        self.sparse = False
         width, ranges = mask.sum(axis=1), architecture.block_ranges()
         self.widths = [int(w) for w in np.unique(width) if w > 0]
         group = np.full(len(width), -1, dtype=np.int16)
@@ -78,14 +79,14 @@ class MixedEmbedding(nn.Module):
         block_BF = self.block(ids_BF)
         row_BF = ids_BF + self.shift[block_BF]
         if self.whole:
-            return functional.embedding(row_BF, self.tables[0])
+            return functional.embedding(row_BF, self.tables[0], sparse=self.sparse)
         block, row = block_BF.reshape(-1), row_BF.reshape(-1)
         group = self.group[block]
         places, values = [], []
         for number, (w, table) in enumerate(zip(self.widths, self.tables, strict=True)):
             hit = torch.nonzero(group == number).squeeze(1)
             places.append((hit.unsqueeze(1) * self.columns + self.place[block[hit], :w]).reshape(-1))
-            values.append(functional.embedding(row[hit], table).reshape(-1))
+            values.append(functional.embedding(row[hit], table, sparse=self.sparse).reshape(-1))
         flat = values[0].new_zeros(ids_BF.numel() * self.columns)
         out = flat.scatter(0, torch.cat(places), torch.cat(values))
         return out.reshape(*ids_BF.shape, self.columns)

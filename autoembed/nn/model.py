@@ -53,6 +53,10 @@ class CTRModel(nn.Module):
         """The parameters that the embedding regulariser applies to."""
         return list(self.embedding.tables)
 
+    def sparse_gradients(self, sparse: bool) -> None:
+        """Whether lookups give the tables sparse gradients."""
+        self.embedding.sparse = sparse
+
 
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:
     """Copies a backbone's weights into a narrower one; `fields` gives the source's field of each target field."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
 from autoembed.search.supernet import SearchConfig, Supernet
-from autoembed.training import Report, TrainConfig, batches, check_finite, fit, penalised_loss
+from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit
 
 
 def split_train(total: int, fraction: float, seed: int) -> tuple[Array, Array]:
@@ -80,7 +80,8 @@ def _alternate(
     config = net.config
     whole = config.update == "all"
     weights = net.weight_parameters() if whole else net.embedding_weights()
-    optimiser = torch.optim.Adam(weights, lr=train.lr)
+    net.sparse_gradients(train.sparse)
+    optimiser = Optimiser(net, weights, train)
     rng = np.random.default_rng([seed, 3])
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
     for epoch in range(1, config.epochs + 1):
@@ -90,9 +91,9 @@ def _alternate(
         steps = 0
         for ids, labels in batches(dataset, "train", train.batch_size, device, rows=rng.permutation(rows), least=2):
             arch_ids, arch_labels = next(arch_batches)
-            arch_loss = penalised_loss(net, net(arch_ids), arch_labels, 0.0)
+            arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)
             net.step_gates(arch_loss + net.penalty())
-            loss = penalised_loss(net, net(ids), labels, train.l2)
+            loss = click_loss(net(ids), labels, train.positive_weight)
             gradients = torch.autograd.grad(loss, weights)
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient

@@ -73,6 +73,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.parent, self.config, self.seed = parent, config, seed
         self.schema = schema
+        self.sparse = False
         columns = [schema.index(name) for name in parent.names]
         self.block_counts = _block_counts(parent, [counts[column] for column in columns])
         self.first_order = find(str(parent.backbone["name"])).Backbone.first_order
@@ -98,7 +99,7 @@ class Supernet(nn.Module):
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Ids int [B, F] in the schema's column order -> logits [B]."""
         ids = ids_BF.index_select(1, self.columns)
-        e = functional.embedding(ids + self.offsets, self.weight)
+        e = functional.embedding(ids + self.offsets, self.weight, sparse=self.sparse)
         e = e * functional.embedding(self.block(ids), self.gates())
         if self.first_order:
             out: Tensor = self.backbone(e[..., :-1], e[..., -1])
@@ -108,6 +109,10 @@ class Supernet(nn.Module):
 
     def embedding_weights(self) -> list[nn.Parameter]:
         return [self.weight]
+
+    def sparse_gradients(self, sparse: bool) -> None:
+        """Whether lookups give the table sparse gradients."""
+        self.sparse = sparse
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The gates' parameters, disjoint from the weights'."""
