@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, SpaceError
@@ -54,6 +54,17 @@ class FieldPlan(_Frozen):
         return self
 
 
+class SharedTable(_Frozen):
+    """One hashed table for all fields (Unified Embedding, Coleman et al., NeurIPS 2023, arXiv 2305.12102).
+
+    A value reads `lookups` of the `rows` rows, by hashes of its field's own, and joins them to its `dim` numbers.
+    """
+
+    rows: int = Field(ge=1)
+    lookups: int = Field(ge=1)
+    seed: int = 0
+
+
 class Cost(_Frozen):
     """What a compact model holds in memory: parameters by kind, and bytes with every index buffer counted."""
 
@@ -67,16 +78,22 @@ class Cost(_Frozen):
 
 
 class Architecture(_Frozen):
-    """Kept dims per field block, in an interaction space of width `dim`, and the backbone's name and options."""
+    """Kept dims per field block, in an interaction space of width `dim`, and the backbone's name and options.
+
+    With `shared`, embeddings come from one hashed table instead, and every block keeps every dim.
+    """
 
     version: Literal[1] = 1
     dim: int
     fields: tuple[FieldPlan, ...]
     backbone: dict[str, JsonValue]
+    shared: SharedTable | None = None
     cost: Cost | None = None
 
     @model_validator(mode="after")
     def _dims_fit(self) -> Architecture:
+        if self.shared and self.dim % self.shared.lookups:
+            raise ValueError(f"dim must be a multiple of shared.lookups={self.shared.lookups}, but got {self.dim}")
         for field in self.fields:
             for block in field.blocks:
                 dims = block.dims
@@ -195,7 +212,12 @@ class Architecture(_Frozen):
         return self.dim <= parent.dim
 
     def embedding_parameters(self, *, first_order: bool) -> int:
-        """Embedding parameters; with `first_order`, one more for each value of a block that keeps a dim."""
+        """Embedding parameters; with `first_order`, one more for each value of a block that keeps a dim.
+
+        A shared table has as many as its rows hold, whatever the fields.
+        """
+        if self.shared:
+            return self.shared.rows * (self.dim // self.shared.lookups + first_order)
         return embedding_parameters(self.mask(), self.block_rows(), first_order=first_order)
 
     def write(self, path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Architecture
+from autoembed.architecture import Architecture, SharedTable
 
 
 class BlockIndex(nn.Module):
@@ -101,3 +101,40 @@ class MixedEmbedding(nn.Module):
             (start, stop), shift, w = ranges[block].tolist(), int(self.shift[block]), self.widths[number]
             kept = self.place[block, :w].long()
             self.tables[number][start + shift : stop + shift] = dense[int(fields[block])][start:stop, kept]
+
+
+PRIME = 2**31 - 1
+
+
+class SharedEmbedding(nn.Module):
+    """One table for all fields, read by hashes of each field's own (arXiv 2305.12102, sec. 4).
+
+    A row holds dim / lookups numbers, and one more with `first_order`; a value's first-order weight is the sum over its
+    lookups. Collisions are part of the idea: the tower's weights of different fields tell them apart.
+    """
+
+    factor: Tensor
+    addend: Tensor
+
+    def __init__(self, architecture: Architecture, *, first_order: bool, std: float = 0.01) -> None:
+        super().__init__()
+        shared = architecture.shared
+        assert isinstance(shared, SharedTable)
+        self.rows, self.first_order, self.sparse = shared.rows, first_order, False
+        width = architecture.dim // shared.lookups + first_order
+        self.tables = nn.ParameterList([nn.Parameter(torch.empty(shared.rows, width).normal_(std=std))])
+        rng = np.random.default_rng(shared.seed)
+        shape = (len(architecture.fields), shared.lookups)
+        self.register_buffer("factor", torch.tensor(rng.integers(1, PRIME, shape)), persistent=False)
+        self.register_buffer("addend", torch.tensor(rng.integers(0, PRIME, shape)), persistent=False)
+
+    def hashes(self, ids_BF: Tensor) -> Tensor:
+        """Ids int [B, F] -> rows int64 [B, F, lookups] (Carter and Wegman's universal hashing)."""
+        return (ids_BF.long().unsqueeze(2) * self.factor + self.addend) % PRIME % self.rows
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        """Ids int [B, F] -> float [B, F, D (+ 1)]."""
+        parts = functional.embedding(self.hashes(ids_BF), self.tables[0], sparse=self.sparse)
+        if self.first_order:
+            return torch.cat([parts[..., :-1].flatten(2), parts[..., -1:].sum(2)], dim=2)
+        return parts.flatten(2)

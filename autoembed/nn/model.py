@@ -11,7 +11,7 @@ from autoembed.architecture import Architecture, Cost
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError
 from autoembed.nn.backbones.base import build, find
-from autoembed.nn.embedding import MixedEmbedding
+from autoembed.nn.embedding import MixedEmbedding, SharedEmbedding
 from autoembed.nn.layers import Narrowable
 
 
@@ -34,7 +34,8 @@ class CTRModel(nn.Module):
                 )
         self.architecture = architecture
         self.first_order = find(str(architecture.backbone["name"])).Backbone.first_order
-        self.embedding = MixedEmbedding(architecture, first_order=self.first_order)
+        kind = SharedEmbedding if architecture.shared else MixedEmbedding
+        self.embedding = kind(architecture, first_order=self.first_order)
         self.backbone = build(architecture.backbone, architecture.active())
         columns = [schema.index(name) for name in architecture.names]
         self.all = columns == list(range(len(schema.fields)))

@@ -22,7 +22,7 @@ from autoembed import errors
 from autoembed.architecture import Architecture, Array, first_line
 from autoembed.data.schema import FeatureSchema
 from autoembed.nn.backbones.base import build, find
-from autoembed.nn.embedding import BlockIndex
+from autoembed.nn.embedding import BlockIndex, MixedEmbedding
 from autoembed.nn.model import CTRModel, inherit
 
 BASES = ("supernet", "bilevel")
@@ -71,6 +71,8 @@ class Supernet(nn.Module):
         self, schema: FeatureSchema, parent: Architecture, config: Any, counts: Sequence[Array], seed: int
     ) -> None:
         super().__init__()
+        if parent.shared:
+            raise errors.SpaceError(f"{config.method} cannot narrow a shared table: make unified the last stage")
         self.parent, self.config, self.seed = parent, config, seed
         self.schema = schema
         self.sparse = False
@@ -158,6 +160,7 @@ class Supernet(nn.Module):
     def compact(self, architecture: Architecture) -> CTRModel:
         """The compact model of an architecture derived here, with this net's weights, gates folded in."""
         model = CTRModel(self.schema, architecture).to(self.weight.device)
+        assert isinstance(model.embedding, MixedEmbedding), "a hashed table has no rows of a value's own to inherit"
         fields = [self.parent.names.index(name) for name in architecture.names]
         rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
         table = self.weight * self.gates().repeat_interleave(rows, dim=0)

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from autoembed.architecture import Architecture
+from autoembed.architecture import Architecture, SharedTable
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding
 from autoembed.nn.layers import factorization_machine
-from autoembed.nn.model import CTRModel
+from autoembed.nn.model import CTRModel, cost_of, measure
 
 BACKBONE = {"name": "deepfm", "hidden": [6, 5], "dropout": 0.0}
 COUNTS = [np.array([0, 100, 50, 9, 8, 7, 1, 1]), np.array([3, 100, 1]), np.array([0, 60, 1, 1, 1])]
@@ -100,3 +100,30 @@ def test_unknown_backbones_and_options_are_named():
         build({"name": "deepfn"}, np.ones((1, 1), bool))
     with pytest.raises(SpaceError, match=r"backbone.hiden.*options: .*hidden"):
         build({"name": "deepfm", "hiden": [3]}, np.ones((1, 1), bool))
+
+
+def test_a_shared_table_is_read_by_hashes_of_each_fields_own():
+    architecture = FULL.model_copy(update={"shared": SharedTable(rows=50, lookups=2, seed=1)})
+    model = CTRModel(SCHEMA, architecture)
+    assert (
+        measure(model).embedding_parameters == 50 * (4 // 2 + 1) == architecture.embedding_parameters(first_order=True)
+    )
+    assert measure(model) == cost_of(architecture)
+    ids = random_ids(100)
+    rows = model.embedding.hashes(ids)
+    assert rows.shape == (100, 3, 2)
+    assert 0 <= rows.min() <= rows.max() < 50
+    out, table = model.embedding(ids), model.embedding.tables[0]
+    for b, f in [(0, 0), (7, 2)]:
+        first, second = table[rows[b, f, 0]], table[rows[b, f, 1]]
+        assert torch.equal(out[b, f], torch.cat([first[:2], second[:2], first[2:] + second[2:]]))
+    same = torch.full((1, 3), 1, dtype=torch.int32)
+    assert len({tuple(pair) for pair in model.embedding.hashes(same)[0].tolist()}) == 3
+    # Hashes are spread: 1,000 ids of one field reach most of the rows.
+    many = torch.stack([torch.arange(1000), torch.zeros(1000), torch.zeros(1000)], dim=1).int()
+    assert len(model.embedding.hashes(many)[:, 0, 0].unique()) == 50
+
+
+def test_shared_lookups_must_divide_the_width():
+    with pytest.raises(ValueError, match=r"multiple of shared.lookups=3, but got 4"):
+        Architecture(**FULL.model_dump() | {"shared": {"rows": 5, "lookups": 3}})
