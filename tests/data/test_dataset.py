@@ -107,6 +107,32 @@ def test_the_fingerprint_is_of_the_content_alone(tmp_path, build, small):
     assert other.fingerprint != here.fingerprint
 
 
+def test_the_fingerprint_knows_the_order_of_rows_and_the_labels(tmp_path, build, small):
+    found = set()
+    tables = {
+        "as-it-is": small,
+        "turned": small.reverse(),
+        "relabelled": small.with_columns(pl.col("label").reverse()),
+    }
+    for name, train in tables.items():
+        (tmp_path / name).mkdir()
+        train.write_parquet(tmp_path / name / "train.parquet")
+        for split in ("valid", "test"):
+            small.write_parquet(tmp_path / name / f"{split}.parquet")
+        found.add(build(tmp_path / name).fingerprint)
+    assert len(found) == 3
+
+
+def test_a_source_of_the_same_size_is_read_again_if_its_time_changed(tmp_path, build, small):
+    small.write_csv(tmp_path / "t.csv")
+    first = build(tmp_path / "t.csv")
+    size = (tmp_path / "t.csv").stat().st_size
+    small.with_columns(pl.col("colour").replace({"red": "tan"})).write_csv(tmp_path / "t.csv")
+    os.utime(tmp_path / "t.csv", ns=(1, 1))
+    assert (tmp_path / "t.csv").stat().st_size == size
+    assert build(tmp_path / "t.csv").fingerprint != first.fingerprint
+
+
 def test_chunks_do_not_show(tmp_path, build, monkeypatch):
     whole = build(**PLANTED)
     monkeypatch.setattr(module, "_CHUNK", 37)

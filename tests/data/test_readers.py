@@ -153,6 +153,15 @@ def test_nan_is_a_missing_label(tmp_path, go):
         go(tmp_path / "t.parquet", above=0.5)
 
 
+@pytest.mark.parametrize("spec", [{"above": 0.5}, {"positive": [1]}, {}])
+def test_nan_labels_can_be_left_out(tmp_path, build, spec):
+    labels = [float("nan") if i % 4 == 0 else float(i % 2) for i in range(400)]
+    pl.DataFrame({"label": labels, "a": range(400)}).write_parquet(tmp_path / "t.parquet")
+    dataset = build(tmp_path / "t.parquet", missing_label="drop", **spec)
+    assert [dataset.rows(split) for split in dataset.splits] == [240, 30, 30]
+    assert sum(dataset.labels(split).sum() for split in dataset.splits) == 200
+
+
 def test_libfm_fields_are_by_position(tmp_path, go):
     (tmp_path / "t.libfm").write_text("1 3:1 17:1\n-1 4:1 18:1.0 \n+1 3:1   18:1\n" * 10)
     table = go(tmp_path / "t.libfm", positive=[1])

@@ -42,6 +42,10 @@ def test_missing_is_a_value_with_its_place_by_frequency():
     assert vocabulary.counts("x").tolist() == [0, 3, 2, 1]
 
 
+def test_missing_comes_after_values_as_frequent():
+    assert encode(fit([None, "b", "a", None, "b", "a"]), ["a", "b", None]) == [1, 2, 3]
+
+
 def test_missing_that_train_has_not_is_unknown():
     assert encode(fit(["a", "b"]), [None]) == [0]
     assert encode(fit([1.0, 2.0], kind="numeric"), [None]) == [0]

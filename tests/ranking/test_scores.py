@@ -63,6 +63,15 @@ def test_moments_are_those_of_permuted_labels(rows, rate, values, zipf):
     assert sd == pytest.approx(found.std(), rel=0.4 if values < 10 else 0.2)
 
 
+@pytest.mark.parametrize("values", [2, 3, 5])
+@pytest.mark.parametrize("each", [400, 4000])
+def test_few_even_values_have_the_spread_of_a_chi_square(values, each):
+    rows = values * each
+    expected, sd = null_moments(np.full(values, each), rows, round(rows * 0.4))
+    assert rows * expected == pytest.approx((values - 1) / 2, rel=0.01)
+    assert rows * sd == pytest.approx(math.sqrt((values - 1) / 2), rel=0.01)
+
+
 def test_moments_do_not_jump_where_the_closed_form_begins():
     below, above = (null_moments(np.full(200, n), 200 * n, 60 * n) for n in (512, 513))
     assert below[0] * 512 == pytest.approx(above[0] * 513, rel=2e-3)
