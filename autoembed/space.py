@@ -140,8 +140,10 @@ class SearchSpace(BaseModel):
         return space
 
     def arms(self) -> tuple[str, ...]:
-        """What is compared: the stages' methods joined by "+", then each baseline by name."""
-        return ("+".join(str(stage.get("method")) for stage in self.stages), *(_method(b) for b in self.baselines))
+        """What is compared: the stages' methods joined by "+", then each baseline; a name's second is NAME-2."""
+        names = ["+".join(map(_method, self.stages)), *map(_method, self.baselines)]
+        before = [names[:place].count(name) for place, name in enumerate(names)]
+        return tuple(f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True))
 
     def template(self, arm: str) -> dict[str, Any]:
         """The trial configuration of an arm as nested plain data with ranges still in their YAML form."""
@@ -184,7 +186,10 @@ class SearchSpace(BaseModel):
 
 
 def _method(baseline: str | dict[str, Any]) -> str:
-    return baseline if isinstance(baseline, str) else str(baseline.get("method"))
+    method = baseline if isinstance(baseline, str) else baseline.get("method", "")
+    if not isinstance(method, str):
+        raise SpaceError(f"method must be one name, but got {method!r}: list the others under baselines")
+    return method
 
 
 def _is_range(node: Any) -> bool:

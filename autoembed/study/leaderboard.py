@@ -70,8 +70,10 @@ class Leaderboard(_Frozen):
         return None if content is None else cls.model_validate(content)
 
     @property
-    def winning_arm(self) -> str:
-        return next(row.arm for row in self.rows if row.trial == self.winner)
+    def trials(self) -> tuple[int, int, int]:
+        """Trials that are done, pruned and failed, all arms together."""
+        done, pruned, failed = (sum(getattr(row, state) for row in self.rows) for state in ("done", "pruned", "failed"))
+        return done, pruned, failed
 
 
 def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:

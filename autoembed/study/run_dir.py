@@ -193,6 +193,11 @@ class RunDir:
         return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
 
 
+def store(runs: Path) -> str:
+    """The MLflow store of the studies in a folder: MLFLOW_TRACKING_URI, or mlflow.db beside them."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute() / 'mlflow.db'}"
+
+
 def trial_id(arm: str, number: int) -> str:
     """The name of an arm's trial, counted from 1."""
     return f"{arm}-{number}"

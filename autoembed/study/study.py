@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from autoembed.space import SearchSpace
 from autoembed.study import leaderboard
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.progress import Bar
-from autoembed.study.run_dir import RunDir, write_text
+from autoembed.study.run_dir import RunDir, store, write_text
 
 if TYPE_CHECKING:
     from autoembed.study.tracking import Tracker
@@ -46,7 +47,12 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
     StudyError if the folder exists without `resume`, if data or space changed since, or if every trial failed.
     """
     space = _space(request)
-    run = RunDir(request.runs / (request.name or request.space.stem))
+    name = request.name or request.space.stem
+    if Path(name).name != name or name.startswith("."):
+        raise StudyError(f"--name must be a plain folder name, but got {name!r}")
+    run = RunDir(request.runs / name)
+    if request.resume and not run.space.exists():
+        raise StudyError(f"{run.path} holds no study to go on with: leave out --resume, or check --name and --runs")
     if run.space.exists() and not request.resume:
         raise StudyError(f"{run.path} holds a study already: go on with it by --resume, or choose another --name")
     with run.locked(), Bar() as bar:
@@ -54,8 +60,26 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
             _check_same(run, space)
         write_text(run.space, _space_text(request))
         dataset = prepare(run, space, request.data, bar)
-        board = _tracked(run, space, dataset, request, bar)
+        board = _complete(run, space) or _tracked(run, space, dataset, request, bar)
     return run, board
+
+
+def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
+    """Trials to run per arm: the budget's, or one where nothing varies, less those that have ended in any way."""
+    ended = Counter(trial.arm for trial in run.ended())
+    return {arm: max(0, (space.budget.trials if space.ranges(arm) else 1) - ended[arm]) for arm in space.arms()}
+
+
+def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
+    """The leaderboard of a study of which nothing is left to run, to write or to mirror; else None."""
+    board, mirror = Leaderboard.read(run), run.read_json("mlflow.json") or {}
+    ended = {trial.id for trial in run.ended()}
+    if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
+        return None
+    mirrored = mirror.get("tracking_uri") == store(run.path.parent) and mirror.get("status") == "FINISHED"
+    if not mirrored or not ended <= set(mirror["closed"]) or not (run.best / "manifest.json").is_file():
+        return None
+    return board
 
 
 def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar) -> Leaderboard:
@@ -177,15 +201,16 @@ def _run_trials(
     """Runs what the budget still asks for; StudyError if no trial at all ended well."""
     from autoembed.study import tune
 
-    ended = run.ended()
-    todo = {arm: max(0, tune.wanted(space, arm) - sum(trial.arm == arm for trial in ended)) for arm in space.arms()}
-    bar.trials(len(ended), len(ended) + sum(todo.values()))
+    before, todo = len(run.ended()), _left(run, space)
+    bar.trials(before, before + sum(todo.values()))
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
             tune.run_trials(run, space, dataset, todo, [bar, tracker])
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):
-        first = next(trial for trial in ended if trial.state == "failed")
+        first = next((trial for trial in ended if trial.state == "failed"), None)
+        if first is None:
+            raise StudyError(f"no trial of {run.path} ended well, and none failed: go on with --resume")
         raise StudyError(f"all {len(ended)} trials failed; the first, {first.id}: {first.reason}")
 
 

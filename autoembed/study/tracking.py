@@ -12,18 +12,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.run_dir import Ended, RunDir, arm_of
+from autoembed.study.run_dir import Ended, RunDir, arm_of, store
 from autoembed.trial import TrialConfig
 
 for _name in ("mlflow", "alembic"):
@@ -31,11 +31,6 @@ for _name in ("mlflow", "alembic"):
 warnings.filterwarnings("ignore", module="mlflow")
 
 EPOCHS = ("search_epoch", "warm_epoch", "retrain_epoch")
-
-
-def store(runs: Path) -> str:
-    """The tracking store: MLFLOW_TRACKING_URI, or mlflow.db beside the studies."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -51,10 +46,10 @@ class Tracker:
         self.client = MlflowClient(tracking_uri=self.uri)
         self._off = False
         known = run.read_json("mlflow.json") or {}
-        if known.get("tracking_uri") != self.uri:
-            known = {"tracking_uri": self.uri, "children": {}, "closed": []}
-        self.ids: dict[str, Any] = known
         try:
+            if known.get("tracking_uri") != self.uri or not self._knows(known["parent"]):
+                known = {"tracking_uri": self.uri, "children": {}, "closed": []}
+            self.ids: dict[str, Any] = known
             if "parent" not in known:
                 known["experiment"] = self._experiment()
                 tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
@@ -73,6 +68,15 @@ class Tracker:
         local = self.uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" not in os.environ
         place = (self.run.path.parent / "mlartifacts" / self.run.name).as_uri() if local else None
         return str(self.client.create_experiment(self.run.name, artifact_location=place))
+
+    def _knows(self, run_id: str) -> bool:
+        """Whether the store still has a run; it may have been deleted since."""
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
     @property
     def parent(self) -> str:
@@ -196,7 +200,7 @@ class Tracker:
             for name in ("space.yaml", "ranking.parquet"):
                 self.client.log_artifact(self.parent, str(self.run.path / name))
             ranking = pl.read_parquet(self.run.path / "ranking.parquet")
-            self.client.log_table(self.parent, ranking.to_dict(as_series=False), "ranking.json")
+            self.client.log_text(self.parent, ranking.write_csv(), "ranking.csv")
             self.ids["data"] = True
             self._save()
 
@@ -217,10 +221,12 @@ class Tracker:
                     self._log(self._child(row.trial), test)
                     if row.trial == board.winner:
                         self._log(self.parent, {"best_" + name: plain[name] for name in BEST} | test)
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            self.client.log_table(self.parent, columns, "leaderboard.json")
-            self.client.set_tag(self.parent, "best.trial", board.winner)
-            log_bundle(self.uri, self.parent, self.run.best, example)
+            self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
+            if self.ids.get("model") != board.winner:
+                self.client.set_tag(self.parent, "best.trial", board.winner)
+                log_bundle(self.uri, self.parent, self.run.best, example)
+                self.ids["model"] = board.winner
+                self._save()
 
     def finish(self, status: str) -> None:
         """Leaves no run of the study RUNNING."""
@@ -229,6 +235,8 @@ class Tracker:
             return
         with self._guarded():
             self.client.set_terminated(self.parent, status=status)
+            self.ids["status"] = status
+            self._save()
 
 
 BEST = ("valid_auc", "valid_logloss", "embedding_parameters", "parameters", "bytes")

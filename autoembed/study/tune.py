@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,9 +54,27 @@ def cluster(resources: Resources) -> Iterator[None]:
     # Tune logs a traceback per failed trial; the reason stands in the trial's error.txt and in the summary.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
-        yield
+        with _ended_by_sigterm():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the study as Ctrl-C does, where Ray's own handler would abort the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def concurrency(space: SearchSpace) -> int:
@@ -67,11 +88,6 @@ def concurrency(space: SearchSpace) -> int:
         if wants:
             limits.append(int(has // wants))
     return min(*limits, budget.concurrent or limits[0])
-
-
-def wanted(space: SearchSpace, arm: str) -> int:
-    """Trials of an arm: the budget's, or one if nothing varies."""
-    return space.budget.trials if space.ranges(arm) else 1
 
 
 def run_trials(
@@ -92,7 +108,7 @@ def run_trials(
             num_samples=sum(left.values()),
             max_concurrent_trials=concurrency(space),
             search_alg=searcher(run, space, left),
-            scheduler=PerArm({arm: wanted(space, arm) for arm in left}, space.objective.mode),
+            scheduler=PerArm(left, space.objective.mode),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),

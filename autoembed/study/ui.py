@@ -11,7 +11,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from autoembed.errors import StudyError
-from autoembed.study.tracking import store
+from autoembed.study.run_dir import store
 
 
 def serve(runs: Path, port: int, say: Callable[[str], None]) -> int:

@@ -32,9 +32,9 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
     """
     torch.set_num_threads(max(1, int(space.budget.cpus_per_trial)))
     folder = RunDir(run)
-    trial = space.config(config["arm"], config["values"], space.seed)
-    folder.begin_trial(config["trial"], trial)
     try:
+        trial = space.config(config["arm"], config["values"], space.seed)
+        folder.begin_trial(config["trial"], trial)
         result, model = run_trial(trial, Dataset.open(dataset), Reporter(trial, space))
         folder.finish_trial(config["trial"], result, model)
     except Exception as error:
