@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,10 +30,24 @@ def stdout() -> Console:
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:
     """A table without lines, its first `left` columns flush left."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for number, name in enumerate(columns):
         table.add_column(name, justify="left" if number < left else "right", no_wrap=True, vertical="bottom")
     return table
+
+
+def _print(console: Console, table: Table) -> None:
+    """Prints a table whole: where the terminal is too narrow, lines wrap, and no digit is cut off."""
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
@@ -40,14 +55,14 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     metric = board.metric.replace("_", " ").replace("auc", "AUC")
     table = _table(
         f"{run.name}: the best trial of each arm by {metric}",
-        *(" ", "arm", "valid\nAUC", "test\nAUC", "test\nlogloss", "embedding\nparameters", "all\nparameters", "bytes"),
-        *("search\ns", "retrain\ns", "trials done/\npruned/failed"),
+        *(" ", "arm", "valid\nAUC", "test\nAUC", "test\nlogloss", "embedding\nparams", "all\nparams", "bytes"),
+        *("search\ns", "retrain\ns", "trials\ndone/pruned/\nfailed"),
         left=2,
     )
     for row in board.rows:
         won = row.trial == board.winner
         table.add_row("►" if won else "", row.arm, *_cells(row), style="bold green" if won else None)
-    console.print(table)
+    _print(console, table)
     if board.best_test_auc is not None:
         console.print(f"  No model can expect a test AUC above {board.best_test_auc:.4f} on these planted data.\n")
     _show_groups(console, board)
@@ -85,7 +100,7 @@ def _show_groups(console: Console, board: Leaderboard) -> None:
     for group in board.groups:
         shares = (f"{group.kept_share:.1%}", f"{group.parameter_share:.1%}")
         table.add_row(group.name, str(group.planted), str(group.ranked), *shares)
-    console.print(table)
+    _print(console, table)
 
 
 def show_failures(console: Console, ended: list[Ended]) -> None:
@@ -109,7 +124,7 @@ def show_unfinished(console: Console, run: RunDir) -> None:
     counts = Counter((trial.arm, trial.state) for trial in ended)
     for arm in dict.fromkeys(trial.arm for trial in ended):
         table.add_row(arm, *(str(counts[arm, state]) for state in ("done", "pruned", "failed")))
-    console.print(table)
+    _print(console, table)
     show_failures(console, ended)
     console.print("  Go on with it: autoembed search SPACE --resume (and --name, if it has one)")
 
@@ -124,7 +139,7 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
         dims = " ".join(str(len(block.dims)) for block in field.blocks)
         share = own / (field.cardinality * architecture.dim)
         table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{own:,}", f"{share:.0%}")
-    console.print(table)
+    _print(console, table)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
     console.print(f"  width {architecture.dim}, backbone {backbone}", soft_wrap=True)
     if cost := architecture.cost:
@@ -170,7 +185,7 @@ def show_ranking(console: Console, table: pl.DataFrame, title: str, top: int | N
             f"{row['mi']:.6f}",
             f"{row['expected_mi']:.6f}",
         )
-    console.print(out)
+    _print(console, out)
     if len(shown) < len(table):
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
@@ -188,5 +203,5 @@ def show_seeds(console: Console, rows: list[dict[str, Any]], summary: dict[str, 
     table.add_section()
     for what in ("mean", "sd"):
         table.add_row(what, *(f"{summary[what][name]:.4f}" for name in names), "", "", style="bold")
-    console.print(table)
+    _print(console, table)
     console.print(f"  written to {path}", soft_wrap=True)
