@@ -199,8 +199,9 @@ def _predict(loaded: object, table: str, stage: Path, out: Path, keep: list[str]
     if missing:
         raise DataError(f"unknown column {missing[0]!r} in --keep: the table has {', '.join(present)}")
     prediction = loaded.predict(frame, device=device)
-    result = frame.select(keep).collect(engine="streaming") if keep else pl.DataFrame()
-    result = result.with_columns(pl.Series("prediction", prediction))
+    scores = pl.Series("prediction", prediction)
+    kept = frame.select(keep).collect(engine="streaming")
+    result = kept.with_columns(scores) if keep else scores.to_frame()
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
         result.write_csv(out)
@@ -286,9 +287,7 @@ def main() -> None:
     except AutoembedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):  # typer turns Ctrl-C into Abort
         print("interrupted: what was done is kept, and `autoembed search ... --resume` goes on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:

@@ -106,6 +106,9 @@ def test_show_export_predict_and_retrain_on_a_finished_study(cli, finished, tmp_
     assert written.columns == ["label", "prediction"]
     assert written["prediction"].to_numpy() == pytest.approx(load_bundle(tmp_path / "b").predict(rows), abs=1e-6)
 
+    assert cli("predict", run.best, tmp_path / "raw.parquet", "--out", tmp_path / "q.parquet")[0] == 0
+    assert pl.read_parquet(tmp_path / "q.parquet").shape == (len(rows), 1)
+
     status, out, _ = cli("retrain", run.path, "--seeds", "2")
     assert status == 0
     assert "sd" in out
