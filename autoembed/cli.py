@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+INTERRUPTED = 130  # the status that typer gives Ctrl-C
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the studies.")]
 Run = Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; goes before the file's.")]
@@ -287,15 +288,14 @@ def main() -> None:
     except AutoembedError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (typer.Abort, KeyboardInterrupt):  # typer turns Ctrl-C into Abort
-        print("interrupted: what was done is kept, and `autoembed search ... --resume` goes on", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         show_usage = getattr(error, "show", None)
         if show_usage is None:
             raise
         show_usage()
         sys.exit(getattr(error, "exit_code", 2))
+    if status == INTERRUPTED:
+        print("interrupted: what a study has done is kept; `autoembed search ... --resume` goes on", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -255,5 +255,6 @@ def flat(node: Any, place: str = "") -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
+    """The first line of an error, without the tail that urllib3 adds."""
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].split(" (Caused by")[0][:200] if lines else type(error).__name__
