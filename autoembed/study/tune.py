@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from autoembed.study.recorder import Recorder, Watcher
 from autoembed.study.run_dir import RunDir
 from autoembed.study.sampler import searcher
 from autoembed.study.scheduler import PerArm
+from autoembed.study.signals import ended_by_sigterm
 from autoembed.study.worker import work
 
 OBJECT_STORE = 100 * 2**20
@@ -54,27 +52,11 @@ def cluster(resources: Resources) -> Iterator[None]:
     # Tune logs a traceback per failed trial; the reason stands in the trial's error.txt and in the summary.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
-        with _ended_by_sigterm():
+        # Ray's own handler, which ray.init has just set, would abort the process.
+        with ended_by_sigterm():
             yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the study as Ctrl-C does, where Ray's own handler would abort the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def concurrency(space: SearchSpace) -> int:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from autoembed.errors import StudyError
 from autoembed.study.run_dir import store
+from autoembed.study.signals import ended_by_sigterm
 
 
 def serve(runs: Path, port: int, say: Callable[[str], None]) -> int:
@@ -34,14 +35,22 @@ def serve(runs: Path, port: int, say: Callable[[str], None]) -> int:
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # Job workers serve MLflow's GenAI features only, and cost 15 s at the start.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        status = server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
+    with ended_by_sigterm():
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            status = server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _end(server)
     if status:
         raise StudyError(f"the MLflow server ended with status {status}: is port {port} in use? Choose another --port")
     return status
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        server.kill()

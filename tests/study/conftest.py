@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 import yaml
 
@@ -55,3 +57,11 @@ def finished(tmp_path_factory, ray_here):
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))
     return run_study(Request(space=folder / "tiny.yaml", runs=folder / "runs"))
+
+
+@pytest.fixture
+def unused_port():
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

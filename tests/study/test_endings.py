@@ -1,0 +1,207 @@
+"""Ends other than the good one: signals, a dead worker, MLflow away, damaged folders, memory that runs out."""
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from autoembed import trial as trial_module
+from autoembed.cli import main
+from autoembed.errors import BundleError, StudyError, TrialError
+from autoembed.space import SearchSpace
+from autoembed.study.run_dir import RunDir
+from autoembed.study.study import Request, run_study
+from autoembed.study.tracking import Tracker
+from autoembed.study.worker import reason_of
+
+LONG = {
+    "stages": [{"method": "dnis", "warm_epochs": 1, "epochs": 200}],
+    "baselines": [],
+    "budget": {"trials": 2, "width": 2},
+}
+
+
+def start(*words):
+    """The command line as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "autoembed.cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_study_in_order(write_space, tmp_path, sent, status):
+    space, run = write_space(**LONG), RunDir(tmp_path / "runs" / "tiny")
+    driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1")
+    try:
+        wait_for(lambda: list(run.path.glob("trials/*/config.json")), driver)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(sent)
+        _, err = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+    assert driver.returncode == status, err
+    assert "Traceback" not in err
+    if sent == signal.SIGINT:
+        assert "--resume" in err
+    known = run.read_json("mlflow.json")
+    runs = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
+    assert {found.info.status for found in runs} == {"KILLED"}
+    assert not run.ended()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_failed_trial(write_space, tmp_path):
+    space, run = write_space(**LONG | {"stages": [{"method": "dnis", "epochs": 40}]}), RunDir(tmp_path / "runs/tiny")
+    driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1")
+    try:
+        wait_for(lambda: run.trial("dnis-1").joinpath("config.json").exists(), driver)
+        workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name().startswith("ray::Impl")]
+        workers[0].kill()
+        out, err = driver.communicate(timeout=150)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, err
+    assert [(ended.id, ended.state) for ended in run.ended()] == [("dnis-1", "failed"), ("dnis-2", "done")]
+    assert "the trial's process ended" in run.ended()[0].reason
+    assert "1 of 2 trials failed" in out
+
+
+def test_mlflow_that_goes_away_is_one_warning(write_space, ray_here, tmp_path, monkeypatch, capsys):
+    def away(*words, **named):
+        raise ConnectionError("no route to host\nand more")
+
+    space = write_space(baselines=[])
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", away)
+        run, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1
+    assert "no route to host" in err
+    assert "and more" not in err
+    assert board.trials[0] == 2
+    assert run.read_json("mlflow.json").get("status") is None
+    run_study(Request(space=space, runs=tmp_path / "runs", resume=True))
+    known = run.read_json("mlflow.json")
+    found = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
+    assert [one.info.status for one in found] == ["FINISHED"] * 3
+    assert all("final_valid_auc" in one.data.metrics for one in found if one.data.tags.get("arm"))
+
+
+def test_a_store_that_cannot_be_used_is_named_at_the_start(write_space, tmp_path, monkeypatch):
+    space = write_space()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StudyError, match=r"cannot use the MLflow store http://127.0.0.1:9"):
+        Tracker(RunDir(tmp_path / "runs" / "tiny"), SearchSpace.read(space), print)
+
+
+def test_a_mirror_that_was_deleted_is_written_anew(finished, tmp_path, monkeypatch):
+    run, _ = finished
+    before = (run.path / "mlflow.json").read_text()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    try:
+        run_study(Request(space=run.path.parents[1] / "tiny.yaml", runs=run.path.parent, resume=True))
+        found = MlflowClient(f"sqlite:///{tmp_path}/other.db").search_runs([run.read_json("mlflow.json")["experiment"]])
+        assert sorted(one.info.run_name for one in found) == sorted(["tiny", *(trial.id for trial in run.trials())])
+        assert {one.info.status for one in found} == {"FINISHED"}
+    finally:
+        (run.path / "mlflow.json").write_text(before)
+
+
+def test_a_damaged_trial_is_named_with_what_to_do(write_space, ray_here, tmp_path):
+    space = write_space(baselines=[])
+    run, _ = run_study(Request(space=space, runs=tmp_path / "runs", trials=1))
+    with (run.trial("dnis-1") / "weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(
+        BundleError, match=r"weights.safetensors has changed .*: delete .*dnis-1 and go on with --resume"
+    ):
+        run.trials()
+    (run.trial("dnis-1") / "DONE").unlink()
+    run, board = run_study(Request(space=space, runs=tmp_path / "runs", trials=1, resume=True))
+    assert [trial.id for trial in run.trials()] == ["dnis-2"]
+    assert board.winner == "dnis-2"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_memory_that_runs_out_is_told_with_what_to_lower(write_space, planted, monkeypatch, error):
+    def full(*words):
+        raise error
+
+    monkeypatch.setattr(trial_module, "_run", full)
+    space = SearchSpace.read(write_space())
+    with pytest.raises(TrialError, match="memory ran out") as raised:
+        trial_module.run_trial(space.config("uniform", {"train.lr": 1e-3}), planted, lambda values: None)
+    assert reason_of(raised.value).count("embedding.dim=6") == 1
+    assert "\n" not in reason_of(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--resume",), "holds no study to go on with"),
+        (("--name", "a/b"), "must be a plain folder name, but got 'a/b'"),
+        (("--name", ".cache"), "must be a plain folder name"),
+        (("--trials", "0"), "--trials must be at least 1, but got 0"),
+    ],
+)
+def test_names_and_numbers_that_cannot_be(write_space, tmp_path, monkeypatch, capsys, words, line):
+    monkeypatch.setattr("sys.argv", ["autoembed", "search", str(write_space()), "--runs", str(tmp_path / "r"), *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_two_arms_of_one_method_stay_apart(write_space):
+    space = SearchSpace.read(
+        write_space(baselines=["uniform", {"method": "dnis", "share": "global"}, {"method": "dnis", "l1": 0.1}])
+    )
+    assert space.arms() == ("dnis", "uniform", "dnis-2", "dnis-3")
+    assert space.template("dnis-3")["stages"] == [{"method": "dnis", "l1": 0.1}]
+
+
+@pytest.mark.slow
+def test_the_ui_serves_and_leaves_nothing_behind(finished, unused_port):
+    run, _ = finished
+    server = start("ui", "--runs", run.path.parent, "--port", unused_port)
+
+    def up():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_for(up, server)
+        children = psutil.Process(server.pid).children(recursive=True)
+        server.send_signal(signal.SIGTERM)
+        out, _ = server.communicate(timeout=30)
+    finally:
+        server.kill()
+    assert "runs?workflowType=machine_learning" in out
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
