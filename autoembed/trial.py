@@ -17,7 +17,7 @@ from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, measure
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import SearchConfig, configure, load, uniform_budget
-from autoembed.training import Report, TrainConfig, fit, pick_device
+from autoembed.training import Fit, Report, TrainConfig, fit, pick_device
 
 
 class EmbeddingConfig(BaseModel):
@@ -144,7 +144,7 @@ def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialRe
     return result, model
 
 
-def retrain(  # type: ignore[no-untyped-def]
+def retrain(
     architecture: Architecture,
     dataset: Dataset,
     train: TrainConfig,
@@ -152,7 +152,7 @@ def retrain(  # type: ignore[no-untyped-def]
     seed: int,
     report: Report,
     model: CTRModel | None = None,
-):
+) -> tuple[CTRModel, Fit]:
     """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit)."""
     if model is None:
         torch.manual_seed(seed)
