@@ -13,7 +13,10 @@ from autoembed import __version__
 from autoembed.errors import AutoembedError, DataError, StudyError
 
 if TYPE_CHECKING:
+    from autoembed.data.dataset import Dataset
     from autoembed.data.spec import DataSpec
+    from autoembed.space import SearchSpace
+    from autoembed.study.progress import Bar
     from autoembed.study.run_dir import RunDir
 
 app = typer.Typer(
@@ -123,18 +126,12 @@ def retrain(
     device: Device = None,
 ) -> None:
     """Train a study's best architecture anew over seeds; mean and sd of valid and test metrics."""
-    from autoembed.space import SearchSpace
     from autoembed.study.progress import Bar
     from autoembed.study.report import show_seeds, stdout
     from autoembed.study.retrain import FILE, retrain_seeds
-    from autoembed.study.run_dir import RunDir
-    from autoembed.study.study import prepare
 
-    folder = RunDir.existing(run)
-    space = SearchSpace.read(folder.space)
-    chosen = _trial(folder, trial)
     with Bar() as bar:
-        dataset = prepare(folder, space, data, bar)
+        folder, _, dataset, chosen = _opened(run, trial, data, bar)
         rows, summary = retrain_seeds(folder, chosen, dataset, seeds, device, bar)
     show_seeds(stdout(), rows, summary, folder.path / FILE)
 
@@ -147,18 +144,12 @@ def export(
     data: Data = None,
 ) -> None:
     """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
-    from autoembed.space import SearchSpace
     from autoembed.study.progress import Bar
     from autoembed.study.report import stdout
-    from autoembed.study.run_dir import RunDir
     from autoembed.study.study import export as exported
-    from autoembed.study.study import prepare
 
-    folder = RunDir.existing(run)
-    space = SearchSpace.read(folder.space)
-    chosen = _trial(folder, trial)
     with Bar() as bar:
-        dataset = prepare(folder, space, data, bar)
+        folder, space, dataset, chosen = _opened(run, trial, data, bar)
     path = exported(folder, space, dataset, chosen, out)
     stdout().print(f"bundle of {chosen} written to {path}", soft_wrap=True)
 
@@ -262,6 +253,18 @@ def ui(
     from autoembed.study.ui import serve
 
     serve(runs, port, lambda line: stdout().print(line, soft_wrap=True))
+
+
+def _opened(run: Path, trial: str | None, data: str | None, bar: Bar) -> tuple[RunDir, SearchSpace, Dataset, str]:
+    """A study's folder, its space and data, and the id of the trial meant."""
+    from autoembed.space import SearchSpace
+    from autoembed.study.run_dir import RunDir
+    from autoembed.study.study import prepare
+
+    folder = RunDir.existing(run)
+    space = SearchSpace.read(folder.space)
+    chosen = _trial(folder, trial)
+    return folder, space, prepare(folder, space, data, bar), chosen
 
 
 def _trial(run: RunDir, wanted: str | None) -> str:

@@ -46,7 +46,7 @@ class Range:
 
 
 class FeatureSpec(BaseModel):
-    """How the ranking prunes columns: the `keep` best, those with a z score of at least `z`, or neither."""
+    """How the ranking prunes columns: the `keep` best, those with a z score above `z`, or neither."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

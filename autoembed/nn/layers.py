@@ -42,24 +42,32 @@ class Entries(Narrowable):
         return torch.searchsorted(source.index, field * source.dim + self.index % self.dim)
 
 
-class InputLinear(Entries):
-    """A linear layer over the active entries: pruned positions cost no weights."""
+class FlatLinear(Entries):
+    """A linear layer over active entries that were taken already: pruned positions cost no weights."""
 
     def __init__(self, active: Array, width: int, *, bias: bool = True) -> None:
         super().__init__(active)
         self.linear = nn.Linear(self.size, width, bias=bias)
 
-    def forward(self, e_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, width]."""
-        out: Tensor = self.linear(self.take(e_BFD))
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, active entries] -> [B, width]."""
+        out: Tensor = self.linear(x)
         return out
 
     @torch.no_grad()
     def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
-        assert isinstance(source, InputLinear)
+        assert isinstance(source, FlatLinear)
         self.linear.weight.copy_(source.linear.weight[:, self.columns(source, fields)])
         if self.linear.bias is not None:
             self.linear.bias.copy_(source.linear.bias)
+
+
+class InputLinear(FlatLinear):
+    """The same on whole embeddings."""
+
+    def forward(self, e_BFD: Tensor) -> Tensor:
+        """[B, F, D] -> [B, width]."""
+        return super().forward(self.take(e_BFD))
 
 
 class OutputLinear(Entries):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
-from autoembed.search.supernet import SearchConfig, Supernet
+from autoembed.errors import SpaceError
+from autoembed.search.supernet import GateConfig, SearchConfig, Supernet
 from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit
 
 
@@ -42,12 +43,14 @@ def search(
     config = net.config
     if not isinstance(config, SearchConfig):
         return 0.0
-    fraction = getattr(config, "arch_fraction", 0.0)
-    rows, held = split_train(dataset.rows("train"), fraction, seed)
+    total = dataset.rows("train")
+    rows, held = split_train(total, config.arch_fraction if isinstance(config, GateConfig) else 0.0, seed)
+    if isinstance(config, GateConfig) and not len(held):
+        raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {config.arch_fraction:g}")
     if config.warm_epochs:
         recipe = train.model_copy(update={"epochs": config.warm_epochs})
         fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=_prefixed(report, "warm"))
-    if config.epochs:
+    if isinstance(config, GateConfig) and config.epochs:
         _alternate(net, dataset, train, rows, held, device=device, seed=seed, report=report)
     return perf_counter() - start
 

@@ -25,20 +25,16 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.search import supernet
 
 
-class Config(supernet.SearchConfig):
+class Config(supernet.GateConfig):
     """Options; defaults are the authors' where they state one.
 
-    `update` tells which weights move beside alpha: the embeddings only (the authors' code) or all.
-    `threshold` is used when the study sets no budget.
+    The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.
     """
 
     method: str = "dnis"
-    epochs: int = Field(default=10, ge=0)
     arch_lr: float = Field(default=1e-2, gt=0)
-    arch_fraction: float = Field(default=0.2, gt=0, lt=1)
     l1: float = Field(default=1e-5, ge=0)
     share: Literal["field", "global"] = "field"
-    update: Literal["embedding", "all"] = "embedding"
     threshold: float = Field(default=1e-2, ge=0)
 
 

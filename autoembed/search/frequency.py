@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from autoembed.architecture import Architecture
-from autoembed.errors import SpaceError
+from autoembed.architecture import Array
 from autoembed.search import supernet
 
 
@@ -24,11 +23,8 @@ class Config(supernet.MethodConfig):
 class Supernet(supernet.Supernet):
     """Keeps round(c * count^temperature) dims of each block, with the largest c that the budget holds."""
 
-    def derive(self, budget: int | None) -> Architecture:
-        if budget is None:
-            raise SpaceError("frequency needs budget.parameters or budget.width")
+    def scores(self) -> Array:
         mean = np.maximum(self.block_counts / self.parent.block_rows(), 1e-9)
         wish = (mean / mean.max()) ** self.config.temperature
         # The rule opens dim d of a block once c * wish reaches d + 1/2: by falling score, the largest c is found.
-        scores = wish[:, None] / (np.arange(self.parent.dim) + 0.5)
-        return self.narrow_to(supernet.select(scores, self.parent, budget, first_order=self.first_order))
+        return np.asarray(wish[:, None] / (np.arange(self.parent.dim) + 0.5))

@@ -39,13 +39,23 @@ class MethodConfig(BaseModel):
 class SearchConfig(MethodConfig):
     """Options of a method that trains a supernet.
 
-    `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`; then `epochs` on the
-    search proper. `retrain` starts the compact model from the supernet's weights ("inherit") or anew ("fresh").
+    `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
+    compact model from the supernet's weights ("inherit") or anew ("fresh").
     """
 
     warm_epochs: int = Field(default=10, ge=0)
-    epochs: int = Field(default=0, ge=0)
     retrain: Literal["inherit", "fresh"] = "inherit"
+
+
+class GateConfig(SearchConfig):
+    """Options of a method whose gates move on held-out batches, for `epochs` after the warm start.
+
+    `arch_fraction` of train is held out for the gates; `update` tells which weights move beside them.
+    """
+
+    epochs: int = Field(default=10, ge=0)
+    arch_fraction: float = Field(default=0.2, gt=0, lt=1)
+    update: Literal["embedding", "all"] = "embedding"
 
 
 class Supernet(nn.Module):

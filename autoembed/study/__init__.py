@@ -8,7 +8,7 @@ import os
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A token keeps other users of this machine out of the study's Ray; see docs/cluster.md for clusters.
+    # A token keeps other users of this machine out of the study's Ray; a cluster's clients need the same mode.
     "RAY_AUTH_MODE": "token",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A trial that asks for no GPU may still see one: `device: auto` then means the same inside and outside of Ray.

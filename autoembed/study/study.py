@@ -178,7 +178,7 @@ def kept_fields(space: SearchSpace, ranking: Ranking) -> list[str]:
         names &= set(ranking.above(space.features.z))
     if not names:
         raise StudyError(
-            f"no column has a z score of at least features.z={space.features.z:g}: lower it (see `autoembed rank`)"
+            f"no column has a z score above features.z={space.features.z:g}: lower it (see `autoembed rank`)"
         )
     return [name for name in ranking.table["feature"].to_list() if name in names]
 

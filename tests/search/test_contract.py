@@ -7,7 +7,7 @@ from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.nn.model import cost_of, measure
 from autoembed.search.bilevel import search, split_train
-from autoembed.search.supernet import SearchConfig, configure, load, names, uniform_budget
+from autoembed.search.supernet import GateConfig, SearchConfig, configure, load, names, uniform_budget
 from autoembed.training import TrainConfig
 
 CPU = torch.device("cpu")
@@ -18,8 +18,9 @@ TRAIN = TrainConfig(epochs=1, lr=3e-3, batch_size=512)
 def quick(method, **options):
     config = configure({"method": method, **options})
     if isinstance(config, SearchConfig):
-        short = {"warm_epochs": 1} | ({"epochs": 1} if "epochs" in type(config).model_fields else {})
-        config = config.model_copy(update=short if method != "magnitude" else {"warm_epochs": 1})
+        config = config.model_copy(update={"warm_epochs": 1})
+    if isinstance(config, GateConfig):
+        config = config.model_copy(update={"epochs": 1})
     return config
 
 
@@ -127,6 +128,15 @@ def test_unknown_methods_and_options_are_named():
         configure({"method": "dnis", "l2": 3})
     with pytest.raises(SpaceError, match=r"cannot load the method 'no\.such'"):
         configure({"method": "no.such"})
+
+
+def test_epochs_of_a_search_belong_to_methods_with_gates(planted):
+    with pytest.raises(SpaceError, match=r"stage magnitude: epochs.*options: method, retrain, warm_epochs"):
+        configure({"method": "magnitude", "epochs": 3})
+    config = configure({"method": "dnis", "warm_epochs": 0, "arch_fraction": 1e-9})
+    net = load("dnis").Supernet(planted.schema, root(planted), config, planted.counts, 0)
+    with pytest.raises(SpaceError, match=r"arch_fraction must hold out at least one of 18000 rows, but got 1e-09"):
+        search(net, planted, TRAIN, device=CPU, seed=0, report=lambda values: None)
 
 
 def test_a_dotted_name_loads_a_method_from_outside(tmp_path, monkeypatch, planted):

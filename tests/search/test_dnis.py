@@ -118,6 +118,5 @@ def test_planted_noise_is_cut_and_uniform_beaten_over_five_seeds(planted):
         gaps.append(dnis.valid.auc - uniform.valid.auc)
         shares.append(noise_share(dnis.architecture, planted.truth))
         uniform_shares.append(noise_share(uniform.architecture, planted.truth))
-    print(gaps, shares, uniform_shares)
     assert np.mean(gaps) > 0.003, gaps
     assert np.mean(shares) < 0.6 * np.mean(uniform_shares), (shares, uniform_shares)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Array
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Entries, hidden_layers
+from autoembed.nn.layers import Entries, FlatLinear, hidden_layers
 
 
 class Config(base.DeepConfig):
@@ -43,26 +43,6 @@ class Cross(Entries):
         at = self.columns(source, fields)
         self.linear.weight.copy_(source.linear.weight[at][:, at])
         self.linear.bias.copy_(source.linear.bias[at])
-
-
-class FlatLinear(Entries):
-    """A linear layer on entries that were taken already."""
-
-    def __init__(self, active: Array, width: int, *, bias: bool = True) -> None:
-        super().__init__(active)
-        self.linear = nn.Linear(self.size, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n] -> [B, width]."""
-        out: Tensor = self.linear(x)
-        return out
-
-    @torch.no_grad()
-    def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
-        assert isinstance(source, FlatLinear)
-        self.linear.weight.copy_(source.linear.weight[:, self.columns(source, fields)])
-        if self.linear.bias is not None:
-            self.linear.bias.copy_(source.linear.bias)
 
 
 class Backbone(base.Backbone):
