@@ -19,6 +19,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
+from autoembed.shuffle import Rows, Shuffle
 
 Report = Callable[[Mapping[str, float]], None]
 
@@ -87,23 +88,23 @@ def pick_device(name: str) -> torch.device:
 
 
 def batches(
-    dataset: Dataset, split: Split, size: int, device: torch.device, *, rows: Array | None = None, least: int = 1
+    dataset: Dataset, split: Split, size: int, device: torch.device, *, rows: Rows | None = None, least: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Ids int32 [B, F] and labels float [B], in the order of `rows` (all in file order by default).
 
     A last batch of fewer than `least` rows is left out: batch norm cannot train on a single row.
     """
     ids, labels = torch.from_numpy(dataset.ids(split)), torch.from_numpy(dataset.labels(split))
-    order = None if rows is None else torch.from_numpy(rows)
-    total = len(ids) if order is None else len(order)
+    total = len(ids) if rows is None else len(rows)
     pin = device.type == "cuda"
     for start in range(0, total, size):
-        if order is None:
-            batch = ids[start : start + size], labels[start : start + size]
+        stop = min(start + size, total)
+        if rows is None:
+            batch = ids[start:stop], labels[start:stop]
         else:
-            at = order[start : start + size]
-            if len(at) < least:
+            if stop - start < least:
                 return
+            at = torch.from_numpy(rows[np.arange(start, stop)])
             batch = ids.index_select(0, at), labels.index_select(0, at)
         if pin:
             batch = batch[0].pin_memory(), batch[1].pin_memory()
@@ -176,15 +177,14 @@ def fit(
     device: torch.device,
     seed: int,
     report: Report,
-    rows: Array | None = None,
+    rows: Rows | None = None,
 ) -> Fit:
     """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best valid AUC.
 
     TrialError if the loss is not finite. `report` gets loss, valid AUC and logloss after each epoch, counted from 1.
     """
     start = perf_counter()
-    rng = np.random.default_rng(seed)
-    rows = np.arange(dataset.rows("train")) if rows is None else rows
+    taken = dataset.rows("train") if rows is None else rows
     model.sparse_gradients(config.sparse)  # type: ignore[operator]
     optimiser = Optimiser(model, model.parameters(), config)
     forward = torch.compile(model) if config.compile else model
@@ -195,9 +195,8 @@ def fit(
         model.train()
         total = torch.zeros((), device=device)
         steps = 0
-        for ids, labels in batches(
-            dataset, "train", config.batch_size, device, rows=rng.permutation(rows), least=min(2, len(rows))
-        ):
+        order = Shuffle(taken, [seed, 0, epoch])
+        for ids, labels in batches(dataset, "train", config.batch_size, device, rows=order, least=min(2, len(order))):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = forward(ids)
             loss = click_loss(logits.float(), labels, config.positive_weight)

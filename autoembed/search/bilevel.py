@@ -6,24 +6,24 @@ First-order bilevel optimisation (DARTS, Liu et al. 2019, sec. 2.3, xi = 0), as 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.search.supernet import GateConfig, SearchConfig, Supernet
+from autoembed.shuffle import Part, Rows, Shuffle
 from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit
 
 
-def split_train(total: int, fraction: float, seed: int) -> tuple[Array, Array]:
+def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
     """Row numbers of the weights' part and of the gates' held-out part `arch`, both drawn from the train split."""
-    order = np.random.default_rng([seed, 1]).permutation(total)
+    order = Shuffle(total, [seed, 1])
     held = round(total * fraction)
-    return order[held:], order[:held]
+    return Part(order, held, total), Part(order, 0, held)
 
 
 def search(
@@ -59,22 +59,19 @@ def _prefixed(report: Report, phase: str) -> Report:
     return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
 
 
-def _cycle(
-    dataset: Dataset, size: int, device: torch.device, held: Array, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Held-out batches without end, shuffled anew each time round."""
-    rng = np.random.default_rng([seed, 2])
     size = min(size, len(held))
-    while True:
-        yield from batches(dataset, "train", size, device, rows=rng.permutation(held), least=size)
+    for turn in count():
+        yield from batches(dataset, "train", size, device, rows=Shuffle(held, [seed, 2, turn]), least=size)
 
 
 def _alternate(
     net: Supernet,
     dataset: Dataset,
     train: TrainConfig,
-    rows: Array,
-    held: Array,
+    rows: Rows,
+    held: Rows,
     *,
     device: torch.device,
     seed: int,
@@ -85,14 +82,14 @@ def _alternate(
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
     optimiser = Optimiser(net, weights, train)
-    rng = np.random.default_rng([seed, 3])
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
     for epoch in range(1, config.epochs + 1):
         # Frozen means frozen: with only the embeddings moving, batch norm and dropout rest too.
         net.train(whole)
         train_total, arch_total = torch.zeros((), device=device), torch.zeros((), device=device)
         steps = 0
-        for ids, labels in batches(dataset, "train", train.batch_size, device, rows=rng.permutation(rows), least=2):
+        order = Shuffle(rows, [seed, 3, epoch])
+        for ids, labels in batches(dataset, "train", train.batch_size, device, rows=order, least=2):
             arch_ids, arch_labels = next(arch_batches)
             arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)
             net.step_gates(arch_loss + net.penalty())

@@ -30,6 +30,7 @@ from autoembed.data.readers import DataSpec
 from autoembed.nn.model import CTRModel
 from autoembed.search.bilevel import search
 from autoembed.search.dnis import Config, Supernet
+from autoembed.shuffle import Shuffle
 from autoembed.training import Optimiser, TrainConfig, batches, click_loss, fit
 
 CARDINALITIES = [957, 4082, 7, 7, 2, 3, 2, 9, 80, 233]
@@ -98,7 +99,6 @@ def measure(dataset, repeats):
     root = Architecture.full(dataset.schema, dataset.counts, dim=10, blocks=6, backbone=BACKBONE)
     ids = torch.tensor(np.asarray(dataset.ids("train")), dtype=torch.int64)
     labels = torch.tensor(np.asarray(dataset.labels("train")))
-    rows, rng = np.arange(len(ids)), np.random.default_rng(0)
     ours, same, bare = (
         CTRModel(dataset.schema, root),
         CTRModel(dataset.schema, root),
@@ -114,8 +114,8 @@ def measure(dataset, repeats):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids, labels), batch_size=BATCH, shuffle=True)
     same_step, bare_step = adam_step(same), adam_step(bare)
     times = {"ours": [], "bare loop, our model": [], "bare loop, hand-written model": [], "DataLoader, our model": []}
-    for _ in range(repeats + 1):
-        ours_batches = batches(dataset, "train", BATCH, CPU, rows=rng.permutation(rows), least=2)
+    for turn in range(repeats + 1):
+        ours_batches = batches(dataset, "train", BATCH, CPU, rows=Shuffle(len(ids), turn), least=2)
         times["ours"].append(epoch(ours, our_step, ours_batches))
         times["bare loop, our model"].append(epoch(same, same_step, in_memory(ids, labels)))
         times["bare loop, hand-written model"].append(epoch(bare, bare_step, in_memory(ids, labels)))
@@ -130,7 +130,7 @@ def search_overhead(dataset, repeats):
     ratios = {"embedding": [], "all": []}
     for _ in range(repeats):
         seen = []
-        rows = np.arange(round(dataset.rows("train") * 0.8))
+        rows = Shuffle(round(dataset.rows("train") * 0.8), 0)
         model = CTRModel(dataset.schema, root)
         optimiser = Optimiser(model, model.parameters(), recipe)
         start = perf_counter()
