@@ -9,7 +9,7 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones.armnet import Entmax
 from autoembed.nn.backbones.base import build, names
-from autoembed.nn.layers import PairLinear, inner_products
+from autoembed.nn.layers import Dropout, PairLinear, inner_products
 from autoembed.nn.model import cost_of, measure
 from autoembed.search.supernet import MethodConfig, Supernet
 
@@ -214,6 +214,20 @@ def test_entmax_is_a_distribution_with_the_right_slope(alpha):
     assert torch.allclose(p.sum(-1), torch.ones(4, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda z: Entmax.apply(z, alpha), (x,), eps=1e-6, atol=1e-4)
     assert torch.equal(Entmax.apply(torch.tensor([[0.0, 5.0]]), 2.0), torch.tensor([[0.0, 1.0]]))
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    layer, x = Dropout(0.3), torch.ones(1001, 101, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    assert sorted(y.unique().tolist()) == pytest.approx([0, 1 / 0.7])
+    # Four entries share a draw: each of the four places drops 30 % (sd .0029), independently of its neighbour.
+    dropped = (y.flatten()[:100_000].view(-1, 4) == 0).float()
+    assert (dropped.mean(0) - 0.3).abs().max() < 0.012
+    assert (torch.corrcoef(dropped.T) - torch.eye(4)).abs().max() < 0.025
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
 
 
 def test_pair_columns_follow_their_fields():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Array
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import InputLinear, OutputLinear, hidden_layers
+from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers
 
 
 class Config(base.BackboneConfig):
@@ -69,7 +69,7 @@ class Backbone(base.Backbone):
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)
         self.norm = nn.LayerNorm(active.shape[1])
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.serial = config.structure == "serial"
         hidden: Sequence[int] = config.hidden
         if self.serial:
