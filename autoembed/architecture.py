@@ -22,6 +22,7 @@ from autoembed.errors import BundleError, SpaceError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Cut = Literal["geometric", "equal"]
+Choice = Literal["open", "memorize", "factorize", "naive"]
 
 
 class _Frozen(BaseModel):
@@ -54,6 +55,27 @@ class FieldPlan(_Frozen):
         return self
 
 
+class PairPlan(_Frozen):
+    """A pair of columns and what is done with it (OptInter, ICDE 2022, arXiv 2108.01265, sec. 3).
+
+    memorize: an embedding for each of the `crossed` ids of the crossed column `name`. factorize: the product of one
+    embedding for each of its two columns, of `cardinalities` ids. naive: nothing. open: nothing yet, a search may
+    choose.
+    """
+
+    a: str
+    b: str
+    name: str
+    cardinalities: tuple[int, int]
+    crossed: int
+    choice: Choice
+
+    @property
+    def built(self) -> bool:
+        """Whether a model has an input for it."""
+        return self.choice in ("memorize", "factorize")
+
+
 class SharedTable(_Frozen):
     """One hashed table for all fields (Unified Embedding, Coleman et al., NeurIPS 2023, arXiv 2305.12102).
 
@@ -80,13 +102,16 @@ class Cost(_Frozen):
 class Architecture(_Frozen):
     """Kept dims per field block, in an interaction space of width `dim`, and the backbone's name and options.
 
-    With `shared`, embeddings come from one hashed table instead, and every block keeps every dim.
+    The inputs of built `pairs` have `pair_dim` numbers each. With `shared`, embeddings come from one hashed table
+    instead, and every block keeps every dim.
     """
 
     version: Literal[1] = 1
     dim: int
     fields: tuple[FieldPlan, ...]
     backbone: dict[str, JsonValue]
+    pairs: tuple[PairPlan, ...] = ()
+    pair_dim: int = 0
     shared: SharedTable | None = None
     cost: Cost | None = None
 
@@ -94,6 +119,9 @@ class Architecture(_Frozen):
     def _dims_fit(self) -> Architecture:
         if self.shared and self.dim % self.shared.lookups:
             raise ValueError(f"dim must be a multiple of shared.lookups={self.shared.lookups}, but got {self.dim}")
+        least = 1 if self.built else 0
+        if not least <= self.pair_dim <= self.dim:
+            raise ValueError(f"pair_dim must be a number in {least}..{self.dim}, but got {self.pair_dim}")
         for field in self.fields:
             for block in field.blocks:
                 dims = block.dims
@@ -116,6 +144,8 @@ class Architecture(_Frozen):
     ) -> Architecture:
         """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
 
+        The schema's candidates are no fields: they become open pairs.
+
         Args:
             schema: the fitted schema.
             counts: per field, train count per id, int [cardinality]; ids 1.. are ordered by falling count.
@@ -126,14 +156,28 @@ class Architecture(_Frozen):
         """
         if blocks < 1 or dim < 1:
             raise SpaceError(f"embedding.blocks and embedding.dim must be at least 1, but got {blocks=} {dim=}")
-        ranked = np.sort(np.concatenate([count[1:] for count in counts]))[::-1]
+        cardinality = dict(zip(schema.names, schema.cardinalities, strict=True))
+        pairs = tuple(
+            PairPlan(
+                a=field.cross.a,
+                b=field.cross.b,
+                name=field.name,
+                cardinalities=(cardinality[field.cross.a], cardinality[field.cross.b]),
+                crossed=field.cardinality,
+                choice="open",
+            )
+            for field in schema.fields
+            if field.candidate and field.cross
+        )
+        own = [(field, count) for field, count in zip(schema.fields, counts, strict=True) if not field.candidate]
+        ranked = np.sort(np.concatenate([count[1:] for _, count in own]))[::-1]
         total = max(len(ranked), 1)
         share = np.arange(1, blocks) / blocks
         ranks = np.rint(total**share if cut == "geometric" else total * share)
         # A block ends below a count, not at a rank: equal counts share a block, and ids of a field stay a range.
         edges = sorted({int(ranked[int(rank)]) for rank in ranks if rank < len(ranked)}, reverse=True)
         fields = []
-        for field, count in zip(schema.fields, counts, strict=True):
+        for field, count in own:
             # Id 0, rare and unseen values, has no count of its own to be placed by: it goes with the first block.
             stops = [1 + int(np.searchsorted(-count[1:], -edge, side="left")) for edge in edges] + [field.cardinality]
             plan, last = [], 1 if field.cardinality > 1 else 0
@@ -142,11 +186,30 @@ class Architecture(_Frozen):
                     plan.append(Block(stop=stop, level=level, dims=tuple(range(dim))))
                     last = stop
             fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(plan)))
-        return cls(dim=dim, fields=tuple(fields), backbone=backbone)
+        return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(field.name for field in self.fields)
+
+    @property
+    def built(self) -> tuple[PairPlan, ...]:
+        """The pairs that are memorized or factorized, in order."""
+        return tuple(pair for pair in self.pairs if pair.built)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the encoded table that a model reads: fields, crossed columns, then factorized ones."""
+        crossed = [pair.name for pair in self.built if pair.choice == "memorize"]
+        return (*self.names, *crossed, *self.factors())
+
+    def factors(self) -> dict[str, int]:
+        """The columns that factorized pairs have embeddings of, and how many ids each has."""
+        found: dict[str, int] = {}
+        for pair in self.built:
+            if pair.choice == "factorize":
+                found |= dict(zip((pair.a, pair.b), pair.cardinalities, strict=True))
+        return found
 
     def field_of_block(self) -> Array:
         """The field of each block, blocks of all fields in order: int [S]."""
@@ -178,10 +241,14 @@ class Architecture(_Frozen):
         return mask
 
     def active(self) -> Array:
-        """Which dims any block of a field keeps, so which inputs the tower sees: bool [F, D]."""
+        """What the tower sees: dims that a block of its field keeps, then those of built pairs: bool [F+P, D]."""
         active = np.zeros((len(self.fields), self.dim), dtype=bool)
         np.logical_or.at(active, self.field_of_block(), self.mask())
-        return active
+        return np.concatenate([active, self.pair_inputs(len(self.built), self.pair_dim)])
+
+    def pair_inputs(self, pairs: int, pair_dim: int) -> Array:
+        """The inputs of pairs of width `pair_dim` in the interaction space, bool [pairs, D]."""
+        return np.broadcast_to(np.arange(self.dim) < pair_dim, (pairs, self.dim))
 
     def with_mask(self, mask: Array, *, dim: int | None = None) -> Architecture:
         """The same fields and blocks with other kept dims, bool [S, D]; a field that keeps nothing goes.
@@ -198,10 +265,30 @@ class Architecture(_Frozen):
                 fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(blocks)))
         if not fields:
             raise SpaceError("an architecture must keep at least one dim, but none is left: raise the budget")
-        return Architecture(dim=dim or self.dim, fields=tuple(fields), backbone=self.backbone)
+        return Architecture(
+            dim=dim or self.dim,
+            fields=tuple(fields),
+            backbone=self.backbone,
+            pairs=self.pairs,
+            pair_dim=self.pair_dim,
+        )
+
+    def with_choices(self, choices: Sequence[Choice], pair_dim: int) -> Architecture:
+        """The same fields with other choices, one for each pair, and that many numbers for each built one."""
+        pairs = tuple(
+            pair.model_copy(update={"choice": choice}) for pair, choice in zip(self.pairs, choices, strict=True)
+        )
+        built = any(pair.built for pair in pairs)
+        return Architecture.model_validate(
+            {**self.model_dump(exclude={"cost"}), "pairs": pairs, "pair_dim": pair_dim if built else 0}
+        )
 
     def narrows(self, parent: Architecture) -> bool:
-        """Whether every field, block and kept dim here is one of `parent`'s."""
+        """Whether every field, block and kept dim here is one of `parent`'s, and every choice one it left open."""
+        before = {pair.name: pair.choice for pair in parent.pairs}
+        for pair in self.pairs:
+            if pair.choice not in ("naive", before.get(pair.name)) and before.get(pair.name) != "open":
+                return False
         plans = {field.name: field for field in parent.fields}
         for field in self.fields:
             plan = plans.get(field.name)
@@ -214,11 +301,18 @@ class Architecture(_Frozen):
     def embedding_parameters(self, *, first_order: bool) -> int:
         """Embedding parameters; with `first_order`, one more for each value of a block that keeps a dim.
 
-        A shared table has as many as its rows hold, whatever the fields.
+        A shared table has as many as its rows hold, whatever the fields. Pairs have their own beside.
         """
         if self.shared:
-            return self.shared.rows * (self.dim // self.shared.lookups + first_order)
-        return embedding_parameters(self.mask(), self.block_rows(), first_order=first_order)
+            own = self.shared.rows * (self.dim // self.shared.lookups + first_order)
+        else:
+            own = embedding_parameters(self.mask(), self.block_rows(), first_order=first_order)
+        return own + self.pair_parameters()
+
+    def pair_parameters(self) -> int:
+        """Embedding parameters of the pairs: those of crossed values, and of the values of factorized columns."""
+        crossed = sum(pair.crossed for pair in self.built if pair.choice == "memorize")
+        return self.pair_dim * (crossed + sum(self.factors().values()))
 
     def write(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=1))

@@ -73,11 +73,11 @@ class Bundle:
         where = pick_device(device)
         model = self.model.to(where).eval()
         present = frame.lazy().collect_schema().names()
-        needed = [name for name in self.schema.names if name in present]
+        needed = [name for name in self.vocabulary.columns if name in present]
         lazy = clean(frame.lazy().select(needed), self.spec)
         parts = [np.empty(0, dtype=np.float32)]
         batches = lazy.collect_batches(chunk_size=batch, maintain_order=True, engine="streaming")
-        if len(needed) < len(self.schema.names):
+        if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
         for rows in batches:
             ids = torch.from_numpy(self.vocabulary.encode(rows)).to(where)
@@ -90,6 +90,8 @@ class Bundle:
         finite = table.filter(pl.col("value").is_not_null() | pl.col("upper").is_finite()).sort("id")
         row: dict[str, list[Any]] = {}
         for field in self.schema.fields:
+            if field.cross:
+                continue
             found = finite.filter(pl.col("field") == field.name).head(1)
             row[field.name] = found["upper" if field.kind == "numeric" else "value"].to_list() or [None]
         return pl.DataFrame(row)
@@ -124,9 +126,9 @@ def write_bundle(
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         architecture.write(temporary / "architecture.json")
-        kept = schema.keep(architecture.names)
+        kept = schema.keep(architecture.columns)
         (temporary / "schema.json").write_text(kept.model_dump_json(indent=1) + "\n")
-        vocabulary.keep(architecture.names).write(temporary / "vocabulary.parquet")
+        vocabulary.keep(kept.names).write(temporary / "vocabulary.parquet")
         save_file(weights_of(model), temporary / "weights.safetensors")
         manifest = Manifest(
             autoembed=__version__,

@@ -11,9 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autoembed.architecture import first_line
+from autoembed.data.crosses import CrossSpec
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, unknown
 from autoembed.metrics import Metrics
+from autoembed.search.supernet import load
 from autoembed.trial import Limit, TrialConfig, check
 
 KINDS = ("choice", "uniform", "log", "int", "log_int")
@@ -45,14 +47,31 @@ class Range:
         return self.values[0]
 
 
+class PairSpec(CrossSpec):
+    """Which pairs are candidates: the `top` by synergy, or all; and which of their crossed values get ids."""
+
+    top: int | Literal["all"] = 60
+
+    @field_validator("top")
+    @classmethod
+    def _some(cls, top: int | str) -> int | str:
+        if isinstance(top, int) and top < 1:
+            raise ValueError(f"must be at least 1 or all, but got {top}")
+        return top
+
+
 class FeatureSpec(BaseModel):
-    """How the ranking prunes columns: the `keep` best, those with a z score above `z`, or neither."""
+    """How the ranking prunes columns: the `keep` best, those with a z score above `z`, or neither.
+
+    With `pairs`, it also proposes the pairs of columns that a method such as optinter chooses for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     score: Literal["adjusted_mi"] = "adjusted_mi"
     keep: int | None = Field(default=None, ge=1)
     z: float | None = None
+    pairs: PairSpec | None = None
 
 
 class Budget(BaseModel):
@@ -134,10 +153,16 @@ class SearchSpace(BaseModel):
         try:
             for arm in space.arms():
                 for config in space.corners(arm):
-                    check(config)
+                    space.require_pairs(check(config))
         except SpaceError as error:
             raise SpaceError(f"{path}: {error}") from None
         return space
+
+    def require_pairs(self, config: TrialConfig) -> None:
+        """SpaceError if a stage chooses for pairs and `features.pairs` proposes none."""
+        for stage in config.stages:
+            if self.features.pairs is None and load(str(stage["method"])).Supernet.makes_pairs:
+                raise SpaceError(f"{stage['method']} needs candidate pairs: set features.pairs, such as {{top: 60}}")
 
     def arms(self) -> tuple[str, ...]:
         """What is compared: the stages' methods joined by "+", then each baseline; a name's second is NAME-2."""

@@ -61,6 +61,9 @@ class ClickModel(Protocol):
     def embedding_weights(self) -> Sequence[nn.Parameter]:
         """The tables, which the regulariser applies to."""
 
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """What training moves: all but a search's gates."""
+
     def sparse_gradients(self, sparse: bool) -> None:
         """Whether lookups give their tables sparse gradients."""
 
@@ -186,7 +189,7 @@ def fit(
     start = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
     model.sparse_gradients(config.sparse)  # type: ignore[operator]
-    optimiser = Optimiser(model, model.parameters(), config)
+    optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     best: Metrics | None = None

@@ -170,7 +170,9 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         trial = TrialConfig.model_validate(dict(config))
     except ValidationError as error:
         raise SpaceError(first_line(error)) from None
-    for stage in trial.stages:
-        configure(stage)
     base.configure(trial.backbone)
+    for stage in trial.stages:
+        method = configure(stage).method
+        if load(method).Supernet.makes_pairs:
+            base.require_pairs(str(trial.backbone["name"]), method)
     return trial

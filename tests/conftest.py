@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 
@@ -20,6 +21,18 @@ def planted(tmp_path_factory):
         "split": {"by": "random", "valid": 0.2, "test": 0.2},
     }
     return build_dataset(DataSpec.model_validate(spec), None, tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session")
+def planted_pairs(planted, tmp_path_factory):
+    """The planted data with candidate pairs: XOR, low-rank, effects alone, noise."""
+    pairs = [
+        ("xor_0_a", "xor_0_b"),
+        ("low_rank_0_a", "low_rank_0_b"),
+        ("marginal_0", "noise_1"),
+        ("noise_0", "noise_1"),
+    ]
+    return planted.cross(pairs, CrossSpec(min_count=3), tmp_path_factory.mktemp("crossed"), candidates=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

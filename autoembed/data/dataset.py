@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
+from autoembed.data.crosses import CrossSpec, keys_of, name_of
 from autoembed.data.files import locate
 from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
-from autoembed.data.schema import FeatureSchema
+from autoembed.data.schema import Cross, FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.vocabulary import Counts, Ids, Progress, Vocabulary
 from autoembed.data.writer import LAYOUT, Labels, Writer
@@ -117,6 +118,51 @@ class Dataset:
 
         return _cached(folder, write)
 
+    def cross(
+        self, pairs: Sequence[tuple[str, str]], spec: CrossSpec, cache: str | Path, *, candidates: bool
+    ) -> Dataset:
+        """The dataset with a crossed column for each pair behind its own, copied once into `cache`.
+
+        Crossed values are learnt from train. With `candidates`, the columns are no fields yet: a search may memorize
+        them. Memory is a few numbers per train row, for one pair at a time. DataError for a column that is not there,
+        is crossed itself, or stands in the pair twice.
+        """
+        if not pairs:
+            return self
+        for a, b in pairs:
+            for name in (a, b):
+                if self.schema.fields[self.schema.index(name)].cross:
+                    raise DataError(f"a crossed column cannot be crossed again, but {name!r} is one")
+            if a == b:
+                raise DataError(f"a pair must have two columns, but got {a!r} twice")
+        folder = Path(cache) / _digest(
+            LAYOUT, self.fingerprint, "cross", list(pairs), spec.model_dump(mode="json"), candidates
+        )
+
+        def write(temporary: Path) -> None:
+            vocabulary, train = self.vocabulary, self.ids("train")
+            sides = [(self.schema.index(a), self.schema.index(b)) for a, b in pairs]
+            fields = list(self.schema.fields)
+            for (a, b), (left, right) in zip(pairs, sides, strict=True):
+                cross = Cross(a=a, b=b, buckets=spec.buckets)
+                keys = keys_of(train[:, left], train[:, right], self.schema.fields[right].cardinality, cross)
+                vocabulary = vocabulary.with_cross(a, b, keys, spec)
+                fields.append(Field(name=name_of(a, b), kind="crossed", cross=cross, candidate=candidates))
+            schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
+            writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
+            for split in SPLITS:
+                ids, labels = self.ids(split), self.labels(split)
+                for start in range(0, len(ids), _CHUNK):
+                    chunk = np.asarray(ids[start : start + _CHUNK])
+                    crossed = [
+                        vocabulary.encode_cross(name_of(a, b), chunk[:, left], chunk[:, right])
+                        for (a, b), (left, right) in zip(pairs, sides, strict=True)
+                    ]
+                    writer.add(split, np.column_stack([chunk, *crossed]), labels[start : start + _CHUNK])
+            writer.finish(vocabulary, self.truth)
+
+        return _cached(folder, write)
+
 
 def build_dataset(
     spec: DataSpec, data: str | Path | None, cache: str | Path, progress: Progress | None = None
@@ -136,7 +182,7 @@ def build_dataset(
     if spec.planted is None:
         for paths in locate(spec, data).values():
             sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
-    folder = Path(cache) / _digest(LAYOUT, spec.model_dump(mode="json"), sources)
+    folder = Path(cache) / _digest(LAYOUT, spec.model_dump(mode="json", exclude={"crosses"}), sources)
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:
@@ -150,7 +196,10 @@ def build_dataset(
             raise unreadable(where, error) from error
         shutil.rmtree(stage)
 
-    return _cached(folder, write)
+    dataset = _cached(folder, write)
+    if spec.crosses is None:
+        return dataset
+    return dataset.cross(spec.crosses.pairs, spec.crosses, cache, candidates=False)
 
 
 def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress) -> None:

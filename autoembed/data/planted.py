@@ -26,7 +26,7 @@ _ZIPF_FROM = 50
 
 
 class PlantedSpec(StrictModel):
-    """What to plant: one cardinality per column (marginal, noise) or per pair of columns (xor, low_rank).
+    """What to plant: one cardinality per column (marginal, noise) or pair of columns (xor, low_rank, memorize).
 
     An effect is the standard deviation, over rows, that its column or pair adds to the logit.
     """
@@ -36,12 +36,14 @@ class PlantedSpec(StrictModel):
     marginal: tuple[Cardinality, ...] = (10, 100, 1000)
     xor: tuple[Cardinality, ...] = (10,)
     low_rank: tuple[Cardinality, ...] = (50,)
+    memorize: tuple[Cardinality, ...] = ()
     noise: tuple[Cardinality, ...] = (10, 100, 1000, 5000)
     populations: bool = False
     intercept: float = 0.0
     marginal_effect: float = 0.5
     xor_effect: float = 1.0
     low_rank_effect: float = 1.0
+    memorize_effect: float = 1.0
     population_effect: float = 1.0
 
 
@@ -49,7 +51,8 @@ def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, dict[str, Any]]:
     """A table with `label`, `logit` (noise-free: it gives the best AUC) and the planted fields, and its truth.
 
     marginal: an effect per value. xor: sign times sign, and exactly no effect of either column alone. low_rank: the dot
-    of two centred vectors of 3. noise: nothing. populations: the column `population` says by its value whether the row
+    of two centred vectors of 3. memorize: an effect per pair of values, drawn apart from all others, with no effect of
+    either column alone. noise: nothing. populations: the column `population` says by its value whether the row
     is of population A, where the columns a_* act, or of B, where b_* act. Columns of 50 values or more are Zipf.
     """
     return _Planter(spec).run()
@@ -75,13 +78,16 @@ class _Planter:
 
     def run(self) -> tuple[pl.DataFrame, dict[str, Any]]:
         spec = self.spec
-        truth: dict[str, Any] = {"marginal": [], "xor": [], "low_rank": [], "noise": [], "populations": None}
+        truth: dict[str, Any] = {"marginal": [], "xor": [], "low_rank": [], "memorize": [], "noise": []}
+        truth["populations"] = None
         for i, size in enumerate(spec.marginal):
             truth["marginal"].append(self._marginal(f"marginal_{i}", size, spec.marginal_effect))
         for i, size in enumerate(spec.xor):
             truth["xor"].append(self._xor(f"xor_{i}", size))
         for i, size in enumerate(spec.low_rank):
             truth["low_rank"].append(self._low_rank(f"low_rank_{i}", size))
+        for i, size in enumerate(spec.memorize):
+            truth["memorize"].append(self._memorize(f"memorize_{i}", size))
         for i, size in enumerate(spec.noise):
             self._add(f"noise_{i}", self._draw(size), size)
             truth["noise"].append(f"noise_{i}")
@@ -136,6 +142,15 @@ class _Planter:
             vectors = self.rng.normal(size=(size, _RANK))[values]
             rows.append(vectors - vectors.mean(axis=0))  # centred over rows: neither column has an effect of its own
         self.logit += self._scaled((rows[0] * rows[1]).sum(axis=1), self.spec.low_rank_effect)
+        return pair
+
+    def _memorize(self, name: str, size: int) -> list[str]:
+        pair = [f"{name}_a", f"{name}_b"]
+        a, b = (self._add(column, self.rng.integers(0, size, self.spec.rows), size) for column in pair)
+        table = self.rng.normal(size=(size, size))
+        table -= table.mean(axis=0)
+        table -= table.mean(axis=1, keepdims=True)
+        self.logit += self._scaled(table[a, b], self.spec.memorize_effect)
         return pair
 
     def _populations(self) -> dict[str, Any]:

@@ -10,13 +10,24 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from autoembed.errors import DataError
 
-Kind = Literal["categorical", "numeric"]
+Kind = Literal["categorical", "numeric", "crossed"]
+
+
+class Cross(BaseModel):
+    """The two columns of a crossed column, and how many buckets their pairs are hashed into, if they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    a: str
+    b: str
+    buckets: int | None = None
 
 
 class Field(BaseModel):
     """One input column.
 
     `cardinality` counts the ids of the column, id 0 (unknown or rare) included; it is 0 until a vocabulary is fitted.
+    A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +35,8 @@ class Field(BaseModel):
     name: str
     kind: Kind = "categorical"
     cardinality: int = 0
+    cross: Cross | None = None
+    candidate: bool = False
 
 
 class FeatureSchema(BaseModel):
@@ -61,10 +74,11 @@ class FeatureSchema(BaseModel):
             raise DataError(f"unknown column {name!r}: the fields are {', '.join(self.names)}") from None
 
     def keep(self, names: Iterable[str]) -> FeatureSchema:
-        """The schema of these fields only, in the order in which they stand here."""
+        """The schema of these fields, and of those that crossed ones are made of, in the order in which they stand."""
         wanted = set(names)
-        for name in wanted:
-            self.index(name)
+        for name in list(wanted):
+            if cross := self.fields[self.index(name)].cross:
+                wanted |= {cross.a, cross.b}
         return self.model_copy(update={"fields": tuple(field for field in self.fields if field.name in wanted)})
 
     def fingerprint(self) -> str:

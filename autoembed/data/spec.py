@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from autoembed.data.crosses import CrossSpec
 from autoembed.data.planted import PlantedSpec
 from autoembed.data.strict import StrictModel
 
@@ -69,6 +70,12 @@ def _before(first: Cut, second: Cut) -> bool:
     return first < second
 
 
+class Crosses(CrossSpec):
+    """Pairs of columns that become crossed columns of the table."""
+
+    pairs: tuple[tuple[str, str], ...] = Field(min_length=1)
+
+
 class DataSpec(StrictModel):
     """The `data:` section: source, format, label, columns, split and vocabulary.
 
@@ -96,6 +103,7 @@ class DataSpec(StrictModel):
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
+    crosses: Crosses | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:

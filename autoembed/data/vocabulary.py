@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from autoembed.data.schema import FeatureSchema, Kind
+from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name_of
+from autoembed.data.schema import Cross, FeatureSchema, Kind
 from autoembed.data.values import as_text, key, numbers, tidy
 from autoembed.errors import DataError
 
@@ -26,17 +29,22 @@ _COLUMNS = {
     "upper": pl.Float64,
     "count": pl.Int64,
 }
+_CROSSES = "autoembed.crosses"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Column:
-    """One field: `known` values in the order of `ids` (numeric: ascending upper bounds), and the id of missing."""
+    """One field: `known` values in the order of `ids`, and the id of missing.
+
+    Numeric fields know ascending upper bounds, crossed ones ascending keys.
+    """
 
     kind: Kind
     known: pl.Series
     ids: Ids
     missing: int
     counts: Counts
+    cross: Cross | None = None
 
     @property
     def lookup(self) -> Ids:
@@ -49,7 +57,8 @@ class Vocabulary:
 
     Id 0 is an unknown value, or one that train has fewer than `min_count` times. Ids from 1 on descend in train
     frequency (ties by value), so the first k ids are the k most frequent values. Missing (null or NaN) is a value like
-    any other. A numeric field is cut into bins at train quantiles; a bin covers what lies above the bin below it.
+    any other. A numeric field is cut into bins at train quantiles; a bin covers what lies above the bin below it. The
+    values of a crossed field are pairs of ids of two fields before it.
     """
 
     def __init__(self, columns: dict[str, _Column]) -> None:
@@ -77,6 +86,11 @@ class Vocabulary:
     def names(self) -> tuple[str, ...]:
         return tuple(self._columns)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a raw table must have: the fields without the crossed ones."""
+        return tuple(name for name, column in self._columns.items() if column.cross is None)
+
     def _column(self, name: str) -> _Column:
         if name not in self._columns:
             raise DataError(f"unknown column {name!r}: the fields are {', '.join(self._columns)}")
@@ -96,18 +110,39 @@ class Vocabulary:
 
     def encode(self, frame: pl.DataFrame) -> Ids:
         """The ids of every field, int32 [rows, F]; further columns are ignored, DataError if one is missing."""
-        absent = [name for name in self._columns if name not in frame.columns]
+        absent = [name for name in self.columns if name not in frame.columns]
         if absent:
             raise DataError(f"the table lacks these columns: {', '.join(absent)}")
         out = np.empty((frame.height, len(self._columns)), dtype=np.int32)
         for place, (name, column) in enumerate(self._columns.items()):
-            series = frame[name]
-            out[:, place] = (
-                _encode_numeric(series, column)
-                if column.kind == "numeric"
-                else _encode_categorical(series, column, self._enums[name])
-            )
+            if column.cross:
+                a, b = (out[:, self.names.index(parent)] for parent in (column.cross.a, column.cross.b))
+                out[:, place] = self.encode_cross(name, a, b)
+            elif column.kind == "numeric":
+                out[:, place] = _encode_numeric(frame[name], column)
+            else:
+                out[:, place] = _encode_categorical(frame[name], column, self._enums[name])
         return out
+
+    def encode_cross(self, name: str, a: Ids, b: Ids) -> Ids:
+        """The ids of a crossed field, int32 [rows], from those of its two fields."""
+        column = self._column(name)
+        assert column.cross is not None
+        keys = keys_of(a, b, self.cardinality(column.cross.b), column.cross)
+        known = column.known.to_numpy()
+        places = np.searchsorted(known, keys)
+        places[places == len(known)] = 0
+        found: Ids = np.where(known[places] == keys, column.ids[places], 0) if len(known) else np.zeros_like(a)
+        return found
+
+    def with_cross(self, a: str, b: str, keys: Keys, spec: CrossSpec) -> Vocabulary:
+        """This vocabulary and the crossed field of two of its fields, learnt from the keys of all train rows."""
+        name = name_of(a, b)
+        if name in self._columns:
+            raise DataError(f"the crossed column {name!r} is there already")
+        known, counts = frequent_keys(keys, spec)
+        column = _crossed(known, counts, Cross(a=a, b=b, buckets=spec.buckets))
+        return Vocabulary({**self._columns, name: column})
 
     def schema(self, base: FeatureSchema) -> FeatureSchema:
         """`base` with the cardinality of every field."""
@@ -121,19 +156,25 @@ class Vocabulary:
             self._column(name)
         return Vocabulary({name: column for name, column in self._columns.items() if name in wanted})
 
+    def cross(self, name: str) -> Cross | None:
+        """What a field is crossed of, or None."""
+        return self._column(name).cross
+
     def table(self) -> pl.DataFrame:
         """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare)."""
         return pl.concat([_table(name, column) for name, column in self._columns.items()])
 
     def write(self, path: str | Path) -> None:
-        """Write `table` as Parquet."""
-        self.table().write_parquet(path)
+        """Write `table` as Parquet, with what crossed fields are made of in its metadata."""
+        crosses = {name: column.cross.model_dump() for name, column in self._columns.items() if column.cross}
+        self.table().write_parquet(path, metadata={_CROSSES: json.dumps(crosses)})
 
     @classmethod
     def read(cls, path: str | Path) -> Vocabulary:
         """What `write` wrote; DataError if the file is none."""
         try:
             table = pl.read_parquet(path)
+            crosses = json.loads(pl.read_parquet_metadata(path).get(_CROSSES, "{}"))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
         if table.schema != pl.Schema(_COLUMNS) or not table.height:
@@ -141,7 +182,7 @@ class Vocabulary:
                 f"{path} is no vocabulary: its columns must be {', '.join(_COLUMNS)}, and it must have rows"
             )
         parts = table.partition_by("field", maintain_order=True)
-        return cls({part["field"][0]: _from_table(part, path) for part in parts})
+        return cls({part["field"][0]: _from_table(part, crosses, path) for part in parts})
 
 
 def _fit_categorical(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
@@ -232,8 +273,9 @@ def _table(name: str, column: _Column) -> pl.DataFrame:
     size = len(column.counts)
     values: list[str | None] = [None] * size
     uppers: list[float | None] = [None] * size
-    into = uppers if column.kind == "numeric" else values
-    for place, value in zip(column.ids, column.known, strict=True):
+    into: list[Any] = uppers if column.kind == "numeric" else values
+    known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
+    for place, value in zip(column.ids, known, strict=True):
         into[place] = value
     data = {
         "field": [name] * size,
@@ -246,11 +288,29 @@ def _table(name: str, column: _Column) -> pl.DataFrame:
     return pl.DataFrame(data, schema=_COLUMNS)
 
 
-def _from_table(part: pl.DataFrame, path: str | Path) -> _Column:
+def _crossed(keys: Keys, counts: Counts, cross: Cross) -> _Column:
+    """The column whose ids 1.. are these keys in this order."""
+    order = np.argsort(keys)
+    return _Column(
+        kind="crossed",
+        known=pl.Series(keys[order], dtype=pl.Int64),
+        ids=(order + 1).astype(np.int32),
+        missing=0,
+        counts=counts,
+        cross=cross,
+    )
+
+
+def _from_table(part: pl.DataFrame, crosses: Mapping[str, Any], path: str | Path) -> _Column:
     name, kind = part["field"][0], part["kind"][0]
-    if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric"):
+    if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric", "crossed"):
         raise DataError(f"{path} is no vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")
     counts = part["count"].to_numpy().astype(np.int64)
+    if kind == "crossed":
+        if name not in crosses:
+            raise DataError(f"{path} is no vocabulary: it does not say what {name!r} is crossed of")
+        keys = part["value"][1:].cast(pl.Int64).to_numpy()
+        return _crossed(keys, counts, Cross.model_validate(crosses[name]))
     if kind == "categorical":
         return _categorical(part["value"][1:], counts)
     ids = part[1:].select("id", "upper")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +102,79 @@ class MixedEmbedding(nn.Module):
             (start, stop), shift, w = ranges[block].tolist(), int(self.shift[block]), self.widths[number]
             kept = self.place[block, :w].long()
             self.tables[number][start + shift : stop + shift] = dense[int(fields[block])][start:stop, kept]
+
+
+class PairEmbedding(nn.Module):
+    """The inputs of built pairs (OptInter, arXiv 2108.01265, sec. 3.2): memorized from crossed ids, or as products.
+
+    It reads crossed ids of memorized pairs, then ids of factorized columns, as `Architecture.columns` orders them.
+    Tables of the two kinds stand apart: the embeddings of factorized columns are none of the fields'.
+    """
+
+    crossed: Tensor
+    factors: Tensor
+    left: Tensor
+    right: Tensor
+    order: Tensor
+
+    def __init__(self, architecture: Architecture, *, std: float = 0.01) -> None:
+        super().__init__()
+        built, factors = architecture.built, architecture.factors()
+        memorized = [pair.crossed for pair in built if pair.choice == "memorize"]
+        products = [pair for pair in built if pair.choice == "factorize"]
+        place = list(factors)
+        self.memorized, self.sparse = len(memorized), False
+        # The root of std for factors: their products start at the scale of what is memorized.
+        self.tables = nn.ParameterList(
+            nn.Parameter(torch.empty(sum(sizes), architecture.pair_dim).normal_(std=scale))
+            for sizes, scale in ((memorized, std), (list(factors.values()), std**0.5))
+            if sizes
+        )
+        self.names = [*(pair.name for pair in built if pair.choice == "memorize")], place
+        self.sizes = memorized, list(factors.values())
+        # Memorized pairs are looked up first, then products are made: `order` brings them back into the pairs' order.
+        kinds = [pair.choice == "factorize" for pair in built]
+        self._index("crossed", starts(memorized))
+        self._index("factors", starts(list(factors.values())))
+        self._index("left", [place.index(pair.a) for pair in products])
+        self._index("right", [place.index(pair.b) for pair in products])
+        self._index("order", np.argsort(np.argsort(kinds, kind="stable")))
+
+    def _index(self, name: str, values: Sequence[int] | np.ndarray[Any, Any]) -> None:
+        self.register_buffer(name, torch.tensor(np.asarray(values, dtype=np.int32)), persistent=False)
+
+    def forward(self, ids_BC: Tensor) -> Tensor:
+        """Ids int [B, crossed and factorized columns] -> float [B, built pairs, pair_dim]."""
+        parts = []
+        if self.memorized:
+            crossed = ids_BC[:, : self.memorized] + self.crossed
+            parts.append(functional.embedding(crossed, self.tables[0], sparse=self.sparse))
+        if len(self.factors):
+            factor = ids_BC[:, self.memorized :] + self.factors
+            e = functional.embedding(factor, self.tables[-1], sparse=self.sparse)
+            parts.append(e.index_select(1, self.left) * e.index_select(1, self.right))
+        return torch.cat(parts, dim=1).index_select(1, self.order)
+
+    def own(self) -> dict[tuple[str, str], Tensor]:
+        """The table of each crossed column ("memorize", name) and of each factorized one ("factorize", name)."""
+        found: dict[tuple[str, str], Tensor] = {}
+        tables = iter(self.tables)
+        for choice, names, sizes in zip(("memorize", "factorize"), self.names, self.sizes, strict=True):
+            if names:
+                parts = torch.split(next(tables), sizes)
+                found |= {(choice, name): part for name, part in zip(names, parts, strict=True)}
+        return found
+
+    @torch.no_grad()
+    def load(self, parts: Mapping[tuple[str, str], Tensor]) -> None:
+        """Copies parts as `own` gives them, of this module's columns."""
+        for key, part in self.own().items():
+            part.copy_(parts[key])
+
+
+def starts(sizes: Sequence[int]) -> list[int]:
+    """The first row of each of several tables that stand in one."""
+    return [sum(sizes[:place]) for place in range(len(sizes))]
 
 
 PRIME = 2**31 - 1

@@ -1,6 +1,8 @@
-"""The search loop: a warm start, then weights on train batches and gates on held-out batches in turn.
+"""The search loop: a warm start, then weights and gates.
 
-First-order bilevel optimisation (DARTS, Liu et al. 2019, sec. 2.3, xi = 0), as in DNIS (arXiv 2006.04466, sec. 3.3).
+They move in turn, weights on train batches and gates on held-out ones: first-order bilevel optimisation (DARTS, Liu et
+al. 2019, sec. 2.3, xi = 0), as in DNIS (arXiv 2006.04466, sec. 3.3). Or they move together, on the same train batch, as
+in OptInter (arXiv 2108.01265, sec. 3.4).
 """
 
 from __future__ import annotations
@@ -44,14 +46,15 @@ def search(
     if not isinstance(config, SearchConfig):
         return 0.0
     total = dataset.rows("train")
-    rows, held = split_train(total, config.arch_fraction if isinstance(config, GateConfig) else 0.0, seed)
-    if isinstance(config, GateConfig) and not len(held):
-        raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {config.arch_fraction:g}")
+    fraction = config.arch_fraction if isinstance(config, GateConfig) and config.update != "joint" else None
+    rows, held = split_train(total, fraction or 0.0, seed)
+    if fraction is not None and not len(held):
+        raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
     if config.warm_epochs:
         recipe = train.model_copy(update={"epochs": config.warm_epochs})
         fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=_prefixed(report, "warm"))
     if isinstance(config, GateConfig) and config.epochs:
-        _alternate(net, dataset, train, rows, held, device=device, seed=seed, report=report)
+        _move_gates(net, dataset, train, rows, held, device=device, seed=seed, report=report)
     return perf_counter() - start
 
 
@@ -66,7 +69,7 @@ def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: 
         yield from batches(dataset, "train", size, device, rows=Shuffle(held, [seed, 2, turn]), least=size)
 
 
-def _alternate(
+def _move_gates(
     net: Supernet,
     dataset: Dataset,
     train: TrainConfig,
@@ -78,7 +81,8 @@ def _alternate(
     report: Report,
 ) -> None:
     config = net.config
-    whole = config.update == "all"
+    whole, joint = config.update != "embedding", config.update == "joint"
+    gates = net.arch_parameters()
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
     optimiser = Optimiser(net, weights, train)
@@ -90,21 +94,26 @@ def _alternate(
         steps = 0
         order = Shuffle(rows, [seed, 3, epoch])
         for ids, labels in batches(dataset, "train", train.batch_size, device, rows=order, least=2):
-            arch_ids, arch_labels = next(arch_batches)
-            arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)
-            net.step_gates(arch_loss + net.penalty())
+            if not joint:
+                arch_ids, arch_labels = next(arch_batches)
+                arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)
+                net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
+                arch_total += arch_loss.detach()
             loss = click_loss(net(ids), labels, train.positive_weight)
-            gradients = torch.autograd.grad(loss, weights)
-            for weight, gradient in zip(weights, gradients, strict=True):
+            moved = [*weights, *gates] if joint else weights
+            gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)
+            for weight, gradient in zip(weights, gradients, strict=False):
                 weight.grad = gradient
             optimiser.step()
+            if joint:
+                net.step_gates(gradients[len(weights) :])
             train_total += loss.detach()
-            arch_total += arch_loss.detach()
             steps += 1
         where = f"search epoch {epoch}"
         values = {
             "search_epoch": float(epoch),
             "search_train_loss": check_finite(train_total / max(steps, 1), train.lr, where),
-            "search_arch_loss": check_finite(arch_total / max(steps, 1), train.lr, where),
         }
+        if not joint:
+            values["search_arch_loss"] = check_finite(arch_total / max(steps, 1), train.lr, where)
         report(values | {f"search_{name}": value for name, value in net.diagnostics().items()})

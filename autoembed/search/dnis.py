@@ -66,8 +66,8 @@ class Supernet(supernet.Supernet):
         out: Tensor = self.config.l1 * self.alpha.abs().sum()
         return out
 
-    def step_gates(self, loss: Tensor) -> None:
-        (gradient,) = torch.autograd.grad(loss, [self.alpha])
+    def step_gates(self, gradients: Sequence[Tensor]) -> None:
+        (gradient,) = gradients
         with torch.no_grad():
             gradient = gradient / (gradient.abs().mean(dim=1, keepdim=True) + 1e-8)
             self.alpha.sub_(self.config.arch_lr * gradient).clamp_(0, 1)

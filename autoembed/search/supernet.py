@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from autoembed import errors
 from autoembed.architecture import Architecture, Array, first_line
 from autoembed.data.schema import FeatureSchema
 from autoembed.nn.backbones.base import build, find
-from autoembed.nn.embedding import BlockIndex, MixedEmbedding
-from autoembed.nn.model import CTRModel, inherit
+from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
+from autoembed.nn.model import CTRModel, apply, inherit
 
-BASES = ("supernet", "bilevel")
+BASES = ("supernet", "bilevel", "pairs")
 
 
 class MethodConfig(BaseModel):
@@ -48,14 +48,15 @@ class SearchConfig(MethodConfig):
 
 
 class GateConfig(SearchConfig):
-    """Options of a method whose gates move on held-out batches, for `epochs` after the warm start.
+    """Options of a method whose gates move for `epochs` after the warm start.
 
-    `arch_fraction` of train is held out for the gates; `update` tells which weights move beside them.
+    `update` tells which weights move beside them: with "embedding" and "all" they move on train batches, and the gates
+    on held-out ones, `arch_fraction` of train; with "joint" all weights and the gates move on the same train batch.
     """
 
     epochs: int = Field(default=10, ge=0)
     arch_fraction: float = Field(default=0.2, gt=0, lt=1)
-    update: Literal["embedding", "all"] = "embedding"
+    update: Literal["embedding", "all", "joint"] = "embedding"
 
 
 class Supernet(nn.Module):
@@ -71,7 +72,11 @@ class Supernet(nn.Module):
     Attributes:
         weight: float [N, D (+ 1 with first-order weights)], one row a value, fields of `parent` in order.
         mask: float [S, D (+ 1)], 0 where an entry is closed.
+
+    A method that `makes_pairs` closes the open pairs of its parent; to the others they are nothing.
     """
+
+    makes_pairs: ClassVar[bool] = False
 
     columns: Tensor
     offsets: Tensor
@@ -86,14 +91,22 @@ class Supernet(nn.Module):
         self.parent, self.config, self.seed = parent, config, seed
         self.schema = schema
         self.sparse = False
-        columns = [schema.index(name) for name in parent.names]
-        self.block_counts = _block_counts(parent, [counts[column] for column in columns])
+        fields = [schema.index(name) for name in parent.names]
+        self.block_counts = _block_counts(parent, [counts[column] for column in fields])
         self.first_order = find(str(parent.backbone["name"])).Backbone.first_order
         cardinality = np.array([field.cardinality for field in parent.fields])
         width = parent.dim + self.first_order
         self.weight = nn.Parameter(torch.empty(int(cardinality.sum()), width).normal_(std=0.01))
         self.block = BlockIndex(parent)
-        self.backbone = build(parent.backbone, parent.active())
+        parts = self.pair_parts()
+        self._pairs = nn.ModuleList(PairEmbedding(part) for part in parts)
+        self.inputs = parts[0].built if parts else ()
+        pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
+        active = np.concatenate([parent.active()[: len(parent.fields)], pair_inputs])
+        self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
+        own = [[schema.index(name) for name in part.columns[len(part.fields) :]] for part in parts]
+        self.sizes = [len(fields), *(len(part) for part in own)]
+        columns = fields + [column for part in own for column in part]
         offsets = np.concatenate([[0], cardinality.cumsum()[:-1]])
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
@@ -104,27 +117,39 @@ class Supernet(nn.Module):
             mask = np.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
         return mask.astype(np.float32)
 
+    def pair_parts(self) -> list[Architecture]:
+        """The architectures whose built pairs, the same ones in each, the net has inputs for."""
+        return [self.parent] if self.parent.built else []
+
+    @property
+    def pairs(self) -> list[PairEmbedding]:
+        """The pairs' tables, for each of `pair_parts`."""
+        return cast(list[PairEmbedding], list(self._pairs))
+
+    def mix(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inputs of pairs from those of each of `pair_parts`, all [B, P, E]."""
+        return parts[0]
+
     def gates(self) -> Tensor:
         """What the entries of each block are multiplied by: float [S, D (+ 1)]."""
         return self.mask
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Ids int [B, F] in the schema's column order -> logits [B]."""
-        ids = ids_BF.index_select(1, self.columns)
+        ids, *rest = torch.split(ids_BF.index_select(1, self.columns), self.sizes, dim=1)
         e = functional.embedding(ids + self.offsets, self.weight, sparse=self.sparse)
         e = e * functional.embedding(self.block(ids), self.gates())
-        if self.first_order:
-            out: Tensor = self.backbone(e[..., :-1], e[..., -1])
-        else:
-            out = self.backbone(e, None)
-        return out
+        parts = [part(columns) for part, columns in zip(self.pairs, rest, strict=True)]
+        return apply(self.backbone, e, self.mix(parts) if parts else None, first_order=self.first_order)
 
     def embedding_weights(self) -> list[nn.Parameter]:
-        return [self.weight]
+        return [self.weight, *(table for part in self.pairs for table in part.tables)]
 
     def sparse_gradients(self, sparse: bool) -> None:
-        """Whether lookups give the table sparse gradients."""
+        """Whether lookups give the tables sparse gradients."""
         self.sparse = sparse
+        for part in self.pairs:
+            part.sparse = sparse
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The gates' parameters, disjoint from the weights'."""
@@ -135,11 +160,11 @@ class Supernet(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in arch]
 
     def penalty(self) -> Tensor:
-        """What the search adds to the held-out loss; a scalar."""
+        """What the search adds to the loss that moves the gates; a scalar."""
         return self.weight.new_zeros(())
 
-    def step_gates(self, loss: Tensor) -> None:
-        """Updates the gates from the held-out loss; a method with gates overrides it."""
+    def step_gates(self, gradients: Sequence[Tensor]) -> None:
+        """Updates the gates from the gradients of `arch_parameters`; a method with gates overrides it."""
         raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
@@ -154,7 +179,8 @@ class Supernet(nn.Module):
         """The best entries within `budget` embedding parameters; without one, by the method's own threshold."""
         if budget is None:
             raise errors.SpaceError(f"{self.config.method} needs budget.parameters or budget.width")
-        mask = select(self.scores(), self.parent, budget, first_order=self.first_order)
+        left = budget - self.parent.pair_parameters()
+        mask = select(self.scores(), self.parent, left, first_order=self.first_order)
         return self.narrow_to(mask)
 
     def narrow_to(self, mask: Array) -> Architecture:
@@ -163,7 +189,7 @@ class Supernet(nn.Module):
         architecture = self.parent.with_mask(mask)
         self.mask.copy_(torch.tensor(self._with_first_order(mask)))
         alive = [name in architecture.names for name in self.parent.names]
-        self.backbone.alive.copy_(torch.tensor(alive))
+        self.backbone.alive[: len(alive)] = torch.tensor(alive)
         return architecture
 
     @torch.no_grad()
@@ -176,6 +202,10 @@ class Supernet(nn.Module):
         table = self.weight * self.gates().repeat_interleave(rows, dim=0)
         tables = torch.split(table, [field.cardinality for field in self.parent.fields])
         model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
+        if model.pairs is not None:
+            model.pairs.load({name: part for pairs in self.pairs for name, part in pairs.own().items()})
+            names = [pair.name for pair in self.inputs]
+            fields += [len(self.parent.fields) + names.index(pair.name) for pair in architecture.built]
         inherit(self.backbone, model.backbone, fields)
         return model
 

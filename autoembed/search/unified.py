@@ -26,6 +26,8 @@ class Supernet(supernet.Supernet):
     def derive(self, budget: int | None) -> Architecture:
         if budget is None:
             raise SpaceError("unified needs budget.parameters or budget.width")
+        if self.parent.built:
+            raise SpaceError("unified has no rows for pairs: leave it out of a chain that memorizes or factorizes any")
         dim, lookups = self.parent.dim, self.config.lookups
         if dim % lookups:
             raise SpaceError(f"embedding.dim must be a multiple of unified's lookups={lookups}, but got {dim}")

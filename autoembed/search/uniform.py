@@ -22,9 +22,9 @@ class Supernet(supernet.Supernet):
         if budget is None:
             return self.parent
         rows = int(self.parent.block_rows().sum())
-        width = min(budget // rows - self.first_order, self.parent.dim)
+        width = min((budget - self.parent.pair_parameters()) // rows - self.first_order, self.parent.dim)
         if width < 1:
-            least = rows * (1 + self.first_order)
+            least = rows * (1 + self.first_order) + self.parent.pair_parameters()
             raise SpaceError(f"uniform needs a budget of one dim for every value, {least}, but got {budget}")
         mask = np.broadcast_to(np.arange(self.parent.dim) < width, self.parent.mask().shape)
-        return self.narrow_to(mask).model_copy(update={"dim": width})
+        return self.narrow_to(mask).model_copy(update={"dim": max(width, self.parent.pair_dim)})

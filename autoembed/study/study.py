@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,9 +156,14 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
         if bar:
             bar.step("rank", 0, 1)
         ranking = rank(dataset)
-        ranking.write(run.path / "ranking.parquet")
         kept = kept_fields(space, ranking)
-        run.write_json("dataset.json", _facts(space, dataset, data, kept))
+        pairs = []
+        if space.features.pairs is not None:
+            # Pairs are of kept columns: those of a pruned one could not be built.
+            ranking = replace(ranking, pairs=rank(dataset.keep(kept, cache), pairs=space.features.pairs.top).pairs)
+            pairs = [list(pair) for pair in ranking.top_pairs(len(ranking.pairs or ()))]
+        ranking.write(run.path / "ranking.parquet")
+        run.write_json("dataset.json", _facts(space, dataset, data, kept, pairs))
         if bar:
             bar.step("rank", 1, 1)
     else:
@@ -167,8 +172,11 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
                 f"the data have changed since {run.path} was begun (fingerprint {facts['fingerprint']}, now "
                 f"{dataset.fingerprint}): restore them, or choose another --name"
             )
-        kept = facts["fields"]
-    return dataset.keep(kept, cache)
+        kept, pairs = facts["fields"], facts["pairs"]
+    dataset = dataset.keep(kept, cache)
+    if space.features.pairs is None:
+        return dataset
+    return dataset.cross([(a, b) for a, b in pairs], space.features.pairs, cache, candidates=True)
 
 
 def kept_fields(space: SearchSpace, ranking: Ranking) -> list[str]:
@@ -183,7 +191,9 @@ def kept_fields(space: SearchSpace, ranking: Ranking) -> list[str]:
     return [name for name in ranking.table["feature"].to_list() if name in names]
 
 
-def _facts(space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str]) -> dict[str, Any]:
+def _facts(
+    space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str], pairs: list[list[str]]
+) -> dict[str, Any]:
     return {
         "name": Path(data or space.data.path or "planted").name,
         "fingerprint": dataset.fingerprint,
@@ -191,6 +201,7 @@ def _facts(space: SearchSpace, dataset: Dataset, data: str | None, kept: list[st
         "source": str(data or space.data.path or "planted"),
         "rows": {split: dataset.rows(split) for split in dataset.splits},
         "fields": kept,
+        "pairs": pairs,
         "schema": dataset.schema.model_dump(mode="json"),
     }
 
@@ -223,7 +234,7 @@ def export(run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, pat
         vocabulary=dataset.vocabulary,
         architecture=trial.result.architecture,
         model=run.load_model(trial, dataset.schema),
-        data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files"}),
+        data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
         metrics={"valid": trial.result.valid.model_dump()},
         provenance={"study": run.name, "trial": trial.id, "fingerprint": dataset.fingerprint},
     )

@@ -6,7 +6,7 @@ import torch
 
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
-from autoembed.nn.model import cost_of, measure
+from autoembed.nn.model import CTRModel, cost_of, measure
 from autoembed.search.bilevel import search, split_train
 from autoembed.search.supernet import GateConfig, SearchConfig, configure, load, names, uniform_budget
 from autoembed.training import TrainConfig
@@ -38,11 +38,20 @@ def searched(dataset, method, parent=None, seed=0):
     return net
 
 
+def budget_of(net):
+    """Two dims a value; for methods that choose for pairs, all fields and half of what memorizing all pairs takes."""
+    if not net.makes_pairs:
+        return uniform_budget(net.parent, 2)
+    memorized = net.parent.with_choices(["memorize"] * len(net.parent.pairs), net.config.pair_dim)
+    fields = net.parent.embedding_parameters(first_order=net.first_order)
+    return fields + memorized.pair_parameters() // 2
+
+
 @pytest.fixture(scope="module", params=names())
-def found(request, planted):
-    """(method, supernet after its search, its architecture at a budget of two dims a value)."""
-    net = searched(planted, request.param)
-    return request.param, net, net.derive(uniform_budget(net.parent, 2))
+def found(request, planted_pairs):
+    """(method, supernet after its search, its architecture at the budget)."""
+    net = searched(planted_pairs, request.param)
+    return request.param, net, net.derive(budget_of(net))
 
 
 def test_weights_and_gates_are_disjoint(found):
@@ -54,11 +63,11 @@ def test_weights_and_gates_are_disjoint(found):
 
 def test_the_budget_holds_and_is_used(found):
     _, net, architecture = found
-    budget = uniform_budget(net.parent, 2)
+    budget = budget_of(net)
     spent = cost_of(architecture).embedding_parameters
-    # What is left is less than the largest block's dim, which no smaller entry filled.
     assert spent <= budget
-    assert spent >= 0.9 * budget
+    # What is left is less than the largest block's dim, which no smaller entry filled; pairs need not be worth it.
+    assert net.makes_pairs or spent >= 0.9 * budget
 
 
 def test_json_round_trip(found, tmp_path):
@@ -72,58 +81,62 @@ def test_it_narrows_its_parent(found):
     assert architecture.narrows(net.parent)
 
 
-def test_it_narrows_a_narrow_parent(found, planted):
+def test_it_narrows_a_narrow_parent(found, planted_pairs):
     method, _, _ = found
-    parent = root(planted)
+    parent = root(planted_pairs)
     mask = parent.mask()
     mask[:, 5:] = False
     mask[0] = False
     parent = parent.with_mask(mask)
-    net = searched(planted, method, parent)
-    assert net.derive(uniform_budget(parent, 1.5)).narrows(parent)
+    net = searched(planted_pairs, method, parent)
+    budget = budget_of(net) if net.makes_pairs else uniform_budget(parent, 1.5)
+    assert net.derive(budget).narrows(parent)
 
 
-def test_compact_equals_masked_and_cost_equals_count(found, planted):
+def test_compact_equals_masked_and_cost_equals_count(found, planted_pairs):
     _, net, architecture = found
     if architecture.shared:
         with pytest.raises(AssertionError, match="no rows of a value's own"):
             net.compact(architecture)
+        return
+    if architecture.built and not isinstance(net.config, SearchConfig):
+        assert measure(CTRModel(planted_pairs.schema, architecture)) == cost_of(architecture)  # nothing was trained
         return
     if architecture.dim != net.parent.dim:
         net.narrow_to(net.mask[:, : net.parent.dim].numpy() > 0)
         architecture = architecture.model_copy(update={"dim": net.parent.dim})
     model = net.compact(architecture).eval()
     net.eval()
-    ids = torch.from_numpy(planted.ids("valid")[:2000])
+    ids = torch.from_numpy(planted_pairs.ids("valid")[:2000])
     with torch.no_grad():
         assert (model(ids) - net(ids)).abs().max() < 1e-5
     assert measure(model) == cost_of(architecture)
 
 
-def test_same_seed_same_answer(found, planted):
+def test_same_seed_same_answer(found, planted_pairs):
     method, _, architecture = found
-    net = searched(planted, method)
-    assert net.derive(uniform_budget(net.parent, 2)) == architecture
+    net = searched(planted_pairs, method)
+    assert net.derive(budget_of(net)) == architecture
 
 
-def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted):
+def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted_pairs):
     method, _, _ = found
-    net = searched(planted, method)
-    if method in ("dnis", "uniform"):
+    net = searched(planted_pairs, method)
+    if method in ("dnis", "uniform") or net.makes_pairs:
         assert net.derive(None).narrows(net.parent)
     else:
         with pytest.raises(SpaceError, match=r"budget\.width"):
             net.derive(None)
 
 
-def test_a_budget_that_holds_nothing_is_refused(found, planted):
+def test_a_budget_that_holds_nothing_is_refused(found, planted_pairs):
     method, _, _ = found
     with pytest.raises(SpaceError, match="budget"):
-        searched(planted, method).derive(1)
+        searched(planted_pairs, method).derive(1)
 
 
 def test_unknown_methods_and_options_are_named():
-    with pytest.raises(SpaceError, match=r"unknown method 'dnsi': must be one of dnis, frequency"):
+    with pytest.raises(SpaceError, match=r"unknown method 'dnsi': must be one of all_factorize, .*dnis, frequency"):
         configure({"method": "dnsi"})
     with pytest.raises(SpaceError, match=r"stage dnis: l2.*options: arch_fraction"):
         configure({"method": "dnis", "l2": 3})
@@ -131,23 +144,23 @@ def test_unknown_methods_and_options_are_named():
         configure({"method": "no.such"})
 
 
-def test_epochs_of_a_search_belong_to_methods_with_gates(planted):
+def test_epochs_of_a_search_belong_to_methods_with_gates(planted_pairs):
     with pytest.raises(SpaceError, match=r"stage magnitude: epochs.*options: method, retrain, warm_epochs"):
         configure({"method": "magnitude", "epochs": 3})
     config = configure({"method": "dnis", "warm_epochs": 0, "arch_fraction": 1e-9})
-    net = load("dnis").Supernet(planted.schema, root(planted), config, planted.counts, 0)
+    net = load("dnis").Supernet(planted_pairs.schema, root(planted_pairs), config, planted_pairs.counts, 0)
     with pytest.raises(SpaceError, match=r"arch_fraction must hold out at least one of 18000 rows, but got 1e-09"):
-        search(net, planted, TRAIN, device=CPU, seed=0, report=lambda values: None)
+        search(net, planted_pairs, TRAIN, device=CPU, seed=0, report=lambda values: None)
 
 
-def test_a_dotted_name_loads_a_method_from_outside(tmp_path, monkeypatch, planted):
+def test_a_dotted_name_loads_a_method_from_outside(tmp_path, monkeypatch, planted_pairs):
     (tmp_path / "mine_for_test.py").write_text("from autoembed.search.random import Supernet, Config\n")
     (tmp_path / "pack_for_test").mkdir()
     (tmp_path / "pack_for_test" / "__init__.py").write_text("")
     (tmp_path / "pack_for_test" / "mine.py").write_text("from autoembed.search.random import Config, Supernet\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = configure({"method": "pack_for_test.mine"})
-    net = load(config.method).Supernet(planted.schema, root(planted), config, planted.counts, 0)
+    net = load(config.method).Supernet(planted_pairs.schema, root(planted_pairs), config, planted_pairs.counts, 0)
     assert net.derive(uniform_budget(net.parent, 2)).narrows(net.parent)
 
 

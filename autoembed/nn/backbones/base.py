@@ -37,9 +37,14 @@ class DeepConfig(BackboneConfig):
 
 
 class Backbone(nn.Module):
-    """Base of the backbones; `active` bool [F, D] tells which embedding entries may differ from zero."""
+    """Base of the backbones; `active` bool [F, D] tells which embedding entries may differ from zero.
+
+    One that `takes_pairs` has a part that reads any entries side by side: the inputs of pairs stand there behind the
+    fields, and its other parts leave them out.
+    """
 
     first_order: ClassVar[bool] = False
+    takes_pairs: ClassVar[bool] = False
 
     alive: Tensor
 
@@ -87,6 +92,22 @@ def configure(options: Mapping[str, Any]) -> BackboneConfig:
         raise errors.SpaceError(f"backbone.{first_line(error)} (options: {allowed})") from None
 
 
-def build(options: Mapping[str, Any], active: Array) -> Backbone:
-    """A backbone with fresh weights for the active entries bool [F, D]."""
-    return find(str(options.get("name"))).Backbone(configure(options), active)
+def build(options: Mapping[str, Any], active: Array, *, pairs: int = 0) -> Backbone:
+    """A backbone with fresh weights for the active entries bool [F, D], the last `pairs` of the F being pairs.
+
+    SpaceError if it takes no pairs.
+    """
+    name = str(options.get("name"))
+    kind = find(name)
+    if pairs:
+        require_pairs(name, "this architecture")
+    return kind.Backbone(configure(options), active)
+
+
+def require_pairs(name: str, who: str) -> None:
+    """SpaceError unless a backbone takes inputs of pairs, which `who` makes."""
+    if not find(name).Backbone.takes_pairs:
+        able = ", ".join(other for other in names() if find(other).Backbone.takes_pairs)
+        raise errors.SpaceError(
+            f"{who} makes inputs of pairs, and backbone {name} reads whole fields only: use one of {able}"
+        )

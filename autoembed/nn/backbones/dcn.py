@@ -6,7 +6,7 @@ An entry that is zero in x_0 stays zero, so the cross layers run on active entri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -47,6 +47,8 @@ class Cross(Entries):
 
 class Backbone(base.Backbone):
     """Logit = w [cross(e), tower(e)] + b, or w tower(cross(e)) + b when stacked."""
+
+    takes_pairs: ClassVar[bool] = True
 
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)

@@ -22,6 +22,7 @@ class Backbone(base.Backbone):
     """Logit = bias + sum of first-order weights + FM(e) + tower(e)."""
 
     first_order: ClassVar[bool] = True
+    takes_pairs: ClassVar[bool] = True
 
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)
@@ -30,5 +31,6 @@ class Backbone(base.Backbone):
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         assert first_BF is not None
-        out: Tensor = self.bias + first_BF.sum(1) + factorization_machine(e_BFD) + self.tower(e_BFD)
+        fields = e_BFD[:, : first_BF.shape[1]]
+        out: Tensor = self.bias + first_BF.sum(1) + factorization_machine(fields) + self.tower(e_BFD)
         return out

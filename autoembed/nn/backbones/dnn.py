@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from autoembed.architecture import Array
@@ -16,6 +18,8 @@ class Config(base.DeepConfig):
 
 class Backbone(base.Backbone):
     """Logit = tower(e)."""
+
+    takes_pairs: ClassVar[bool] = True
 
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -44,6 +46,8 @@ class Gate(nn.Module):
 
 class Backbone(base.Backbone):
     """Logit = b + w1 x + w2 y + sum over heads of x_h' W_h y_h, x and y the towers' last layers."""
+
+    takes_pairs: ClassVar[bool] = True
 
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)

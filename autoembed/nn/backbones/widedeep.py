@@ -20,6 +20,7 @@ class Backbone(base.Backbone):
     """Logit = sum of first-order weights + tower(e); the tower's output bias is the only bias."""
 
     first_order: ClassVar[bool] = True
+    takes_pairs: ClassVar[bool] = True
 
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)
