@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from autoembed.architecture import first_line
 from autoembed.data.crosses import CrossSpec
@@ -115,8 +115,18 @@ class Objective(BaseModel):
         return valid.logloss if self.minimize else valid.auc
 
 
+class Variant(BaseModel):
+    """What a variant changes: keys of `embedding` and `train`, and the whole `backbone`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding: dict[str, Any] = {}
+    backbone: Any = None
+    train: dict[str, Any] = {}
+
+
 class SearchSpace(BaseModel):
-    """A search-space file. Below stages, baselines, embedding, backbone and train any leaf may be a range."""
+    """A search-space file. Below stages, baselines, embedding, backbone, train and variants any leaf may be a range."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -127,6 +137,7 @@ class SearchSpace(BaseModel):
     baselines: list[str | dict[str, Any]] = []
     backbone: Any = "deepfm"
     train: dict[str, Any] = {}
+    variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
     budget: Budget = Budget()
     objective: Objective = Objective()
     seed: int = 0
@@ -165,29 +176,35 @@ class SearchSpace(BaseModel):
                 raise SpaceError(f"{stage['method']} needs candidate pairs: set features.pairs, such as {{top: 60}}")
 
     def arms(self) -> tuple[str, ...]:
-        """What is compared: the stages' methods joined by "+", then each baseline; a name's second is NAME-2."""
+        """What is compared: the stages' methods joined by "+", then each baseline; a name's second is NAME-2.
+
+        With variants, all of these under each: NAME@VARIANT.
+        """
         names = ["+".join(map(_method, self.stages)), *map(_method, self.baselines)]
         before = [names[:place].count(name) for place, name in enumerate(names)]
-        return tuple(f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True))
+        arms = [f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
+        return tuple(f"{arm}@{variant}" for variant in self.variants for arm in arms) or tuple(arms)
 
     def template(self, arm: str) -> dict[str, Any]:
         """The trial configuration of an arm as nested plain data with ranges still in their YAML form."""
         arms = self.arms()
         if arm not in arms:
             raise SpaceError(unknown("arm", arm, list(arms)))
-        number = arms.index(arm)
+        number = arms.index(arm) % (1 + len(self.baselines))
+        variant = self.variants.get(arm.rpartition("@")[2], Variant())
+        backbone = variant.backbone or self.backbone
         if number == 0:
             stages = self.stages
         else:
             baseline = self.baselines[number - 1]
             stages = [{"method": baseline} if isinstance(baseline, str) else baseline]
-        named = isinstance(self.backbone, dict) and "name" in self.backbone
+        named = isinstance(backbone, dict) and "name" in backbone
         return {
             "arm": arm,
             "stages": stages,
-            "embedding": self.embedding,
-            "backbone": self.backbone if named else {"name": self.backbone},
-            "train": self.train,
+            "embedding": self.embedding | variant.embedding,
+            "backbone": backbone if named else {"name": backbone},
+            "train": self.train | variant.train,
             "limit": Limit(parameters=self.budget.parameters, width=self.budget.width).model_dump(),
             "device": self.device,
         }

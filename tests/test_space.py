@@ -26,7 +26,10 @@ def read(tmp_path, **changes):
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_shipped_space_is_valid(path):
     space = SearchSpace.read(path)
-    assert space.arms()[:2] == ("dnis", "uniform")
+    if path.stem.startswith("bars_"):
+        assert all(arm.startswith("uniform@") and not space.ranges(arm) for arm in space.arms())
+    else:
+        assert space.arms()[:2] == ("dnis", "uniform")
 
 
 def test_arms_ranges_and_configs(tmp_path):
@@ -39,6 +42,19 @@ def test_arms_ranges_and_configs(tmp_path):
     config = space.config("dnis", values, seed=3)
     assert (config.embedding.dim, config.train.lr, config.seed, config.limit.width) == (16, 1e-3, 3, 2)
     assert config.backbone == {"name": "deepfm", "hidden": [64, 32]}
+
+
+def test_every_arm_is_run_under_every_variant(tmp_path):
+    variants = {"big": {"embedding": {"blocks": 2}, "train": {"lr": 0.1}}, "cross": {"backbone": {"name": "dcn"}}}
+    space = read(tmp_path, variants=variants)
+    arms = ("dnis", "uniform", "frequency")
+    assert space.arms() == (*(f"{arm}@big" for arm in arms), *(f"{arm}@cross" for arm in arms))
+    big = space.config("uniform@big", {"embedding.dim": 8, "backbone.hidden": [32]})
+    assert (big.embedding.dim, big.embedding.blocks, big.train.lr) == (8, 2, 0.1)
+    assert set(space.ranges("frequency@cross")) == {"embedding.dim", "stages.0.temperature", "train.lr"}
+    assert space.template("frequency@cross")["backbone"] == {"name": "dcn"}
+    with pytest.raises(SpaceError, match=r"unknown arm 'dnis'.*dnis@big"):
+        space.template("dnis")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +77,9 @@ def test_arms_ranges_and_configs(tmp_path):
         ({"budget": {"trials": 0}}, "budget.trials"),
         ({"objective": {"maximize": "valid.auc", "minimize": "valid.logloss"}}, "maximize or minimize, but has both"),
         ({"data": {"lable": "y"}}, "lable"),
+        ({"variants": {"a": {"backbone": "deepfn"}}}, "unknown backbone 'deepfn'"),
+        ({"variants": {"a": {"stages": []}}}, "variants.a.stages"),
+        ({"variants": {"a/b": {}}}, "variants.a/b"),
     ],
 )
 def test_a_broken_space_is_one_clear_line_that_names_the_file(tmp_path, changes, line):
