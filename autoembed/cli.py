@@ -88,33 +88,49 @@ def rank(
     source: Annotated[str, typer.Argument(help="A table or directory, or a search-space file for its data section.")],
     data: Data = None,
     label: Annotated[str, typer.Option(help="The label column, if SOURCE is no search-space file.")] = "label",
-    top: Annotated[int | None, typer.Option(help="Print only the best columns.")] = None,
+    score: Annotated[str, typer.Option(help="adjusted_mi, mi, ami, rotation, pearson, coverage or permutation.")] = (
+        "adjusted_mi"
+    ),
+    pairs: Annotated[str | None, typer.Option(help="Rank pairs by synergy: how many, or all.")] = None,
+    top: Annotated[int | None, typer.Option(help="Print only the best columns and pairs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the ranking as Parquet.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Rank columns by what they say about the label beyond what noise of the same cardinality would."""
-    from autoembed.data.dataset import build_dataset
-    from autoembed.data.readers import DataSpec
-    from autoembed.ranking.ranking import rank as ranked
-    from autoembed.space import SearchSpace
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_ranking, stdout
+    """Rank columns by what they say about the label beyond what noise of the same cardinality would.
 
+    All rows of a table are ranked; of a search-space file's data, the train split.
+    """
+    from autoembed.ranking.ranking import rank as ranked
+    from autoembed.ranking.ranking import rank_table
+    from autoembed.study.report import show_pairs, show_ranking, stdout
+
+    for name, number in (("--top", top), ("--threads", threads)):
+        if number is not None and number < 1:
+            raise DataError(f"{name} must be at least 1, but got {number}")
+    if pairs is not None and pairs != "all" and not (pairs.isdecimal() and int(pairs) > 0):
+        raise DataError(f"--pairs must be a number from 1 on, or all, but got {pairs}")
+    wanted = int(pairs) if pairs is not None and pairs != "all" else pairs
     if source.endswith((".yaml", ".yml")):
-        spec = SearchSpace.read(Path(source)).data
+        from autoembed.data.dataset import build_dataset
+        from autoembed.space import SearchSpace
+        from autoembed.study.progress import Bar
+
+        with Bar() as bar:
+            dataset = build_dataset(SearchSpace.read(Path(source)).data, data, runs / ".cache", bar.step)
+            ranking = ranked(dataset, score=score, pairs=wanted, threads=threads, progress=bar.step)
+        rows = f"{dataset.rows('train'):,} train rows"
     else:
-        spec, data = DataSpec(label=label), source
-    if top is not None and top < 1:
-        raise DataError(f"--top must be at least 1, but got {top}")
-    with Bar() as bar:
-        dataset = build_dataset(spec, data, runs / ".cache", bar.step)
-        ranking = ranked(dataset)
-    title = f"{len(ranking.table)} columns by adjusted mutual information, {dataset.rows('train'):,} train rows"
-    show_ranking(stdout(), ranking.table, title, top)
+        ranking = rank_table(source, label=label, score=score, pairs=wanted, threads=threads)
+        rows = "all rows"
+    console = stdout()
+    show_ranking(console, ranking.table, f"{len(ranking.table)} columns by {score}, {rows}", top)
+    if ranking.pairs is not None:
+        show_pairs(console, ranking.pairs, f"{len(ranking.pairs)} pairs by synergy", top)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         ranking.write(out)
-        stdout().print(f"  written to {out}", soft_wrap=True)
+        console.print(f"  written to {out}", soft_wrap=True)
 
 
 @app.command()

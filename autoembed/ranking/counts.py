@@ -1,42 +1,123 @@
-"""Contingency counts of every column with the label: they add up, over chunks and over machines, in any order."""
+"""Contingency counts with the label, of columns and of pairs: they add up, over chunks and machines, in any order."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Counts = npt.NDArray[np.int64]
+from autoembed.errors import DataError
 
-_CHUNK_BYTES = 1 << 26
+Codes = npt.NDArray[np.int32]
+Labels = npt.NDArray[np.uint8]
+Weights = npt.NDArray[np.float64]
+Table = npt.NDArray[Any]
+
+# Below this many cells, importing numba takes longer than what its kernel saves.
+_SMALL = 40_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCounts:
-    """Per field, the rows of each id and the positive ones among them: int64 [cardinality] each."""
+    """Per column, the rows of each value in each class, [K, L]: int64, or float64 sums of weights.
 
-    rows: tuple[Counts, ...]
-    positives: tuple[Counts, ...]
+    `squares` is the sum of squared weights, the number of rows without weights.
+    """
+
+    tables: tuple[Table, ...]
+    squares: float
+
+    @property
+    def effective(self) -> float:
+        """The sum of weights over the sum of their squares (Kish); 1 without weights."""
+        total = float(self.tables[0].sum()) if self.tables else 0.0
+        return total / self.squares if self.squares > 0 else 1.0
 
     def __add__(self, other: LabelCounts) -> LabelCounts:
-        return LabelCounts(
-            rows=tuple(a + b for a, b in zip(self.rows, other.rows, strict=True)),
-            positives=tuple(a + b for a, b in zip(self.positives, other.positives, strict=True)),
-        )
+        """The counts of both parts; values and classes that one part has not seen may be absent from its end."""
+        tables = tuple(_sum(a, b) for a, b in zip(self.tables, other.tables, strict=True))
+        return LabelCounts(tables=tables, squares=self.squares + other.squares)
 
 
-def count_labels(
-    ids: npt.NDArray[np.int32], labels: npt.NDArray[np.float32], cardinalities: tuple[int, ...]
+def _sum(a: Table, b: Table) -> Table:
+    if a.shape == b.shape:
+        return a + b
+    shape = tuple(np.maximum(a.shape, b.shape))
+    out = np.zeros(shape, dtype=np.result_type(a, b))
+    out[: a.shape[0], : a.shape[1]] += a
+    out[: b.shape[0], : b.shape[1]] += b
+    return out
+
+
+def count_columns(
+    columns: Sequence[Codes],
+    labels: Labels,
+    cardinalities: Sequence[int],
+    classes: int = 2,
+    weights: Weights | None = None,
+    threads: int = 1,
 ) -> LabelCounts:
-    """Count ids [rows, F] against labels [rows] of 0 and 1, a chunk of rows at a time, so that memory stays flat."""
-    rows = [np.zeros(size, dtype=np.int64) for size in cardinalities]
-    positives = [np.zeros(size, dtype=np.int64) for size in cardinalities]
-    step = max(1, _CHUNK_BYTES // (4 * max(1, len(cardinalities))))
-    for start in range(0, len(ids), step):
-        chunk = np.ascontiguousarray(ids[start : start + step].T)
-        clicked = labels[start : start + step] > 0.5
-        for field, size in enumerate(cardinalities):
-            rows[field] += np.bincount(chunk[field], minlength=size)
-            positives[field] += np.bincount(chunk[field][clicked], minlength=size)
-    return LabelCounts(rows=tuple(rows), positives=tuple(positives))
+    """Count codes [rows] of every column against labels [rows] of 0..classes-1, in one pass.
+
+    Args:
+        columns: int32 codes below the column's cardinality.
+        labels: uint8 classes.
+        cardinalities: K of each column.
+        classes: L.
+        weights: of the rows, float64, or None for 1 each.
+        threads: columns counted at a time.
+    """
+    tables = [np.zeros((size, classes), np.float64 if weights is not None else np.int64) for size in cardinalities]
+
+    if len(labels) * len(columns) < _SMALL:
+        for codes, table in zip(columns, tables, strict=True):
+            table += np.bincount(codes * np.int64(classes) + labels, weights, table.size).reshape(table.shape)
+    else:
+        from autoembed.ranking import kernels
+
+        def fill(place: int) -> None:
+            if weights is None:
+                kernels.count_column(columns[place], labels, tables[place])
+            else:
+                kernels.count_column_weighted(columns[place], labels, weights, tables[place])
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(len(columns))))
+    squares = float(len(labels)) if weights is None else float(weights @ weights)
+    return LabelCounts(tables=tuple(tables), squares=squares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCounts:
+    """The cells of two columns that occur: codes a and b, int32 [C], ascending, and rows by class, int64 [C, L]."""
+
+    a: Codes
+    b: Codes
+    table: Table
+
+    def __add__(self, other: PairCounts) -> PairCounts:
+        a, b = np.concatenate([self.a, other.a]), np.concatenate([self.b, other.b])
+        key, place = np.unique((a.astype(np.int64) << 32) | b, return_inverse=True)
+        table = np.zeros((len(key), self.table.shape[1]), np.int64)
+        np.add.at(table, place, np.concatenate([self.table, other.table]))
+        return PairCounts(a=(key >> 32).astype(np.int32), b=(key & 0xFFFFFFFF).astype(np.int32), table=table)
+
+
+def count_pair(a: Codes, b: Codes, labels: Labels, classes: int = 2) -> PairCounts:
+    """Count the cells of two columns, codes [rows] each, against labels [rows]: the part of a chunk or a fragment."""
+    key, place = np.unique((a.astype(np.int64) << 32) | b, return_inverse=True)
+    table = np.bincount(place * classes + labels, minlength=len(key) * classes).reshape(len(key), classes)
+    return PairCounts(a=(key >> 32).astype(np.int32), b=(key & 0xFFFFFFFF).astype(np.int32), table=table)
+
+
+def check_classes(totals: Table, name: str) -> None:
+    """DataError unless there are two rows or more, in two classes or more."""
+    rows = int(totals.sum())
+    if rows < 2:
+        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
+    if (totals > 0).sum() < 2:
+        raise DataError(f"label {name!r} must have two classes or more, but all {rows} rows are of one")

@@ -1,16 +1,24 @@
-"""The columns of a dataset in the order of what they say about the label."""
+"""The columns of a table in the order of what they say about the label, and its pairs in that of what they add."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from autoembed.data.dataset import Dataset
 from autoembed.errors import DataError
-from autoembed.ranking.counts import count_labels
-from autoembed.ranking.scores import score
+from autoembed.ranking.scores import NEEDS_ROWS, Column, named, score
+from autoembed.ranking.table import CodedTable, from_dataset, read_table
+
+if TYPE_CHECKING:
+    from autoembed.data.dataset import Dataset
+
+Progress = Callable[[str, int, int], None]
+Pairs = int | str | Sequence[tuple[str, str]] | None
 
 _COLUMNS = {
     "feature": pl.String,
@@ -28,65 +36,162 @@ _FINGERPRINT = "autoembed.fingerprint"
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """One row per field, best first, and the fingerprint of the data it is about.
+    """One row per column, best first, and the fingerprint of the data it is about.
 
-    Columns of `table`: feature, kind, cardinality (ids, with id 0), coverage (share of train rows that are not
-    missing), score, z, normalized, mi, expected_mi; information in nats (see `ranking.scores`).
+    Columns of `table`: feature, kind, cardinality (of a dataset: ids, with id 0; of a table: values, with missing),
+    coverage (share of rows that are not missing), score, z, normalized, mi, expected_mi; information in nats. `score`
+    is the score asked for, and the rest is of the exact null (see `ranking.scores`).
+    Columns of `pairs`, or None if none were asked for: a, b, cells (that occur), the same five of the joint column,
+    synergy and synergy_z (see `ranking.pairs`); by synergy_z, descending.
     """
 
     table: pl.DataFrame
     fingerprint: str
+    pairs: pl.DataFrame | None = None
 
     def top(self, k: int) -> tuple[str, ...]:
-        """The k best fields, or all if there are fewer."""
+        """The k best columns, or all if there are fewer."""
         if k < 1:
             raise ValueError(f"k must be at least 1, but got {k=}")
         return tuple(self.table["feature"].head(k))
 
     def above(self, z: float) -> tuple[str, ...]:
-        """The fields whose score is more than z standard deviations above noise of the same counts, best first."""
+        """The columns whose score is more than z standard deviations above noise of the same counts, best first."""
         return tuple(self.table.filter(pl.col("z") > z)["feature"])
 
+    def top_pairs(self, k: int) -> tuple[tuple[str, str], ...]:
+        """The k pairs of the highest synergy_z, or all that were ranked if these are fewer."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, but got {k=}")
+        if self.pairs is None:
+            raise ValueError("no pairs were ranked: rank(..., pairs=...) ranks them")
+        return tuple((a, b) for a, b in self.pairs.head(k).select("a", "b").iter_rows())
+
     def write(self, path: str | Path) -> None:
-        """Write the table as Parquet, with the fingerprint in its metadata."""
-        self.table.write_parquet(path, metadata={_FINGERPRINT: self.fingerprint})
+        """Write the table as Parquet, the fingerprint in its metadata, and pairs beside it as NAME.pairs.parquet."""
+        _write(self.table, Path(path), self.fingerprint)
+        if self.pairs is None:
+            _beside(path).unlink(missing_ok=True)
+        else:
+            _write(self.pairs, _beside(path), self.fingerprint)
 
     @classmethod
     def read(cls, path: str | Path) -> Ranking:
         """What `write` wrote; DataError if the file is none."""
-        try:
-            table = pl.read_parquet(path)
-            fingerprint = pl.read_parquet_metadata(path).get(_FINGERPRINT)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"cannot read the ranking {path}: {str(error).strip().splitlines()[0]}") from error
-        if table.schema != pl.Schema(_COLUMNS) or fingerprint is None:
-            raise DataError(f"{path} is no ranking: its columns must be {', '.join(_COLUMNS)}")
-        return cls(table=table, fingerprint=fingerprint)
+        table, fingerprint = _read(Path(path), _COLUMNS)
+        if not _beside(path).exists():
+            return cls(table=table, fingerprint=fingerprint)
+        from autoembed.ranking.pairs import COLUMNS
+
+        pairs, same = _read(_beside(path), COLUMNS)
+        if same != fingerprint:
+            raise DataError(f"{_beside(path)} is about other data than {path}: remove it")
+        return cls(table=table, fingerprint=fingerprint, pairs=pairs)
 
 
-def rank(dataset: Dataset) -> Ranking:
-    """Score every field of the dataset on train, by score descending (ties by name).
+def _beside(path: str | Path) -> Path:
+    return Path(path).with_suffix(".pairs.parquet")
+
+
+def _write(table: pl.DataFrame, path: Path, fingerprint: str) -> None:
+    table.write_parquet(path, metadata={_FINGERPRINT: fingerprint})
+
+
+def _read(path: Path, columns: dict[str, Any]) -> tuple[pl.DataFrame, str]:
+    try:
+        table = pl.read_parquet(path)
+        fingerprint = pl.read_parquet_metadata(path).get(_FINGERPRINT)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"cannot read the ranking {path}: {str(error).strip().splitlines()[0]}") from error
+    if table.schema != pl.Schema(columns) or fingerprint is None:
+        raise DataError(f"{path} is no ranking: its columns must be {', '.join(columns)}")
+    return table, fingerprint
+
+
+def rank(
+    source: Dataset,
+    *,
+    score: str = "adjusted_mi",
+    pairs: Pairs = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Ranking:
+    """Score every field of a dataset on train, by score descending (ties by name).
 
     Values that the vocabulary pools as rare are one value here, id 0: what a model cannot tell apart is not credited.
-    Memory is one chunk of rows and two counts per id.
+
+    Args:
+        source: an encoded dataset.
+        score: a name in `scores.SCORES`.
+        pairs: None for no pairs, "all", names of pairs, or how many of the best pairs; see `pairs.rank_pairs`.
+        threads: all cores by default.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: an unknown score or column, or pairs with a label of more than two classes.
     """
-    counts = count_labels(dataset.ids("train"), dataset.labels("train"), dataset.schema.cardinalities)
+    named(score)
+    threads = threads or _cores()
+    return _ranked(from_dataset(source, _keeps(score, pairs), threads, progress), score, pairs, threads, progress)
+
+
+def rank_table(
+    path: str | Path,
+    *,
+    label: str = "label",
+    score: str = "adjusted_mi",
+    pairs: Pairs = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Ranking:
+    """As `rank`, of all rows of a file or a directory of Parquet fragments as they stand (see `table.read_table`).
+
+    No value is pooled as rare, and the label may have up to 255 classes. Memory is one chunk of rows and the counts;
+    codes are kept for pairs only, beyond 1 GB in a temporary file.
+    """
+    named(score)
+    threads = threads or _cores()
+    table = read_table(path, label, _keeps(score, pairs), threads, progress)
+    return _ranked(table, score, pairs, threads, progress)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _keeps(score: str, pairs: Pairs) -> bool:
+    return pairs is not None or score in NEEDS_ROWS
+
+
+def _ranked(table: CodedTable, name: str, pairs: Pairs, threads: int, progress: Progress | None) -> Ranking:
+    measure = named(name)
     rows = []
-    for field, n, k in zip(dataset.schema.fields, counts.rows, counts.positives, strict=True):
-        found = score(k, n)
-        missing = dataset.vocabulary.missing(field.name)
+    for place, counts in enumerate(table.counts.tables):
+        found = score(counts)
+        missing = table.missing[place]
+        column = Column(
+            table=counts,
+            missing=missing,
+            places=table.places[place],
+            rows=lambda place=place: (table.codes(place), table.labels),  # type: ignore[misc]
+        )
         rows.append(
             {
-                "feature": field.name,
-                "kind": field.kind,
-                "cardinality": field.cardinality,
-                "coverage": 1.0 - float(n[missing]) / dataset.rows("train") if missing else 1.0,
-                "score": found.score,
+                "feature": table.names[place],
+                "kind": table.kinds[place],
+                "cardinality": len(counts),
+                "coverage": 1.0 - float(counts[missing].sum()) / table.rows if missing >= 0 else 1.0,
+                "score": measure(column, found),
                 "z": found.z,
                 "normalized": found.normalized,
                 "mi": found.mi,
                 "expected_mi": found.expected_mi,
             }
         )
-    table = pl.DataFrame(rows, schema=_COLUMNS).sort(["score", "feature"], descending=[True, False])
-    return Ranking(table=table, fingerprint=dataset.fingerprint)
+    ranked = pl.DataFrame(rows, schema=_COLUMNS).sort(["score", "feature"], descending=[True, False])
+    if pairs is None:
+        return Ranking(table=ranked, fingerprint=table.fingerprint)
+    from autoembed.ranking.pairs import rank_pairs
+
+    best = rank_pairs(table, pairs, threads, progress)
+    return Ranking(table=ranked, fingerprint=table.fingerprint, pairs=best)

@@ -1,25 +1,31 @@
-"""How much a column says about a binary label, beyond what noise with the same value counts would say.
+"""How much a column says about the label, beyond what noise with the same value counts would say.
 
 The idea is OutRank's cardinality-aware ranking (RecSys 2023, arXiv 2309.01552). OutRank estimates the noise from one
 rotation of the column; here the moments under a permuted label are computed, so no score depends on the order of rows.
 
-Throughout, a column is given as n [K], the rows of each of its K values, and k [K], the positive ones among them;
-N rows and N1 positives are the sums. Information is in nats.
+Throughout, a column is its table [K, L]: the rows of each of its K values in each of L classes, whole numbers, or sums
+of weights. n [K] are the rows of each value, k those of one class; N rows. Information is in nats.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import xlogy
+
+from autoembed.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Table = npt.NDArray[Any]
 
-_EXACT_TO = 512
+EXACT_TO = 512
 _NO_SPREAD = 1e-9
+_PERMUTATIONS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,6 @@ class Score:
     mi: float
     expected_mi: float
     sd: float
-
     label_entropy: float
 
     @property
@@ -50,83 +55,134 @@ class Score:
         return self.score / room if room > _NO_SPREAD else 0.0
 
 
-def score(k: Counts, n: Counts) -> Score:
-    """The score of a column from its counts; ValueError unless 0 <= k <= n and both classes are there."""
-    k, n = np.asarray(k, dtype=np.int64), np.asarray(n, dtype=np.int64)
-    if k.shape != n.shape or (k < 0).any() or (k > n).any():
-        raise ValueError("counts must have 0 <= k <= n for every value, but some have not")
-    rows, positives = int(n.sum()), int(k.sum())
-    expected, sd = null_moments(n, rows, positives)
-    return Score(
-        mi=mutual_information(k, n, rows, positives),
-        expected_mi=expected,
-        sd=sd,
-        label_entropy=label_entropy(rows, positives),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What a score may look at: the table [K, L], and the code of missing (-1: none).
+
+    `places` says where each code stands in the order of values, [K], or None if values have no order. `rows` gives the
+    codes and the labels, int [N] each, in the order of the rows, for the scores that need it.
+    """
+
+    table: Table
+    missing: int = -1
+    places: npt.NDArray[Any] | None = None
+    rows: Callable[[], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
 
-def label_entropy(rows: int, positives: int) -> float:
-    """H(label) in nats; ValueError unless both classes are there."""
-    if not 0 < positives < rows:
-        raise ValueError(f"the label must have both classes, but {positives} of {rows} rows are positive")
-    return -float(_information(np.array([positives]), np.array([rows]))[0]) / rows
+def score(table: Table, effective: float = 1.0) -> Score:
+    """The adjusted mutual information of a column from its table [K, L].
+
+    Args:
+        table: rows of each value and class, or sums of weights.
+        effective: with weights, the sum of weights over the sum of their squares (Kish): the null is that of
+            N * effective unweighted rows with these proportions.
+
+    Raises:
+        ValueError: negative counts, or fewer than two classes with rows.
+    """
+    table = np.asarray(table)
+    if table.ndim != 2 or (table < 0).any():
+        raise ValueError(f"counts must be a table [values, classes] of numbers >= 0, but got shape {table.shape}")
+    n, totals = table.sum(axis=1), table.sum(axis=0)
+    entropy = label_entropy(totals)
+    if effective != 1.0 or table.dtype.kind == "f":
+        n, totals = np.rint(n * effective).astype(np.int64), np.rint(totals * effective).astype(np.int64)
+        totals[np.argmax(totals)] += n.sum() - totals.sum()
+    expected, sd = null_moments(n, totals)
+    mi = mutual_information(table)
+    # Without spread, every permutation has this MI: a constant column, or one of row numbers.
+    return Score(mi=mi, expected_mi=expected if sd > 0 else mi, sd=sd, label_entropy=entropy)
 
 
-def mutual_information(k: Counts, n: Counts, rows: int, positives: int) -> float:
-    """MI(column, label) in nats."""
-    return float(_information(k, n).sum()) / rows + label_entropy(rows, positives)
+def label_entropy(totals: Table) -> float:
+    """H(label) in nats from the rows of each class [L]; ValueError unless two classes have rows."""
+    if (np.asarray(totals) > 0).sum() < 2:
+        raise ValueError(f"the label must have two classes with rows, but they have {np.asarray(totals).tolist()}")
+    rows = float(np.sum(totals))
+    return float(np.log(rows) - xlogx(totals).sum() / rows)
 
 
-def null_moments(n: Counts, rows: int, positives: int) -> tuple[float, float]:
+def mutual_information(table: Table) -> float:
+    """MI(column, label) in nats; of weights as of as many rows."""
+    rows = float(table.sum())
+    inside = xlogx(table).sum() - xlogx(table.sum(axis=1)).sum()
+    return float(inside) / rows + label_entropy(table.sum(axis=0))
+
+
+def xlogx(x: Table) -> Floats:
+    """x ln x, and 0 at 0."""
+    x = np.asarray(x, dtype=np.float64)
+    found: Floats = x * np.log(np.where(x > 0, x, 1.0))
+    return found
+
+
+def null_moments(n: Counts, totals: Counts) -> tuple[float, float]:
     """Mean and standard deviation of the mutual information when the label is permuted.
 
-    A value of n rows then has k ~ Hypergeometric(N, N1, n) positives. The mean is a sum of means: exact for n <= 512,
-    n (q ln q + (1-q) ln(1-q)) + (N-n) / (2(N-1)) above, with q = N1/N. In the variance, values compete for the same
-    N1 positives, which has two effects. The part of their information that is linear in k cancels, as the k add up to
-    N1: it is removed by regression on k, pooled over the values. What is left is too small by f = (N-n)/(N-1), as each
-    value's own moments see the finite population and their covariances are left out: it is divided by f, which makes
-    it right for two values as for many.
+    A value of n rows then has k ~ Hypergeometric(N, N_c, n) rows of class c. The mean is a sum of means: exact for
+    n <= 512, and above by the second order of the expansion around the class rate, which is exact for large n. In the
+    variance, values compete for the same N_c rows, which has two effects. The part of their information that is linear
+    in k cancels, as the k add up to N_c: it is removed by regression on k, pooled over the values. What is left is too
+    small by f = (N-n)/(N-1), as each value's own moments see the finite population and their covariances are left out:
+    it is divided by f, which makes it right for two values as for many.
+
+    More than two classes: the mean is as exact. In the variance, the classes' own parts are exact as above, and their
+    correlations within a value are those of large n, q_c q_d / ((1-q_c)(1-q_d)) with q the class rates: right for
+    n -> infinity and for L = 2, and within 10 % of permutations in between (tests/ranking/test_scores.py).
     """
+    totals = np.asarray(totals, dtype=np.int64)
+    totals = totals[totals > 0]
+    rows = int(totals.sum())
     sizes, times = np.unique(n[n > 0], return_counts=True)
-    entropy = label_entropy(rows, positives)
-    small = sizes <= _EXACT_TO
-    moments = np.concatenate(
-        [_exact_moments(sizes[small], rows, positives), _normal_moments(sizes[~small], rows, positives)], axis=1
-    )
-    mean, var_g, cov, var_k = moments
     share = (rows - sizes) / max(rows - 1, 1)
     weight = np.where(share > 0, times / np.where(share > 0, share, 1.0), 0.0)
-    total_cov, total_k = float(weight @ cov), float(weight @ var_k)
-    variance = float(weight @ var_g) - (total_cov**2 / total_k if total_k > 0 else 0.0)
-    expected = float(times @ mean) / rows + entropy
+    rates = totals / rows
+    parts = [int(totals[1])] if len(totals) == 2 else [int(total) for total in totals]
+    spread = np.zeros((len(parts), len(sizes)))
+    mean = np.zeros(len(sizes))
+    for place, total in enumerate(parts):
+        own_mean, var_f, cov, var_k = _moments(sizes, rows, total, len(totals) == 2)
+        slope = float(weight @ cov) / total_k if (total_k := float(weight @ var_k)) > 0 else 0.0
+        spread[place] = np.maximum(var_f - 2 * slope * cov + slope**2 * var_k, 0.0)
+        mean += own_mean
+    if len(totals) == 2:
+        variance = float(weight @ spread[0])
+    else:
+        odds = rates / (1 - rates)
+        alike = np.outer(odds, odds)
+        np.fill_diagonal(alike, 1.0)
+        root = np.sqrt(spread)
+        variance = float(weight @ np.einsum("cn,cd,dn->n", root, alike, root))
+    expected = float(times @ mean) / rows + label_entropy(totals)
     sd = float(np.sqrt(max(variance, 0.0))) / rows
     return expected, sd if sd > _NO_SPREAD / rows**0.5 else 0.0
 
 
-def _information(k: npt.NDArray[np.int64], n: npt.NDArray[np.int64]) -> Floats:
-    """g(k, n) = k ln k + (n-k) ln(n-k) - n ln n: minus n times the label's entropy within each value."""
-    found: Floats = xlogy(k, k) + xlogy(n - k, n - k) - xlogy(n, n)
-    return found
+def _moments(sizes: Counts, rows: int, total: int, both: bool) -> Floats:
+    """E[f], Var[f], Cov[f, k] and Var[k] for each size n: [4, sizes]. f as in `exact_moments`."""
+    small = sizes <= EXACT_TO
+    exact = exact_moments(rows, total, both)[:, sizes[small]] if small.any() else np.empty((4, 0))
+    return np.concatenate([exact, _normal_moments(sizes[~small], rows, total, both)], axis=1)
 
 
-def _exact_moments(sizes: Counts, rows: int, positives: int) -> Floats:
-    """E[g], Var[g], Cov[g, k] and Var[k] for each n, summed over the hypergeometric distribution: [4, sizes]."""
-    if len(sizes) == 0:
-        return np.empty((4, 0))
-    most = int(sizes.max())
-    k = np.arange(most + 1)
-    log_positive, log_negative = _log_binomials(positives, most), _log_binomials(rows - positives, most)
-    out = np.empty((4, len(sizes)))
-    for place, n in enumerate(sizes):
-        inside = k[: n + 1]
-        log_p = log_positive[: n + 1] + log_negative[n::-1]
-        p = np.exp(log_p - log_p.max())
-        p /= p.sum()
-        g = _information(inside, np.full(n + 1, n))
-        mean_g, mean_k = p @ g, p @ inside
-        off_g, off_k = g - mean_g, inside - mean_k
-        out[:, place] = mean_g, p @ off_g**2, p @ (off_g * off_k), p @ off_k**2
-    return out
+@lru_cache(maxsize=64)
+def exact_moments(rows: int, total: int, both: bool) -> Floats:
+    """E[f], Var[f], Cov[f, k] and Var[k] for every n up to 512, from the hypergeometric distribution: [4, 513].
+
+    f(k, n) = k ln k + (n-k) ln(n-k) - n ln n for both classes of a binary label (`both`), or k ln(k/n) for one.
+    """
+    most = min(EXACT_TO, rows)
+    n, k = np.arange(most + 1)[:, None], np.arange(most + 1)[None, :]
+    other = np.maximum(n - k, 0)
+    logs = xlogx(np.arange(most + 1))
+    log_p = _log_binomials(total, most)[k] + _log_binomials(rows - total, most)[other]
+    log_p[k > n] = -np.inf
+    p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    f = np.where(k > n, 0.0, logs[k] + logs[other] - logs[n] if both else logs[k] - k * np.log(np.maximum(n, 1)))
+    mean_f, mean_k = (p * f).sum(axis=1, keepdims=True), (p * k).sum(axis=1, keepdims=True)
+    off_f, off_k = f - mean_f, k - mean_k
+    return np.stack([mean_f[:, 0], (p * off_f**2).sum(1), (p * off_f * off_k).sum(1), (p * off_k**2).sum(1)])
 
 
 def _log_binomials(total: int, most: int) -> Floats:
@@ -137,11 +193,82 @@ def _log_binomials(total: int, most: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(steps)])
 
 
-def _normal_moments(sizes: Counts, rows: int, positives: int) -> Floats:
-    """As `_exact_moments`, from the second-order expansion of g around the label rate, which is exact for large n."""
-    q = positives / rows
+def _normal_moments(sizes: Counts, rows: int, total: int, both: bool) -> Floats:
+    """As `exact_moments`, from the second-order expansion of f around the class rate."""
+    q = total / rows
     share = (rows - sizes) / max(rows - 1, 1)
-    slope = np.log(q) - np.log1p(-q)
     var_k = sizes * q * (1 - q) * share
-    mean = -sizes * label_entropy(rows, positives) + share / 2
-    return np.stack([mean, slope**2 * var_k + share**2 / 2, slope * var_k, var_k])
+    if both:
+        slope = np.full(len(sizes), np.log(q) - np.log1p(-q))
+        mean, bend = -sizes * label_entropy(np.array([rows - total, total])) + share / 2, share**2 / 2
+    else:
+        slope = np.full(len(sizes), np.log(q) + 1)
+        mean, bend = sizes * q * np.log(q) + (1 - q) * share / 2, ((1 - q) * share) ** 2 / 2
+    return np.stack([mean, slope**2 * var_k + bend, slope * var_k, var_k])
+
+
+def _ami(column: Column, found: Score) -> float:
+    """scikit-learn's adjusted_mutual_info_score: (MI - E) / (mean of both entropies - E)."""
+    n = column.table.sum(axis=1)
+    entropy = float(np.log(n.sum()) - xlogx(n).sum() / n.sum())
+    room = (entropy + found.label_entropy) / 2 - found.expected_mi
+    return found.score / room if abs(room) > _NO_SPREAD else 0.0
+
+
+def _pearson(column: Column, found: Score) -> float:
+    """|correlation| of the place of a value in the order of values with the class number; 0 where values have none."""
+    if column.places is None:
+        return 0.0
+    known = np.arange(len(column.table)) != column.missing
+    table, x = column.table[known], column.places[known]
+    total, y = max(table.sum(), 1), np.arange(table.shape[1])
+    n, m = table.sum(axis=1) / total, table.sum(axis=0) / total
+    off_x, off_y = x - n @ x, y - m @ y
+    spread = (n @ off_x**2) * (m @ off_y**2)
+    return abs(float(off_x @ table @ off_y) / total) / float(np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def _coverage(column: Column, found: Score) -> float:
+    """The share of rows of the most frequent value."""
+    n = column.table.sum(axis=1)
+    return float(n.max() / n.sum())
+
+
+def _rotation(column: Column, found: Score) -> float:
+    """MI less that of the column rotated by half its rows: OutRank's null, for comparison; it depends on row order."""
+    codes, labels = column.rows()
+    return found.mi - mutual_information(_table_of(np.roll(codes, len(codes) // 2), labels, column.table.shape))
+
+
+def _permutation(column: Column, found: Score) -> float:
+    """z of MI among 30 permuted labels (seeded): the check of the exact null."""
+    codes, labels = column.rows()
+    rng = np.random.default_rng(0)
+    drawn = [
+        mutual_information(_table_of(codes, rng.permutation(labels), column.table.shape)) for _ in range(_PERMUTATIONS)
+    ]
+    spread = float(np.std(drawn, ddof=1))
+    return (found.mi - float(np.mean(drawn))) / spread if spread > _NO_SPREAD else 0.0
+
+
+def _table_of(codes: npt.NDArray[Any], labels: npt.NDArray[Any], shape: tuple[int, ...]) -> Table:
+    return np.bincount(codes * np.int64(shape[1]) + labels, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+SCORES: dict[str, Callable[[Column, Score], float]] = {
+    "adjusted_mi": lambda column, found: found.score,
+    "mi": lambda column, found: found.mi,
+    "ami": _ami,
+    "rotation": _rotation,
+    "pearson": _pearson,
+    "coverage": _coverage,
+    "permutation": _permutation,
+}
+NEEDS_ROWS = {"rotation", "permutation"}
+
+
+def named(name: str) -> Callable[[Column, Score], float]:
+    """The score of that name; DataError with all names if there is none."""
+    if name not in SCORES:
+        raise DataError(f"unknown score {name!r}: must be one of {', '.join(SCORES)}")
+    return SCORES[name]

@@ -6,21 +6,24 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from autoembed.architecture import Architecture
-from autoembed.bundle import Bundle
-from autoembed.study.leaderboard import Leaderboard, Row
-from autoembed.study.run_dir import Ended, RunDir
+if TYPE_CHECKING:
+    import polars as pl
+
+    from autoembed.architecture import Architecture
+    from autoembed.bundle import Bundle
+    from autoembed.study.leaderboard import Leaderboard, Row
+    from autoembed.study.run_dir import Ended, RunDir
 
 SHOWN = 5
+SHOWN_PAIRS = 20
 
 
 def stdout() -> Console:
@@ -182,6 +185,30 @@ def show_ranking(console: Console, table: pl.DataFrame, title: str, top: int | N
             f"{row['score']:.6f}",
             f"{row['z']:.1f}",
             f"{row['normalized']:.2%}",
+            f"{row['mi']:.6f}",
+            f"{row['expected_mi']:.6f}",
+        )
+    _print(console, out)
+    if len(shown) < len(table):
+        console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
+
+
+def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
+    """Prints pairs, highest synergy first."""
+    out = _table(
+        title, "#", "column", "with", "cells", "synergy, nats", "z", "joint score", "z", "MI", "by chance", left=3
+    )
+    shown = table.head(top or SHOWN_PAIRS)
+    for place, row in enumerate(shown.iter_rows(named=True), 1):
+        out.add_row(
+            str(place),
+            Text(row["a"]),
+            Text(row["b"]),
+            f"{row['cells']:,}",
+            f"{row['synergy']:.6f}",
+            f"{row['synergy_z']:.1f}",
+            f"{row['score']:.6f}",
+            f"{row['z']:.1f}",
             f"{row['mi']:.6f}",
             f"{row['expected_mi']:.6f}",
         )

@@ -1,0 +1,147 @@
+"""From the values of a column to codes 0, 1, 2, ... a chunk of rows at a time; code 0 is missing until the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from autoembed.data.values import as_text, check_dtype, numbers, tidy
+
+Codes = npt.NDArray[np.int32]
+
+BINS = 32  # as data.bins
+# Whole numbers in a range up to this are their own codes; beyond, a dictionary of their texts is smaller.
+_RANGE = 1 << 20
+
+
+class Coder(Protocol):
+    """Codes one column. `kind` and `merge` are known once every chunk has been coded."""
+
+    kind: str
+    ordered: bool
+
+    def encode(self, column: pl.Series) -> Codes:
+        """int32 [rows]; 0 is missing."""
+
+    def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
+        """The final value of every code: codes with equal numbers are one value. `counts` are the rows of each code."""
+
+
+class Whole:
+    """Whole numbers, truth values and dates in a small range: the code is the distance from the least, plus 1."""
+
+    kind, ordered = "categorical", True
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def encode(self, column: pl.Series) -> Codes:
+        return _filled(column.to_physical().cast(pl.Int64) - (self._least - 1))
+
+    def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
+        return np.arange(len(counts), dtype=np.int32)
+
+
+class Binned:
+    """Measured numbers: the quantile bins that a Vocabulary has, ascending."""
+
+    kind, ordered = "numeric", True
+
+    def __init__(self, uppers: npt.NDArray[np.float64]) -> None:
+        self._uppers = uppers
+
+    def encode(self, column: pl.Series) -> Codes:
+        values = numbers(column)
+        codes = np.searchsorted(self._uppers, values.fill_null(0.0).to_numpy()).astype(np.int32) + 1
+        codes[values.is_null().to_numpy()] = 0
+        return codes
+
+    def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
+        return np.arange(len(counts), dtype=np.int32)
+
+
+class Text:
+    """Any other value, by its text: a dictionary that grows from chunk to chunk.
+
+    As the readers have it, texts that name one whole number are one value, and a text column whose every value is a
+    number, and not every one a whole number, is numeric. Both are seen from the dictionary, so no row is parsed.
+    """
+
+    def __init__(self, dtype: pl.DataType) -> None:
+        self.kind, self.ordered = "categorical", False
+        self._is_text = dtype == pl.String
+        self._dictionary = pl.Categorical(pl.Categories(uuid4().hex))
+
+    def encode(self, column: pl.Series) -> Codes:
+        if column.dtype.is_temporal() or column.dtype == pl.Boolean:
+            column = column.to_physical()
+        if column.dtype != pl.String:
+            column = column.to_frame().select(as_text(pl.first(), column.dtype)).to_series()
+        return _filled(column.cast(self._dictionary).to_physical().cast(pl.Int64) + 1)
+
+    def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
+        texts = pl.select(pl.int_range(0, len(counts) - 1, dtype=pl.UInt32).cat.to(self._dictionary).cast(pl.String))
+        text = texts.to_series()
+        values = text.cast(pl.Float64, strict=False)
+        whole = text.str.contains(r"^[-+]?\d+$").all()
+        if self._is_text and len(text) and not values.has_nulls() and not whole:
+            self.kind, self.ordered = "numeric", True
+            table = pl.DataFrame({"value": values.fill_nan(None), "count": counts[1:]})
+            return np.append(np.int32(0), Binned(upper_bounds(table)).encode(table["value"]))
+        merged = text.to_frame("text").select(tidy(pl.col("text")).rank("dense")).to_series()
+        return np.append(np.int32(0), merged.to_numpy().astype(np.int32))
+
+
+def coders(frame: pl.LazyFrame, names: Sequence[str], numeric: Sequence[str] = ()) -> list[Coder]:
+    """A coder for each column; one streaming pass for the ranges of whole numbers, one for each measured column.
+
+    Raises:
+        DataError: a column holds lists, structs or bytes.
+    """
+    types = frame.collect_schema()
+    for name in names:
+        check_dtype(name, types[name])
+    whole = [name for name in names if _is_whole(types[name])]
+    ends: tuple[int | None, ...] = ()
+    if whole:
+        values = [pl.col(name).to_physical() for name in whole]
+        least = [value.min().alias(f"{at}<") for at, value in enumerate(values)]
+        most = [value.max().alias(f"{at}>") for at, value in enumerate(values)]
+        ends = frame.select(*least, *most).collect(engine="streaming").row(0)
+    ranges = {name: (ends[at], ends[at + len(whole)]) for at, name in enumerate(whole)}
+    return [_coder(frame, name, types[name], ranges.get(name), name in numeric) for name in names]
+
+
+def _is_whole(dtype: pl.DataType) -> bool:
+    return dtype.is_integer() or dtype == pl.Boolean or (dtype.is_temporal() and dtype != pl.Duration)
+
+
+def _coder(
+    frame: pl.LazyFrame, name: str, dtype: pl.DataType, ends: tuple[int | None, int | None] | None, numeric: bool
+) -> Coder:
+    if numeric or dtype.is_float() or dtype.is_decimal() or dtype == pl.Duration:
+        counted = frame.group_by(name).agg(pl.len().alias("count")).collect(engine="streaming")
+        return Binned(upper_bounds(counted.select(numbers(counted[name]).alias("value"), "count")))
+    if ends is not None:
+        least, most = (int(end) if end is not None else 0 for end in ends)
+        if most - least < _RANGE and most < 2**62:
+            return Whole(least)
+    return Text(dtype)
+
+
+def upper_bounds(counted: pl.DataFrame) -> npt.NDArray[np.float64]:
+    """The upper bounds of a Vocabulary's bins from value (null: missing) and count; the last is infinite."""
+    from autoembed.data.vocabulary import _upper_bounds
+
+    merged = counted.drop_nulls("value").group_by("value").agg(pl.col("count").sum().cast(pl.Int64)).sort("value")
+    return _upper_bounds(merged["value"].to_numpy(), merged["count"].to_numpy(), BINS)
+
+
+def _filled(codes: pl.Series) -> Codes:
+    out: Codes = codes.cast(pl.Int32).fill_null(0).to_numpy()
+    return out

@@ -1,0 +1,320 @@
+"""Pairs of columns: what they say together, and what of it neither says alone.
+
+The joint column of a pair is scored as any column is (`ranking.scores`). Its synergy is measured against a null that
+keeps both main effects. With n rows and k positives in the cell of values a and b:
+
+- The null is additive on the logit: q = u_a v_b / (1 + u_a v_b), fitted so that each value of either column gets as
+  many positives as it has. Values of fewer than 10 rows are left out, cells and all: fitted effects of so few rows
+  would bend the fit of all others, and they hold next to no pairs of rows in one cell.
+- Two rows of one cell agree more than the null says if there is an interaction. T = (k - nq)^2 - k(1-q)^2 - (n-k)q^2
+  is the sum of (y_i - q)(y_j - q) over such pairs of rows: its mean is 0 for known q, whatever n is, its variance
+  2 n(n-1) s^2 with s = q(1-q), and a cell of one row adds nothing, not even noise. As q is fitted, n(n-1) s^2 m is
+  added back, m = c_a/A_a + c_b/B_b - 1/V, where A_a, B_b and V sum ns over the value a, the value b and all, and
+  c = n/(n-1) of the value is what makes this exact for a single column.
+- S = sum w T with w = 1 / (1 + ns/10), near the locally most powerful weights, but no cell outweighs all others.
+  Var S = 2 L2, L2 = sum w^2 n(n-1) s^2 (1 - nsm). The statistic is close to a gamma variable whose shape follows from
+  L2 and L3, the same sum of third powers; `synergy_z` is its normal deviate (Wilson and Hilferty 1931).
+- `synergy`, nats = v V / 2N, where v = S / U, U = sum w n(n-1) s^2 (1 - nsm), estimates the variance of the interaction
+  on the logit: the information per row that an interaction of this size holds.
+
+Measured limits are in docs/results/ranking.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from autoembed.errors import DataError
+from autoembed.ranking.counts import PairCounts
+from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
+
+if TYPE_CHECKING:
+    from autoembed.ranking.table import CodedTable
+
+Floats = npt.NDArray[np.float64]
+Pair = tuple[int, int]
+Cells = tuple[Any, Any, Any, Any]  # both codes, rows and positives, int32 [cells] each
+Walk = tuple[Any, Any, Any]  # order and starts of `sort_rows`, and the labels in that order
+Progress = Callable[[str, int, int], None]
+
+COLUMNS = {
+    "a": pl.String,
+    "b": pl.String,
+    "cells": pl.Int64,
+    "score": pl.Float64,
+    "z": pl.Float64,
+    "normalized": pl.Float64,
+    "mi": pl.Float64,
+    "expected_mi": pl.Float64,
+    "synergy": pl.Float64,
+    "synergy_z": pl.Float64,
+}
+_LEAST = 10
+_SWEEPS = 50
+_TOLERANCE = 1e-4
+_DIRECT = 1 << 16
+_LOGS = 1 << 16
+_KEPT_CELLS = 1 << 27
+# Pairs whose screening z is above, and so many of the best, get the additive fit.
+_FIT_ABOVE = 2.5
+_FIT_FIRST = 20
+# Fewer pairs of rows in one cell cannot show an interaction of one unit of the logit, and are far from normal.
+_TOGETHER = 200
+# Screening every pair on all rows up to this many row visits takes some 10 s a core; beyond it, on fewer rows.
+_SCREEN = 4_000_000_000
+_SCREEN_ROWS = 100_000
+
+
+class Kernel:
+    """Sums of pairs for one label; one per thread, as it holds the workspace."""
+
+    def __init__(self, rows: int, positives: int) -> None:
+        from autoembed.ranking import kernels
+
+        self._kernels = kernels
+        self._odds = positives / (rows - positives)
+        self._logs = xlogx(np.arange(min(rows, _LOGS) + 1))
+        moments = exact_moments(rows, positives, True).copy()
+        share = (rows - np.arange(moments.shape[1])) / max(rows - 1, 1)
+        moments[1:] = np.where(share > 0, moments[1:] / np.where(share > 0, share, 1.0), 0.0)
+        self._moments = moments
+        self._cells = [np.empty(rows, np.int32) for _ in range(4)]
+        self._table = np.zeros(max(rows, _DIRECT), np.int64)
+
+    def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
+        """The cells of a pair with `least` rows, in the workspace, and how many occur."""
+        if walk is None:
+            found, seen = self._kernels.cells_direct(
+                a.codes, b.codes, labels, len(a.rows), len(b.rows), self._table, least, *self._cells
+            )
+        else:
+            found, seen = self._kernels.cells_walk(*walk[:2], b.codes, walk[2], self._table, least, *self._cells)
+        ca, cb, cn, ck = (part[:found] for part in self._cells)
+        return (ca, cb, cn, ck), seen
+
+    def screen(self, a: Side, b: Side, cells: Cells, seen: int) -> Floats:
+        """The 14 sums of a pair from its cells of two rows or more, about the product of the odds of both values."""
+        out = np.zeros(14)
+        self._kernels.chance(cells[2], cells[3], seen, self._logs, self._moments, out[:8])
+        V = min(a.spread, b.spread)
+        self._kernels.interaction(*cells, a.odds, b.odds / self._odds, a.lever, b.lever, V, out[8:])
+        return out
+
+    def fit(self, cells: Cells, na: Any, nb: Any) -> Floats:
+        """The 14 sums of a pair from all its cells, which are reordered, about the additive fit."""
+        out = np.zeros(14)
+        self._kernels.chance(cells[2], cells[3], len(cells[2]), self._logs, self._moments, out[:8])
+        self._kernels.fit_interaction(*cells, na, nb, _LEAST, _SWEEPS, _TOLERANCE, out[8:])
+        return out
+
+
+class Side:
+    """One column of a pair: its codes [rows], and of each value [K] the rows, odds, and c / A without a fit."""
+
+    def __init__(self, codes: Any, labels: Any, size: int) -> None:
+        self.codes = codes
+        table = np.bincount(codes * np.int64(2) + labels, minlength=2 * size).reshape(size, 2)
+        self.rows = table.sum(axis=1)
+        known = (self.rows >= _LEAST) & (table > 0).all(axis=1)
+        self.odds = np.where(known, table[:, 1] / np.where(known, table[:, 0], 1), 0.0)
+        spread = np.where(known, table[:, 0] * table[:, 1] / np.maximum(self.rows, 1), 0.0)
+        self.spread = max(float(spread.sum()), 1.0)
+        self.lever = np.where(known, self.rows / (np.maximum(self.rows - 1, 1) * np.where(known, spread, 1.0)), 0.0)
+
+
+def rank_pairs(
+    table: CodedTable, wanted: int | str | Sequence[tuple[str, str]], threads: int, progress: Progress | None = None
+) -> pl.DataFrame:
+    """The pairs of a table, by synergy_z descending (ties by names).
+
+    Args:
+        table: with its codes kept.
+        wanted: "all"; a list of name pairs; or a number: as many best pairs of all pairs. Beyond 4e9 row visits, all
+            pairs are screened on every s-th row, and twice the number are then measured on all rows.
+        threads: pairs measured at a time.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the label has more than two classes, a name is no column, or a pair names one column twice.
+    """
+    totals = table.counts.tables[0].sum(axis=0)
+    if len(totals) != 2:
+        raise DataError(
+            f"pairs need a label of two classes, but it has {len(totals)}: make it one class against the rest"
+        )
+    names = table.names
+    every = list(combinations(range(len(names)), 2))
+    if isinstance(wanted, str):
+        if wanted != "all":
+            raise DataError(f"pairs must be a number or all, but got {wanted!r}")
+        chosen, most = every, len(every)
+    elif isinstance(wanted, int):
+        if wanted < 1:
+            raise DataError(f"pairs must be at least 1, but got {wanted}")
+        chosen, most = every, wanted
+        if table.rows * len(every) > _SCREEN and wanted < len(every):
+            chosen = _sample(table, every, 2 * wanted, threads, progress)
+    else:
+        chosen = [_places(names, pair) for pair in wanted]
+        most = len(chosen)
+    sums = _screened(table, chosen, threads, 1, progress)
+    z = synergy(sums, table.rows)[1]
+    again = [at for place, at in enumerate(np.argsort(-z, kind="stable")) if z[at] > _FIT_ABOVE or place < _FIT_FIRST]
+    sums[again] = _fitted(table, [chosen[at] for at in again], threads, progress)
+    return frame([(names[a], names[b]) for a, b in chosen], sums, totals).head(most)
+
+
+def _places(names: tuple[str, ...], pair: tuple[str, str]) -> Pair:
+    unknown = [name for name in pair if name not in names]
+    if unknown:
+        raise DataError(f"unknown column {unknown[0]!r}: the columns are {', '.join(names)}")
+    if pair[0] == pair[1]:
+        raise DataError(f"a pair must name two columns, but got {pair[0]!r} twice")
+    return names.index(pair[0]), names.index(pair[1])
+
+
+def _sample(table: CodedTable, every: list[Pair], most: int, threads: int, progress: Progress | None) -> list[Pair]:
+    """The best pairs on every s-th row."""
+    step = max(1, min(table.rows // _SCREEN_ROWS, table.rows * len(every) // _SCREEN))
+    sums = _screened(table, every, threads, step, progress)
+    z = synergy(sums, max(table.rows // step, 1))[1]
+    return [every[at] for at in np.argsort(-z, kind="stable")[:most]]
+
+
+class _Columns:
+    """The columns of a table on every `step`-th row, kept if they are small."""
+
+    def __init__(self, table: CodedTable, step: int) -> None:
+        self._table, self._step = table, step
+        self._small = table.rows // step * len(table.names) <= _KEPT_CELLS
+        self._kept: dict[int, Side] = {}
+        self.labels = np.ascontiguousarray(table.labels[::step])
+
+    def __getitem__(self, column: int) -> Side:
+        if column in self._kept:
+            return self._kept[column]
+        codes = np.ascontiguousarray(self._table.codes(column)[:: self._step])
+        side = Side(codes, self.labels, self._table.cardinalities[column])
+        if self._small:
+            self._kept[column] = side
+        return side
+
+
+def _screened(table: CodedTable, pairs: Sequence[Pair], threads: int, step: int, progress: Progress | None) -> Floats:
+    def one(kernel: Kernel, a: Side, b: Side, labels: Any, walk: Walk | None) -> Floats:
+        return kernel.screen(a, b, *kernel.cells(a, b, labels, walk, 2))
+
+    return _measured(table, pairs, threads, step, "pairs", one, progress)
+
+
+def _fitted(table: CodedTable, pairs: Sequence[Pair], threads: int, progress: Progress | None) -> Floats:
+    def one(kernel: Kernel, a: Side, b: Side, labels: Any, walk: Walk | None) -> Floats:
+        return kernel.fit(kernel.cells(a, b, labels, walk, 1)[0], a.rows, b.rows)
+
+    return _measured(table, pairs, threads, 1, "synergy", one, progress)
+
+
+def _measured(
+    table: CodedTable,
+    pairs: Sequence[Pair],
+    threads: int,
+    step: int,
+    stage: str,
+    one: Callable[[Kernel, Side, Side, Any, Walk | None], Floats],
+    progress: Progress | None,
+) -> Floats:
+    """The sums of pairs, [pairs, 14], on every `step`-th row; all partners of a larger column stand together."""
+    from autoembed.ranking import kernels
+
+    columns, sizes = _Columns(table, step), table.cardinalities
+    labels = columns.labels
+    by_larger: dict[int, list[int]] = {}
+    for at, (a, b) in enumerate(pairs):
+        by_larger.setdefault(a if sizes[a] >= sizes[b] else b, []).append(at)
+    out = np.empty((len(pairs), 14))
+    local, done = threading.local(), count(1)
+
+    def run(larger: int) -> None:
+        if not hasattr(local, "kernel"):
+            local.kernel = Kernel(len(labels), int(labels.sum()))
+        a, walk = columns[larger], None
+        for at in by_larger[larger]:
+            other = pairs[at][1] if pairs[at][0] == larger else pairs[at][0]
+            direct = sizes[larger] * sizes[other] <= max(len(labels), _DIRECT)
+            if not direct and walk is None:
+                order, starts = kernels.sort_rows(a.codes, sizes[larger])
+                walk = (order, starts, labels[order])
+            out[at] = one(local.kernel, a, columns[other], labels, None if direct else walk)
+            if progress:
+                progress(stage, next(done), len(pairs))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, sorted(by_larger, key=lambda column: -sizes[column])))
+    return out
+
+
+def score_counts(names: Sequence[tuple[str, str]], counts: Sequence[PairCounts]) -> pl.DataFrame:
+    """The table of pairs from their counts, as chunks or machines added them up."""
+    totals = counts[0].table.sum(axis=0)
+    if len(totals) != 2:
+        raise DataError(
+            f"pairs need a label of two classes, but it has {len(totals)}: make it one class against the rest"
+        )
+    kernel = Kernel(int(totals.sum()), int(totals[1]))
+    sums = []
+    for pair in counts:
+        n = pair.table.sum(axis=1)
+        cells = (pair.a.copy(), pair.b.copy(), n.astype(np.int32), pair.table[:, 1].astype(np.int32))
+        na, nb = (np.bincount(codes, n).astype(np.int64) for codes in (pair.a, pair.b))
+        sums.append(kernel.fit(cells, na, nb))
+    return frame(names, np.stack(sums), totals)
+
+
+def synergy(sums: Floats, rows: int) -> tuple[Floats, Floats]:
+    """synergy in nats and synergy_z, [pairs] each, from the sums of pairs."""
+    S, L2, L3, U, V, together = sums[:, 8:14].T
+    some = (L2 > 0) & (together >= _TOGETHER)
+    L2, L3, U = np.where(some, L2, 1.0), np.where(some, L3, 1.0), np.where(some, U, 1.0)
+    shape = L2**3 / L3**2
+    ratio = np.maximum(1 + S / np.sqrt(2 * L2) * np.sqrt(2 / shape), 0.0)
+    z = (np.cbrt(ratio) - (1 - 2 / (9 * shape))) / np.sqrt(2 / (9 * shape))
+    return np.where(some, S / U * V / (2 * rows), 0.0), np.where(some, z, 0.0)
+
+
+def frame(names: Sequence[tuple[str, str]], sums: Floats, totals: npt.NDArray[np.int64]) -> pl.DataFrame:
+    """The table of pairs from their sums, by synergy_z descending, ties by names."""
+    rows, entropy = int(totals.sum()), label_entropy(totals)
+    cells, g, mean, var_g, cov, var_k, large_rows, large = sums[:, :8].T
+    q = float(totals[1]) / rows
+    slope = np.log(q) - np.log1p(-q)
+    share = (rows * large - large_rows) / max(rows - 1, 1)
+    spread = large_rows * q * (1 - q)
+    mean = mean - large_rows * entropy + share / 2
+    var_g, cov, var_k = var_g + slope**2 * spread + share / 2, cov + slope * spread, var_k + spread
+    variance = var_g - np.where(var_k > 0, cov**2 / np.where(var_k > 0, var_k, 1.0), 0.0)
+    sd = np.sqrt(np.maximum(variance, 0.0)) / rows
+    sd[sd < 1e-9 / rows**0.5] = 0.0
+    mi, expected = g / rows + entropy, mean / rows + entropy
+    score, room = mi - expected, entropy - expected
+    synergies, z = synergy(sums, rows)
+    found = {
+        "a": [a for a, _ in names],
+        "b": [b for _, b in names],
+        "cells": cells.astype(np.int64),
+        "score": score,
+        "z": np.where(sd > 0, score / np.where(sd > 0, sd, 1.0), 0.0),
+        "normalized": np.where(room > 1e-9, score / np.where(room > 1e-9, room, 1.0), 0.0),
+        "mi": mi,
+        "expected_mi": expected,
+        "synergy": synergies,
+        "synergy_z": z,
+    }
+    return pl.DataFrame(found, schema=COLUMNS).sort(["synergy_z", "a", "b"], descending=[True, False, False])

@@ -1,0 +1,307 @@
+"""A table as codes and counts, ready to be ranked: from a raw file in one pass, or from an encoded dataset.
+
+Rows come in chunks. Counts are added up as they come; codes are kept only if pairs are wanted, in memory up to 1 GB and
+behind that in a temporary file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from autoembed.errors import DataError
+from autoembed.ranking.coders import Coder, coders
+from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
+
+if TYPE_CHECKING:
+    from autoembed.data.dataset import Dataset
+    from autoembed.data.schema import Field
+    from autoembed.data.vocabulary import Vocabulary
+
+Progress = Callable[[str, int, int], None]
+
+_CHUNK_CELLS = 20_000_000
+_CSV_IN_MEMORY = 1 << 29
+_KEPT_IN_MEMORY = 1 << 30
+_INFER_FROM = 10_000
+_MOST_CLASSES = 255
+_ONES, _ZEROS = {"1", "true"}, {"0", "false"}
+
+
+class Store:
+    """Arrays in the order in which they were added, the later ones in a temporary file once memory is full."""
+
+    def __init__(self) -> None:
+        self._parts: list[Any] = []
+        self._bytes = 0
+        self._file: Any = None
+
+    def add(self, codes: npt.NDArray[Any]) -> None:
+        """Keep an array of small whole numbers, in as few bytes as they need."""
+        most = int(codes.max(initial=0))
+        small = codes.astype(np.uint8 if most < 1 << 8 else np.uint16 if most < 1 << 16 else np.int32)
+        self._bytes += small.nbytes
+        if self._bytes <= _KEPT_IN_MEMORY:
+            self._parts.append(small)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="autoembed-")  # noqa: SIM115  (closed with the store)
+        self._parts.append((self._file.seek(0, 2), small.dtype, len(small)))
+        small.tofile(self._file)
+
+    def read(self, start: int, step: int, rows: int) -> Codes:
+        """Every `step`-th array from `start` on, joined: int32 [rows]."""
+        out, at = np.empty(rows, np.int32), 0
+        for part in self._parts[start::step]:
+            if isinstance(part, tuple):
+                self._file.flush()
+                self._file.seek(part[0])
+                part = np.fromfile(self._file, part[1], part[2])
+            out[at : at + len(part)] = part
+            at += len(part)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedTable:
+    """Columns as codes with their counts.
+
+    names, kinds: of each column. places: where its codes stand in the order of its values, [K], or None if they have
+    none. missing: the code of missing, or -1. counts: [K, L] of each column. labels: uint8 [rows]. store: the codes, if
+    they were kept. recode: the final code of each stored one, or None where they are final.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    places: tuple[Codes | None, ...]
+    missing: tuple[int, ...]
+    counts: LabelCounts
+    labels: Labels
+    fingerprint: str
+    store: Store | None
+    recode: tuple[Codes | None, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.labels)
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        return tuple(len(table) for table in self.counts.tables)
+
+    def codes(self, column: int) -> Codes:
+        """int32 [rows] of a column, read anew each time."""
+        if self.store is None:
+            raise ValueError("codes were not kept: build the table with keep=True")
+        codes = self.store.read(column, len(self.names), self.rows)
+        recode = self.recode[column]
+        return codes if recode is None else recode[codes]
+
+
+def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress | None = None) -> CodedTable:
+    """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart."""
+    schema = dataset.schema
+    ids, labels = dataset.ids("train"), (dataset.labels("train") > 0.5).astype(np.uint8)
+    sizes = schema.cardinalities
+    store = Store() if keep else None
+    counts = LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes), squares=0.0)
+    step = max(1, _CHUNK_CELLS // max(1, len(sizes)))
+    for start in range(0, len(ids), step):
+        chunk = np.ascontiguousarray(ids[start : start + step].T)
+        counts += count_columns(list(chunk), labels[start : start + step], sizes, threads=threads)
+        if store:
+            for codes in chunk:
+                store.add(codes)
+        if progress:
+            progress("rank", min(start + step, len(ids)), len(ids))
+    missing = [dataset.vocabulary.missing(name) or -1 for name in schema.names]
+    return CodedTable(
+        names=schema.names,
+        kinds=tuple(field.kind for field in schema.fields),
+        places=tuple(_places(dataset.vocabulary, field) for field in schema.fields),
+        missing=tuple(missing),
+        counts=counts,
+        labels=labels,
+        fingerprint=dataset.fingerprint,
+        store=store,
+        recode=(None,) * len(sizes),
+    )
+
+
+def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:
+    """Of a numeric field, where each id stands in the order of the upper bounds."""
+    if field.kind != "numeric":
+        return None
+    uppers = vocabulary.keep([field.name]).table()["upper"]
+    out: Codes = uppers.rank("ordinal").fill_null(0).to_numpy().astype(np.int32)
+    return out
+
+
+def read_table(
+    path: str | Path, label: str, keep: bool = False, threads: int = 1, progress: Progress | None = None
+) -> CodedTable:
+    """All rows of a file or of a directory of Parquet fragments; of a directory with train, valid and test, train.
+
+    Args:
+        path: CSV, Parquet, or whatever `data.path` may be.
+        label: its column: 0 and 1, or up to 255 classes.
+        keep: whether to keep the codes, for pairs and for scores that need rows.
+        threads: columns counted at a time.
+        progress: called with (stage, done, total).
+
+    Raises:
+        DataError: the file, its columns or its label are not as they must be, in one line.
+    """
+    source = Path(path).expanduser()
+    try:
+        with _scanned(source, label) as frame:
+            return _read(frame, label, keep, threads, progress, _fingerprint(source, label))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"cannot read {source}: {reason}") from error
+
+
+@contextmanager
+def _scanned(path: Path, label: str) -> Iterator[pl.LazyFrame]:
+    """The table, lazily. Plain CSV that fits memory and Parquet are read at once; all else goes through the readers."""
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in (".parquet", ".pq"):
+        yield pl.scan_parquet(path, glob=False)
+        return
+    if path.is_file() and suffix in (".csv", ".tsv") and path.stat().st_size < _CSV_IN_MEMORY:
+        try:
+            separator = "\t" if suffix == ".tsv" else ","
+            frame = pl.read_csv(path, separator=separator, infer_schema_length=_INFER_FROM, glob=False)
+        except pl.exceptions.PolarsError:
+            frame = None  # a type that the first rows do not show: the readers take every column as text
+        if frame is not None and not any(name.endswith("_duplicated_0") for name in frame.columns):
+            yield frame.lazy()
+            return
+    from autoembed.data.files import locate
+    from autoembed.data.readers import DataSpec, read_rows
+
+    spec = DataSpec(label=label)
+    files = locate(spec, path)
+    train = files["train"]
+    whole = path if len(files) == 1 else train[0] if len(train) == 1 else train[0].parent
+    with tempfile.TemporaryDirectory(prefix="autoembed-") as stage:
+        yield read_rows(spec, whole, Path(stage))
+
+
+def _read(
+    frame: pl.LazyFrame, label: str, keep: bool, threads: int, progress: Progress | None, fingerprint: str
+) -> CodedTable:
+    types = frame.collect_schema()
+    if label not in types:
+        raise DataError(f"there is no label column {label!r}: name one of {', '.join(types.names())}")
+    names = [name for name in types.names() if name != label]
+    if not names:
+        raise DataError(f"the table has no column but the label {label!r}")
+    rows, classes = _classes(frame, label)
+    own = coders(frame, names)
+    counts, labels, store = _counted(frame, names, own, label, classes, rows, keep, threads, progress)
+    check_classes(counts.tables[0].sum(axis=0), label)
+    tables, recode, missing = [], [], []
+    for coder, table in zip(own, counts.tables, strict=True):
+        merged = coder.merge(table.sum(axis=1))
+        used = np.zeros(int(merged.max()) + 1, bool)
+        used[merged[table.sum(axis=1) > 0]] = True
+        final = (np.cumsum(used) - 1).astype(np.int32)[merged]
+        folded = np.zeros((int(used.sum()), table.shape[1]), np.int64)
+        inside = table.sum(axis=1) > 0
+        np.add.at(folded, final[inside], table[inside])
+        tables.append(folded)
+        recode.append(None if len(final) == len(folded) and (final == np.arange(len(final))).all() else final)
+        missing.append(0 if used[0] and inside[0] else -1)
+    return CodedTable(
+        names=tuple(names),
+        kinds=tuple(coder.kind for coder in own),
+        places=tuple(
+            np.arange(len(t), dtype=np.int32) if c.ordered else None for c, t in zip(own, tables, strict=True)
+        ),
+        missing=tuple(missing),
+        counts=LabelCounts(tables=tuple(tables), squares=counts.squares),
+        labels=labels,
+        fingerprint=fingerprint,
+        store=store,
+        recode=tuple(recode),
+    )
+
+
+def _counted(
+    frame: pl.LazyFrame,
+    names: list[str],
+    own: list[Coder],
+    label: str,
+    classes: dict[Any, int],
+    rows: int,
+    keep: bool,
+    threads: int,
+    progress: Progress | None,
+) -> tuple[LabelCounts, Labels, Store | None]:
+    """Counts of all chunks, the labels, and the codes if they are to be kept."""
+    store = Store() if keep else None
+    counts: LabelCounts | None = None
+    labels = np.empty(rows, np.uint8)
+    step = max(1 << 16, _CHUNK_CELLS // len(names))
+    lookup, number = list(classes), len(set(classes.values()))
+    for start in range(0, rows, step):
+        chunk = frame.slice(start, step).collect()
+        part = chunk[label].replace_strict(lookup, list(classes.values()), return_dtype=pl.UInt8).to_numpy()
+        labels[start : start + step] = part
+        columns = [coder.encode(chunk[name]) for name, coder in zip(names, own, strict=True)]
+        del chunk
+        sizes = [int(codes.max(initial=0)) + 1 for codes in columns]
+        found = count_columns(columns, part, sizes, number, threads=threads)
+        counts = found if counts is None else counts + found
+        if store:
+            for codes in columns:
+                store.add(codes)
+        if progress:
+            progress("read", min(start + step, rows), rows)
+    assert counts is not None
+    return counts, labels, store
+
+
+def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
+    """The number of rows, and the class of every value of the label: 1 for 1 and true if all are 0/1 or false/true."""
+    from autoembed.data.values import check_dtype, key
+
+    dtype = frame.collect_schema()[label]
+    check_dtype(label, dtype)
+    counted = frame.group_by(label).agg(pl.len().alias("rows")).collect(engine="streaming")
+    counted = counted.with_columns(key(pl.col(label), dtype).alias("text"))
+    rows = int(counted["rows"].sum())
+    missing = int(counted.filter(pl.col("text").is_null())["rows"].sum())
+    if missing:
+        raise DataError(f"label {label!r} is missing in {missing} of {rows} rows: leave them out of the table")
+    texts = set(counted["text"])
+    if rows < 2:
+        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
+    if len(texts) < 2:
+        raise DataError(f"label {label!r} must have two classes or more, but all {rows} rows are {texts.pop()!r}")
+    if len(texts) > _MOST_CLASSES:
+        raise DataError(
+            f"label {label!r} has {len(texts)} values, but at most {_MOST_CLASSES} classes can be ranked: "
+            "a search-space file can set a threshold as data.above"
+        )
+    if texts <= _ONES | _ZEROS:
+        return rows, {value: int(text in _ONES) for value, text in counted.select(label, "text").iter_rows()}
+    order = {text: place for place, text in enumerate(sorted(texts))}
+    return rows, {value: order[text] for value, text in counted.select(label, "text").iter_rows()}
+
+
+def _fingerprint(path: Path, label: str) -> str:
+    """16 hex digits of a table: its files' names, sizes and times, and its label."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    facts = [label, *(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
