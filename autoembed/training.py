@@ -130,13 +130,16 @@ class Optimiser:
         if config.sparse and self.tables:
             self.parts.append(torch.optim.SparseAdam(self.tables, lr=config.lr))
 
+    def regularise(self) -> None:
+        """Adds the gradient of l2/2 |table|^2, in one pass over the table: autograd would take three."""
+        for table in self.tables:
+            assert table.grad is not None
+            table.grad.add_(table.detach(), alpha=self.l2)
+
     def step(self) -> None:
         """Moves the weights by their gradients and drops these."""
         if self.l2:
-            # The gradient of l2/2 |table|^2, in one pass over the table: autograd would take three.
-            for table in self.tables:
-                assert table.grad is not None
-                table.grad.add_(table.detach(), alpha=self.l2)
+            self.regularise()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.weights, self.clip)
         for part in self.parts:
