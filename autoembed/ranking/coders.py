@@ -66,27 +66,26 @@ class Binned:
 
 
 class Text:
-    """Any other value, by its text: a dictionary that grows from chunk to chunk.
+    """Any other value, by its text: a dictionary that grows from chunk to chunk, or the given texts for all machines.
 
     As the readers have it, texts that name one whole number are one value, and a text column whose every value is a
     number, and not every one a whole number, is numeric. Both are seen from the dictionary, so no row is parsed.
     """
 
-    def __init__(self, dtype: pl.DataType) -> None:
+    def __init__(self, dtype: pl.DataType, texts: pl.Series | None = None) -> None:
         self.kind, self.ordered = "categorical", False
         self._is_text = dtype == pl.String
-        self._dictionary = pl.Categorical(pl.Categories(uuid4().hex))
+        self._dictionary = pl.Categorical(pl.Categories(uuid4().hex)) if texts is None else pl.Enum(texts)
+        # Polars forgets a dictionary once no series uses it.
+        self._alive = pl.Series([], dtype=self._dictionary)
 
     def encode(self, column: pl.Series) -> Codes:
-        if column.dtype.is_temporal() or column.dtype == pl.Boolean:
-            column = column.to_physical()
-        if column.dtype != pl.String:
-            column = column.to_frame().select(as_text(pl.first(), column.dtype)).to_series()
-        return _filled(column.cast(self._dictionary).to_physical().cast(pl.Int64) + 1)
+        text = column.to_frame().select(_text(pl.first(), column.dtype)).to_series()
+        return _filled(text.cast(self._dictionary).to_physical().cast(pl.Int64) + 1)
 
     def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
-        texts = pl.select(pl.int_range(0, len(counts) - 1, dtype=pl.UInt32).cat.to(self._dictionary).cast(pl.String))
-        text = texts.to_series()
+        codes = pl.int_range(0, len(counts) - 1, dtype=pl.UInt32)
+        text = pl.select(codes.cat.to(self._dictionary).cast(pl.String)).to_series()
         values = text.cast(pl.Float64, strict=False)
         whole = text.str.contains(r"^[-+]?\d+$").all()
         if self._is_text and len(text) and not values.has_nulls() and not whole:
@@ -97,8 +96,13 @@ class Text:
         return np.append(np.int32(0), merged.to_numpy().astype(np.int32))
 
 
-def coders(frame: pl.LazyFrame, names: Sequence[str], numeric: Sequence[str] = ()) -> list[Coder]:
+def coders(frame: pl.LazyFrame, names: Sequence[str], fixed: bool = False) -> list[Coder]:
     """A coder for each column; one streaming pass for the ranges of whole numbers, one for each measured column.
+
+    Args:
+        frame: all rows.
+        names: of the columns.
+        fixed: whether the codes must be the same on every machine; one more pass for each column of texts.
 
     Raises:
         DataError: a column holds lists, structs or bytes.
@@ -114,7 +118,7 @@ def coders(frame: pl.LazyFrame, names: Sequence[str], numeric: Sequence[str] = (
         most = [value.max().alias(f"{at}>") for at, value in enumerate(values)]
         ends = frame.select(*least, *most).collect(engine="streaming").row(0)
     ranges = {name: (ends[at], ends[at + len(whole)]) for at, name in enumerate(whole)}
-    return [_coder(frame, name, types[name], ranges.get(name), name in numeric) for name in names]
+    return [_coder(frame, name, types[name], ranges.get(name), fixed) for name in names]
 
 
 def _is_whole(dtype: pl.DataType) -> bool:
@@ -122,16 +126,25 @@ def _is_whole(dtype: pl.DataType) -> bool:
 
 
 def _coder(
-    frame: pl.LazyFrame, name: str, dtype: pl.DataType, ends: tuple[int | None, int | None] | None, numeric: bool
+    frame: pl.LazyFrame, name: str, dtype: pl.DataType, ends: tuple[int | None, int | None] | None, fixed: bool
 ) -> Coder:
-    if numeric or dtype.is_float() or dtype.is_decimal() or dtype == pl.Duration:
+    if dtype.is_float() or dtype.is_decimal() or dtype == pl.Duration:
         counted = frame.group_by(name).agg(pl.len().alias("count")).collect(engine="streaming")
         return Binned(upper_bounds(counted.select(numbers(counted[name]).alias("value"), "count")))
     if ends is not None:
         least, most = (int(end) if end is not None else 0 for end in ends)
         if most - least < _RANGE and most < 2**62:
             return Whole(least)
-    return Text(dtype)
+    if not fixed:
+        return Text(dtype)
+    texts = frame.select(_text(pl.col(name), dtype).unique().drop_nulls()).collect(engine="streaming").to_series()
+    return Text(dtype, texts.sort())
+
+
+def _text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+        return column.cast(pl.String)
+    return as_text(column.to_physical() if dtype.is_temporal() else column, dtype)
 
 
 def upper_bounds(counted: pl.DataFrame) -> npt.NDArray[np.float64]:

@@ -101,17 +101,24 @@ class PairCounts:
 
     def __add__(self, other: PairCounts) -> PairCounts:
         a, b = np.concatenate([self.a, other.a]), np.concatenate([self.b, other.b])
-        key, place = np.unique((a.astype(np.int64) << 32) | b, return_inverse=True)
-        table = np.zeros((len(key), self.table.shape[1]), np.int64)
-        np.add.at(table, place, np.concatenate([self.table, other.table]))
-        return PairCounts(a=(key >> 32).astype(np.int32), b=(key & 0xFFFFFFFF).astype(np.int32), table=table)
+        return _cells(a, b, np.concatenate([self.table, other.table]))
+
+    def recode(self, a: Codes | None, b: Codes | None) -> PairCounts:
+        """With the codes of either column replaced by the entries of a and b; those that become equal are one cell."""
+        return _cells(self.a if a is None else a[self.a], self.b if b is None else b[self.b], self.table)
 
 
 def count_pair(a: Codes, b: Codes, labels: Labels, classes: int = 2) -> PairCounts:
     """Count the cells of two columns, codes [rows] each, against labels [rows]: the part of a chunk or a fragment."""
+    return _cells(a, b, np.eye(classes, dtype=np.int64)[labels])
+
+
+def _cells(a: Codes, b: Codes, table: Table) -> PairCounts:
+    """Rows of `table` summed where a and b are the same."""
     key, place = np.unique((a.astype(np.int64) << 32) | b, return_inverse=True)
-    table = np.bincount(place * classes + labels, minlength=len(key) * classes).reshape(len(key), classes)
-    return PairCounts(a=(key >> 32).astype(np.int32), b=(key & 0xFFFFFFFF).astype(np.int32), table=table)
+    columns = [np.bincount(place, column, len(key)).astype(np.int64) for column in table.T]
+    codes = (key >> 32).astype(np.int32), (key & 0xFFFFFFFF).astype(np.int32)
+    return PairCounts(a=codes[0], b=codes[1], table=np.stack(columns, axis=1))
 
 
 def check_classes(totals: Table, name: str) -> None:

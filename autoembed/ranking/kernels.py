@@ -16,8 +16,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ONE = 1 << 32  # a counter holds rows in its low half and positives in its high half
 _TEMPER = 0.1
+_FREE = 0.05  # less of a cell is free where one value all but fixes the other: it shows no interaction
 _STEP = 2.0
 
 _compiled: Callable[[F], F] = numba.njit(cache=True, nogil=True)
@@ -74,30 +74,32 @@ def cells_direct(
     labels: Array,
     Ka: int,
     Kb: int,
-    table: Array,
+    counter: Array,
+    bits: int,
     least: int,
     ca: Array,
     cb: Array,
     cn: Array,
     ck: Array,
 ) -> tuple[int, int]:
-    """The cells of two columns through a table of all Ka * Kb, zero before and after.
+    """The cells of two columns through a table of all Ka * Kb counters, zero before and after.
 
-    ca, cb, cn, ck, int32 [rows], are filled with both codes, the rows and the positives of each cell that has `least`
-    rows. Returns how many these are, and how many occur.
+    A counter holds rows in its lower `bits`, positives above. ca, cb, cn, ck, int32 [rows + 1], are filled with both
+    codes, the rows and the positives of each cell that has `least` rows. Returns their number, and that of all cells.
     """
     for i in range(len(a)):
-        table[np.int64(a[i]) * Kb + b[i]] += 1 + _ONE * np.int64(labels[i])
+        counter[np.int64(a[i]) * Kb + b[i]] += 1 + (np.int64(labels[i]) << bits)
     found, seen = 0, 0
+    low = np.int64((1 << bits) - 1)
     for x in range(Ka):
         for y in range(Kb):
-            cell = table[x * Kb + y]
+            cell = np.int64(counter[x * Kb + y])
             if cell:
-                table[x * Kb + y] = 0
+                counter[x * Kb + y] = 0
                 seen += 1
-                n = cell & (_ONE - 1)
+                n = cell & low
                 if n >= least:
-                    ca[found], cb[found], cn[found], ck[found] = x, y, n, cell >> 32
+                    ca[found], cb[found], cn[found], ck[found] = x, y, n, cell >> bits
                     found += 1
     return found, seen
 
@@ -109,6 +111,7 @@ def cells_walk(
     b: Array,
     labels: Array,
     counter: Array,
+    bits: int,
     least: int,
     ca: Array,
     cb: Array,
@@ -120,22 +123,23 @@ def cells_walk(
     `order` and `starts` are of `sort_rows`; `labels` stand in that order, b in the order of the rows.
     """
     found, seen = 0, 0
+    low = np.int64((1 << bits) - 1)
     for x in range(len(starts) - 1):
         end = found
         for i in range(starts[x], starts[x + 1]):
             y = b[order[i]]
-            if counter[y] == 0:
-                cb[end] = y
-                end += 1
-            counter[y] += 1 + _ONE * np.int64(labels[i])
+            old = counter[y]
+            cb[end] = y
+            end += old == 0
+            counter[y] = old + 1 + (np.int64(labels[i]) << bits)
         seen += end - found
         for c in range(found, end):
             y = cb[c]
-            cell = counter[y]
+            cell = np.int64(counter[y])
             counter[y] = 0
-            n = cell & (_ONE - 1)
+            n = cell & low
             if n >= least:
-                ca[found], cb[found], cn[found], ck[found] = x, y, n, cell >> 32
+                ca[found], cb[found], cn[found], ck[found] = x, y, n, cell >> bits
                 found += 1
     return found, seen
 
@@ -271,15 +275,17 @@ def interaction(
             continue
         k = float(ck[c])
         m = s * (A[ca[c]] + B[cb[c]] - 1.0 / V)
+        free = max(1.0 - n * m, 0.0)
+        if free < _FREE:
+            continue
         weight = 1.0 / (1.0 + n * s * _TEMPER)
         pairs = n * (n - 1.0)
         off = k - n * q
         S += weight * (off * off - k * (1.0 - 2.0 * q) - n * q * q + pairs * s * m)
-        free = max(1.0 - n * m, 0.0)
         l2 = weight * weight * pairs * s * s
         L2 += l2 * free
         L3 += l2 * weight * np.sqrt(pairs) * s * free
-        U += weight * pairs * s * s * free
+        U += weight * pairs * s * s
         together += 0.5 * pairs
     out[0], out[1], out[2], out[3], out[4], out[5] = S, L2, L3, U, V, together
 
@@ -313,3 +319,8 @@ def fit_interaction(
     fit_additive(ca, cb, cn, k_a, k_b, u, v, sweeps, tolerance)
     A, B, V = lever(ca, cb, cn, n_a, n_b, u, v)
     interaction(ca, cb, cn, ck, u, v, A, B, V, out)
+
+
+def warm() -> None:
+    """Make numba load what its first call needs, some 0.4 s."""
+    sort_rows(np.zeros(1, np.uint16), 1)

@@ -14,7 +14,7 @@ keeps both main effects. With n rows and k positives in the cell of values a and
 - S = sum w T with w = 1 / (1 + ns/10), near the locally most powerful weights, but no cell outweighs all others.
   Var S = 2 L2, L2 = sum w^2 n(n-1) s^2 (1 - nsm). The statistic is close to a gamma variable whose shape follows from
   L2 and L3, the same sum of third powers; `synergy_z` is its normal deviate (Wilson and Hilferty 1931).
-- `synergy`, nats = v V / 2N, where v = S / U, U = sum w n(n-1) s^2 (1 - nsm), estimates the variance of the interaction
+- `synergy`, nats = v V / 2N, where v = S / U, U = sum w n(n-1) s^2, estimates the variance of the interaction
   on the logit: the information per row that an interaction of this size holds.
 
 Measured limits are in docs/results/ranking.md.
@@ -58,8 +58,8 @@ COLUMNS = {
     "synergy_z": pl.Float64,
 }
 _LEAST = 10
-_SWEEPS = 50
-_TOLERANCE = 1e-4
+_SWEEPS = 100
+_TOLERANCE = 1e-18
 _DIRECT = 1 << 16
 _LOGS = 1 << 16
 _KEPT_CELLS = 1 << 27
@@ -86,17 +86,23 @@ class Kernel:
         share = (rows - np.arange(moments.shape[1])) / max(rows - 1, 1)
         moments[1:] = np.where(share > 0, moments[1:] / np.where(share > 0, share, 1.0), 0.0)
         self._moments = moments
-        self._cells = [np.empty(rows, np.int32) for _ in range(4)]
+        self._cells = [np.empty(rows + 1, np.int32) for _ in range(4)]
         self._table = np.zeros(max(rows, _DIRECT), np.int64)
+        self._narrow = np.zeros(max(rows, _DIRECT), np.uint32)
 
     def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
+        # Half the width is half the cache, and enough if a cell has fewer rows than 65,536.
+        counter, bits = (self._table, 32) if min(a.most, b.most) >= 1 << 16 else (self._narrow, 16)
         if walk is None:
             found, seen = self._kernels.cells_direct(
-                a.codes, b.codes, labels, len(a.rows), len(b.rows), self._table, least, *self._cells
+                a.codes, b.codes, labels, len(a.rows), len(b.rows), counter, bits, least, *self._cells
             )
         else:
-            found, seen = self._kernels.cells_walk(*walk[:2], b.codes, walk[2], self._table, least, *self._cells)
+            order, starts, sorted_labels = walk
+            found, seen = self._kernels.cells_walk(
+                order, starts, b.codes, sorted_labels, counter, bits, least, *self._cells
+            )
         ca, cb, cn, ck = (part[:found] for part in self._cells)
         return (ca, cb, cn, ck), seen
 
@@ -119,10 +125,10 @@ class Kernel:
 class Side:
     """One column of a pair: its codes [rows], and of each value [K] the rows, odds, and c / A without a fit."""
 
-    def __init__(self, codes: Any, labels: Any, size: int) -> None:
-        self.codes = codes
-        table = np.bincount(codes * np.int64(2) + labels, minlength=2 * size).reshape(size, 2)
+    def __init__(self, codes: Any, table: Any) -> None:
+        self.codes = codes.astype(np.uint16) if len(table) <= 1 << 16 else codes
         self.rows = table.sum(axis=1)
+        self.most = int(self.rows.max())
         known = (self.rows >= _LEAST) & (table > 0).all(axis=1)
         self.odds = np.where(known, table[:, 1] / np.where(known, table[:, 0], 1), 0.0)
         spread = np.where(known, table[:, 0] * table[:, 1] / np.maximum(self.rows, 1), 0.0)
@@ -202,7 +208,10 @@ class _Columns:
         if column in self._kept:
             return self._kept[column]
         codes = np.ascontiguousarray(self._table.codes(column)[:: self._step])
-        side = Side(codes, self.labels, self._table.cardinalities[column])
+        counts = self._table.counts.tables[column]
+        if self._step > 1:
+            counts = np.bincount(codes * np.int64(2) + self.labels, minlength=counts.size).reshape(counts.shape)
+        side = Side(codes, counts)
         if self._small:
             self._kept[column] = side
         return side
@@ -238,7 +247,8 @@ def _measured(
     labels = columns.labels
     by_larger: dict[int, list[int]] = {}
     for at, (a, b) in enumerate(pairs):
-        by_larger.setdefault(a if sizes[a] >= sizes[b] else b, []).append(at)
+        larger = a if _leads(sizes[a], table.names[a], sizes[b], table.names[b]) else b
+        by_larger.setdefault(larger, []).append(at)
     out = np.empty((len(pairs), 14))
     local, done = threading.local(), count(1)
 
@@ -261,6 +271,11 @@ def _measured(
     return out
 
 
+def _leads(Ka: int, a: str, Kb: int, b: str) -> bool:
+    """Whether a is the side that is walked and fitted first: that of more values. Any order would do, but one."""
+    return (Ka, a) > (Kb, b)
+
+
 def score_counts(names: Sequence[tuple[str, str]], counts: Sequence[PairCounts]) -> pl.DataFrame:
     """The table of pairs from their counts, as chunks or machines added them up."""
     totals = counts[0].table.sum(axis=0)
@@ -270,10 +285,13 @@ def score_counts(names: Sequence[tuple[str, str]], counts: Sequence[PairCounts])
         )
     kernel = Kernel(int(totals.sum()), int(totals[1]))
     sums = []
-    for pair in counts:
+    for (first, second), pair in zip(names, counts, strict=True):
         n = pair.table.sum(axis=1)
-        cells = (pair.a.copy(), pair.b.copy(), n.astype(np.int32), pair.table[:, 1].astype(np.int32))
-        na, nb = (np.bincount(codes, n).astype(np.int64) for codes in (pair.a, pair.b))
+        a, b = pair.a.copy(), pair.b.copy()
+        na, nb = (np.bincount(codes, n).astype(np.int64) for codes in (a, b))
+        if not _leads((na > 0).sum(), first, (nb > 0).sum(), second):
+            a, b, na, nb = b, a, nb, na
+        cells = (a, b, n.astype(np.int32), pair.table[:, 1].astype(np.int32))
         sums.append(kernel.fit(cells, na, nb))
     return frame(names, np.stack(sums), totals)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 _CHUNK_CELLS = 20_000_000
+_LEAST_CHUNK = 1 << 16
 _CSV_IN_MEMORY = 1 << 29
 _KEPT_IN_MEMORY = 1 << 30
 _INFER_FROM = 10_000
@@ -77,7 +78,8 @@ class CodedTable:
 
     names, kinds: of each column. places: where its codes stand in the order of its values, [K], or None if they have
     none. missing: the code of missing, or -1. counts: [K, L] of each column. labels: uint8 [rows]. store: the codes, if
-    they were kept. recode: the final code of each stored one, or None where they are final.
+    they were kept (without, labels may be
+    absent too). recode: the final code of each stored one, or None where they are final.
     """
 
     names: tuple[str, ...]
@@ -92,7 +94,7 @@ class CodedTable:
 
     @property
     def rows(self) -> int:
-        return len(self.labels)
+        return int(self.counts.tables[0].sum())
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
@@ -164,7 +166,7 @@ def read_table(
     source = Path(path).expanduser()
     try:
         with _scanned(source, label) as frame:
-            return _read(frame, label, keep, threads, progress, _fingerprint(source, label))
+            return _read(frame, label, keep, threads, progress, table_fingerprint(source, label))
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"cannot read {source}: {reason}") from error
@@ -197,79 +199,90 @@ def _scanned(path: Path, label: str) -> Iterator[pl.LazyFrame]:
         yield read_rows(spec, whole, Path(stage))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the rows of a raw table become codes and labels: the same for every chunk of them."""
+
+    names: tuple[str, ...]
+    coders: list[Coder]
+    label: str
+    classes: dict[Any, int]
+    rows: int
+
+    @classmethod
+    def of(cls, frame: pl.LazyFrame, label: str, fixed: bool = False) -> Plan:
+        """What passes over single columns tell; `fixed` as in `coders`. DataError as in `read_table`."""
+        types = frame.collect_schema()
+        if label not in types:
+            raise DataError(f"there is no label column {label!r}: name one of {', '.join(types.names())}")
+        names = tuple(name for name in types.names() if name != label)
+        if not names:
+            raise DataError(f"the table has no column but the label {label!r}")
+        rows, classes = _classes(frame, label)
+        return cls(names=names, coders=coders(frame, names, fixed), label=label, classes=classes, rows=rows)
+
+    def encode(self, chunk: pl.DataFrame) -> tuple[list[Codes], Labels]:
+        """The codes of every column, int32 [rows] each, and the labels, uint8 [rows]."""
+        values, classes = list(self.classes), list(self.classes.values())
+        labels = chunk[self.label].replace_strict(values, classes, return_dtype=pl.UInt8).to_numpy()
+        return [coder.encode(chunk[name]) for name, coder in zip(self.names, self.coders, strict=True)], labels
+
+    def count(self, columns: list[Codes], labels: Labels, threads: int = 1) -> LabelCounts:
+        """The counts of a chunk, to be added up."""
+        sizes = [int(codes.max(initial=0)) + 1 for codes in columns]
+        return count_columns(columns, labels, sizes, len(set(self.classes.values())), threads=threads)
+
+    def finish(self, counts: LabelCounts, labels: Labels, store: Store | None, fingerprint: str) -> CodedTable:
+        """The table from the counts of all chunks: values that are the same become one, and every code is in use."""
+        check_classes(counts.tables[0].sum(axis=0), self.label)
+        tables, recode, missing = [], [], []
+        for coder, table in zip(self.coders, counts.tables, strict=True):
+            n = table.sum(axis=1)
+            merged = coder.merge(n)
+            used = np.zeros(int(merged.max()) + 1, bool)
+            used[merged[n > 0]] = True
+            final = (np.cumsum(used) - 1).astype(np.int32)[merged]
+            folded = np.zeros((int(used.sum()), table.shape[1]), np.int64)
+            np.add.at(folded, final[n > 0], table[n > 0])
+            tables.append(folded)
+            recode.append(None if len(final) == len(folded) and (final == np.arange(len(final))).all() else final)
+            missing.append(0 if n[0] > 0 else -1)
+        return CodedTable(
+            names=self.names,
+            kinds=tuple(coder.kind for coder in self.coders),
+            places=tuple(
+                np.arange(len(table), dtype=np.int32) if coder.ordered else None
+                for coder, table in zip(self.coders, tables, strict=True)
+            ),
+            missing=tuple(missing),
+            counts=LabelCounts(tables=tuple(tables), squares=counts.squares),
+            labels=labels,
+            fingerprint=fingerprint,
+            store=store,
+            recode=tuple(recode),
+        )
+
+
 def _read(
     frame: pl.LazyFrame, label: str, keep: bool, threads: int, progress: Progress | None, fingerprint: str
 ) -> CodedTable:
-    types = frame.collect_schema()
-    if label not in types:
-        raise DataError(f"there is no label column {label!r}: name one of {', '.join(types.names())}")
-    names = [name for name in types.names() if name != label]
-    if not names:
-        raise DataError(f"the table has no column but the label {label!r}")
-    rows, classes = _classes(frame, label)
-    own = coders(frame, names)
-    counts, labels, store = _counted(frame, names, own, label, classes, rows, keep, threads, progress)
-    check_classes(counts.tables[0].sum(axis=0), label)
-    tables, recode, missing = [], [], []
-    for coder, table in zip(own, counts.tables, strict=True):
-        merged = coder.merge(table.sum(axis=1))
-        used = np.zeros(int(merged.max()) + 1, bool)
-        used[merged[table.sum(axis=1) > 0]] = True
-        final = (np.cumsum(used) - 1).astype(np.int32)[merged]
-        folded = np.zeros((int(used.sum()), table.shape[1]), np.int64)
-        inside = table.sum(axis=1) > 0
-        np.add.at(folded, final[inside], table[inside])
-        tables.append(folded)
-        recode.append(None if len(final) == len(folded) and (final == np.arange(len(final))).all() else final)
-        missing.append(0 if used[0] and inside[0] else -1)
-    return CodedTable(
-        names=tuple(names),
-        kinds=tuple(coder.kind for coder in own),
-        places=tuple(
-            np.arange(len(t), dtype=np.int32) if c.ordered else None for c, t in zip(own, tables, strict=True)
-        ),
-        missing=tuple(missing),
-        counts=LabelCounts(tables=tuple(tables), squares=counts.squares),
-        labels=labels,
-        fingerprint=fingerprint,
-        store=store,
-        recode=tuple(recode),
-    )
-
-
-def _counted(
-    frame: pl.LazyFrame,
-    names: list[str],
-    own: list[Coder],
-    label: str,
-    classes: dict[Any, int],
-    rows: int,
-    keep: bool,
-    threads: int,
-    progress: Progress | None,
-) -> tuple[LabelCounts, Labels, Store | None]:
-    """Counts of all chunks, the labels, and the codes if they are to be kept."""
+    plan = Plan.of(frame, label)
     store = Store() if keep else None
     counts: LabelCounts | None = None
-    labels = np.empty(rows, np.uint8)
-    step = max(1 << 16, _CHUNK_CELLS // len(names))
-    lookup, number = list(classes), len(set(classes.values()))
-    for start in range(0, rows, step):
-        chunk = frame.slice(start, step).collect()
-        part = chunk[label].replace_strict(lookup, list(classes.values()), return_dtype=pl.UInt8).to_numpy()
+    labels = np.empty(plan.rows, np.uint8)
+    step = max(_LEAST_CHUNK, _CHUNK_CELLS // len(plan.names))
+    for start in range(0, plan.rows, step):
+        columns, part = plan.encode(frame.slice(start, step).collect())
         labels[start : start + step] = part
-        columns = [coder.encode(chunk[name]) for name, coder in zip(names, own, strict=True)]
-        del chunk
-        sizes = [int(codes.max(initial=0)) + 1 for codes in columns]
-        found = count_columns(columns, part, sizes, number, threads=threads)
+        found = plan.count(columns, part, threads)
         counts = found if counts is None else counts + found
         if store:
             for codes in columns:
                 store.add(codes)
         if progress:
-            progress("read", min(start + step, rows), rows)
+            progress("read", min(start + step, plan.rows), plan.rows)
     assert counts is not None
-    return counts, labels, store
+    return plan.finish(counts, labels, store, fingerprint)
 
 
 def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
@@ -300,7 +313,7 @@ def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
     return rows, {value: order[text] for value, text in counted.select(label, "text").iter_rows()}
 
 
-def _fingerprint(path: Path, label: str) -> str:
+def table_fingerprint(path: Path, label: str) -> str:
     """16 hex digits of a table: its files' names, sizes and times, and its label."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     facts = [label, *(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
