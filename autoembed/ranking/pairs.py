@@ -60,7 +60,7 @@ COLUMNS = {
 _LEAST = 10
 _SWEEPS = 100
 _TOLERANCE = 1e-18
-_DIRECT = 1 << 16
+_DIRECT = 1 << 16, 1 << 21
 _LOGS = 1 << 16
 _KEPT_CELLS = 1 << 27
 # Pairs whose screening z is above, and so many of the best, get the additive fit.
@@ -68,15 +68,15 @@ _FIT_ABOVE = 2.5
 _FIT_FIRST = 20
 # Fewer pairs of rows in one cell cannot show an interaction of one unit of the logit, and are far from normal.
 _TOGETHER = 200
-# Screening every pair on all rows up to this many row visits takes some 10 s a core; beyond it, on fewer rows.
-_SCREEN = 4_000_000_000
+# Screening every pair on all rows up to this many row visits takes some 10 s of one core; beyond it, on fewer rows.
+_SCREEN = 1_000_000_000
 _SCREEN_ROWS = 100_000
 
 
 class Kernel:
     """Sums of pairs for one label; one per thread, as it holds the workspace."""
 
-    def __init__(self, rows: int, positives: int) -> None:
+    def __init__(self, rows: int, positives: int, most_values: int = 1) -> None:
         from autoembed.ranking import kernels
 
         self._kernels = kernels
@@ -87,8 +87,8 @@ class Kernel:
         moments[1:] = np.where(share > 0, moments[1:] / np.where(share > 0, share, 1.0), 0.0)
         self._moments = moments
         self._cells = [np.empty(rows + 1, np.int32) for _ in range(4)]
-        self._table = np.zeros(max(rows, _DIRECT), np.int64)
-        self._narrow = np.zeros(max(rows, _DIRECT), np.uint32)
+        size = max(_direct(rows), most_values)
+        self._table, self._narrow = np.zeros(size, np.int64), np.zeros(size, np.uint32)
 
     def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
@@ -143,8 +143,8 @@ def rank_pairs(
 
     Args:
         table: with its codes kept.
-        wanted: "all"; a list of name pairs; or a number: as many best pairs of all pairs. Beyond 4e9 row visits, all
-            pairs are screened on every s-th row, and twice the number are then measured on all rows.
+        wanted: "all"; a list of name pairs; or a number: as many best pairs of all pairs. Beyond 1e9 row visits, all
+            pairs are screened on every s-th row, and a quarter more than the number are then measured on all rows.
         threads: pairs measured at a time.
         progress: called with (stage, done, total).
 
@@ -167,7 +167,7 @@ def rank_pairs(
             raise DataError(f"pairs must be at least 1, but got {wanted}")
         chosen, most = every, wanted
         if table.rows * len(every) > _SCREEN and wanted < len(every):
-            chosen = _sample(table, every, 2 * wanted, threads, progress)
+            chosen = _sample(table, every, wanted + max(wanted // 4, _FIT_FIRST), threads, progress)
     else:
         chosen = [_places(names, pair) for pair in wanted]
         most = len(chosen)
@@ -254,11 +254,11 @@ def _measured(
 
     def run(larger: int) -> None:
         if not hasattr(local, "kernel"):
-            local.kernel = Kernel(len(labels), int(labels.sum()))
+            local.kernel = Kernel(len(labels), int(labels.sum()), max(sizes))
         a, walk = columns[larger], None
         for at in by_larger[larger]:
             other = pairs[at][1] if pairs[at][0] == larger else pairs[at][0]
-            direct = sizes[larger] * sizes[other] <= max(len(labels), _DIRECT)
+            direct = sizes[larger] * sizes[other] <= _direct(len(labels))
             if not direct and walk is None:
                 order, starts = kernels.sort_rows(a.codes, sizes[larger])
                 walk = (order, starts, labels[order])
@@ -269,6 +269,11 @@ def _measured(
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(run, sorted(by_larger, key=lambda column: -sizes[column])))
     return out
+
+
+def _direct(rows: int) -> int:
+    """Up to how many cells a table of all of them is faster than a walk."""
+    return min(max(rows, _DIRECT[0]), _DIRECT[1])
 
 
 def _leads(Ka: int, a: str, Kb: int, b: str) -> bool:

@@ -1,7 +1,7 @@
 """A table as codes and counts, ready to be ranked: from a raw file in one pass, or from an encoded dataset.
 
-Rows come in chunks. Counts are added up as they come; codes are kept only if pairs are wanted, in memory up to 1 GB and
-behind that in a temporary file.
+Rows come in chunks. Counts are added up as they come; codes are kept only if pairs are wanted, in memory up to 0.5 GB
+and behind that in a temporary file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 _CHUNK_CELLS = 20_000_000
 _LEAST_CHUNK = 1 << 16
 _CSV_IN_MEMORY = 1 << 29
-_KEPT_IN_MEMORY = 1 << 30
+_KEPT_IN_MEMORY = 1 << 29
 _INFER_FROM = 10_000
 _MOST_CLASSES = 255
 _ONES, _ZEROS = {"1", "true"}, {"0", "false"}
@@ -45,6 +46,7 @@ class Store:
         self._parts: list[Any] = []
         self._bytes = 0
         self._file: Any = None
+        self._lock = Lock()
 
     def add(self, codes: npt.NDArray[Any]) -> None:
         """Keep an array of small whole numbers, in as few bytes as they need."""
@@ -64,9 +66,11 @@ class Store:
         out, at = np.empty(rows, np.int32), 0
         for part in self._parts[start::step]:
             if isinstance(part, tuple):
-                self._file.flush()
-                self._file.seek(part[0])
-                part = np.fromfile(self._file, part[1], part[2])
+                offset, dtype, size = part
+                with self._lock:
+                    self._file.flush()
+                    self._file.seek(offset)
+                    part = np.fromfile(self._file, dtype, size)
             out[at : at + len(part)] = part
             at += len(part)
         return out
