@@ -13,6 +13,9 @@ from autoembed import __version__
 from autoembed.errors import AutoembedError, DataError, StudyError
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from autoembed.architecture import Architecture
     from autoembed.data.dataset import Dataset
     from autoembed.data.spec import DataSpec
     from autoembed.space import SearchSpace
@@ -88,12 +91,27 @@ def rank(
     source: Annotated[str, typer.Argument(help="A table or directory, or a search-space file for its data section.")],
     data: Data = None,
     label: Annotated[str, typer.Option(help="The label column, if SOURCE is no search-space file.")] = "label",
-    score: Annotated[str, typer.Option(help="adjusted_mi, mi, ami, rotation, pearson, coverage or permutation.")] = (
-        "adjusted_mi"
-    ),
+    score: Annotated[
+        str,
+        typer.Option(
+            help="adjusted_mi, mi, ami, rotation, pearson, coverage, permutation, logistic, tree or lightgbm."
+        ),
+    ] = "adjusted_mi",
     pairs: Annotated[str | None, typer.Option(help="Rank pairs by synergy: how many, or all.")] = None,
+    select: Annotated[
+        int | None, typer.Option(help="Take so many columns one by one, for what each adds to those before.")
+    ] = None,
+    criterion: Annotated[str, typer.Option(help="What --select takes by: jmi or 3mr.")] = "jmi",
+    stability: Annotated[
+        int | None, typer.Option(help="Rank so many random halves of the rows, to see how firm the order is.")
+    ] = None,
+    cross: Annotated[
+        int | None, typer.Option(help="Write a search space (--space) that crosses so many of the best pairs.")
+    ] = None,
+    space: Annotated[Path, typer.Option(help="Where --cross writes.")] = Path("crossed.yaml"),
     top: Annotated[int | None, typer.Option(help="Print only the best columns and pairs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the ranking as Parquet.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the ranking as one HTML page.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -103,14 +121,18 @@ def rank(
     """
     from autoembed.ranking.ranking import rank as ranked
     from autoembed.ranking.ranking import rank_table
-    from autoembed.study.report import show_pairs, show_ranking, stdout
+    from autoembed.study.report import show_findings, show_pairs, show_ranking, show_selected, stdout
 
-    for name, number in (("--top", top), ("--threads", threads)):
+    numbers = {"--top": top, "--threads": threads, "--select": select, "--stability": stability, "--cross": cross}
+    for name, number in numbers.items():
         if number is not None and number < 1:
             raise DataError(f"{name} must be at least 1, but got {number}")
     if pairs is not None and pairs != "all" and not (pairs.isdecimal() and int(pairs) > 0):
         raise DataError(f"--pairs must be a number from 1 on, or all, but got {pairs}")
     wanted = int(pairs) if pairs is not None and pairs != "all" else pairs
+    if cross is not None and (wanted is None or (isinstance(wanted, int) and wanted < cross)):
+        wanted = cross
+    taken = (criterion, select) if select is not None else None
     if source.endswith((".yaml", ".yml")):
         from autoembed.data.dataset import build_dataset
         from autoembed.space import SearchSpace
@@ -118,19 +140,66 @@ def rank(
 
         with Bar() as bar:
             dataset = build_dataset(SearchSpace.read(Path(source)).data, data, runs / ".cache", bar.step)
-            ranking = ranked(dataset, score=score, pairs=wanted, threads=threads, progress=bar.step)
+            ranking = ranked(
+                dataset,
+                score=score,
+                pairs=wanted,
+                select=taken,
+                stability=stability,
+                threads=threads,
+                progress=bar.step,
+            )
         rows = f"{dataset.rows('train'):,} train rows"
     else:
-        ranking = rank_table(source, label=label, score=score, pairs=wanted, threads=threads)
+        ranking = rank_table(
+            source, label=label, score=score, pairs=wanted, select=taken, stability=stability, threads=threads
+        )
         rows = "all rows"
     console = stdout()
-    show_ranking(console, ranking.table, f"{len(ranking.table)} columns by {score}, {rows}", top)
+    show_ranking(console, ranking, f"{len(ranking.table)} columns by {score}, {rows}", top)
     if ranking.pairs is not None:
         show_pairs(console, ranking.pairs, f"{len(ranking.pairs)} pairs by synergy", top)
+    if ranking.selected is not None:
+        show_selected(console, ranking.selected, f"{len(ranking.selected)} columns taken by {criterion}")
+    show_findings(console, ranking.findings)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         ranking.write(out)
         console.print(f"  written to {out}", soft_wrap=True)
+    if page is not None:
+        from autoembed.study.page import write_page
+
+        write_page(page, ranking, f"{Path(source).name}: {len(ranking.table)} columns by {score}, {rows}")
+        console.print(f"  written to {page}", soft_wrap=True)
+    if cross is not None:
+        from autoembed.study.crossing import write_crossed
+
+        write_crossed(space, source, data, label, ranking.top_pairs(cross))
+        console.print(f"  crossed columns for `autoembed search {space}`", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A ranking that `autoembed rank --out` wrote, or a table to rank.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    label: Annotated[str, typer.Option(help="The label column of a table.")] = "label",
+    depth: Annotated[float, typer.Option(help="p of the overlap: the first 1 / (1 - p) ranks weigh most.")] = 0.9,
+    top: Annotated[int | None, typer.Option(help="Print only the largest moves.")] = None,
+) -> None:
+    """Compare the order of columns in two tables: rank-biased overlap, 1 for the same order, and what moved."""
+    from autoembed.ranking.ranking import Ranking, rank_table
+    from autoembed.ranking.selection import compare as compared
+    from autoembed.ranking.selection import rank_biased_overlap
+    from autoembed.study.report import show_moves, stdout
+
+    if not 0 < depth < 1:
+        raise DataError(f"--depth must lie between 0 and 1, but got {depth:g}")
+    one, other = (
+        (Ranking.read(path) if Ranking.is_one(path) else rank_table(path, label=label)).table
+        for path in (first, second)
+    )
+    overlap = rank_biased_overlap(one["feature"].to_list(), other["feature"].to_list(), depth)
+    show_moves(stdout(), compared(one, other), f"rank-biased overlap {overlap:.4f} (p = {depth:g})", top)
 
 
 @app.command()
@@ -229,6 +298,7 @@ def _predict(loaded: object, table: str, stage: Path, out: Path, keep: list[str]
 def show(
     path: Annotated[Path, typer.Argument(help="A study's folder, a bundle, or an architecture's JSON file.")],
     trial: Which = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw what is done with each pair: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Show a study's leaderboard, a bundle, or which dims an architecture keeps."""
     from autoembed.architecture import Architecture
@@ -238,26 +308,47 @@ def show(
     from autoembed.study.run_dir import RunDir
 
     console = report.stdout()
+    shown: Architecture | None = None
+    synergy = None
     if path.is_file():
-        report.show_architecture(console, Architecture.read(path), str(path))
+        shown = Architecture.read(path)
+        report.show_architecture(console, shown, str(path))
     elif (path / "manifest.json").is_file():
-        report.show_bundle(console, load_bundle(path))
+        bundle = load_bundle(path)
+        shown = bundle.architecture
+        report.show_bundle(console, bundle)
     elif path.is_dir() and (path / "architecture.json").is_file():
-        report.show_architecture(console, Architecture.read(path / "architecture.json"), str(path))
+        shown = Architecture.read(path / "architecture.json")
+        report.show_architecture(console, shown, str(path))
     elif not path.exists():
         raise StudyError(f"{path} does not exist: name a study's folder, a bundle or an architecture's JSON file")
     else:
         run = RunDir.existing(path)
-        board = Leaderboard.read(run)
-        if trial is not None:
-            chosen = run.read_trial(_trial(run, trial))
-            report.show_architecture(console, chosen.result.architecture, f"{run.name}: trial {chosen.id}")
-        elif board is None:
+        board, synergy = Leaderboard.read(run), run.synergy()
+        if trial is None and board is None:
             report.show_unfinished(console, run)
         else:
-            report.show_leaderboard(console, run, board)
-            best = run.read_trial(board.winner)
-            report.show_architecture(console, best.result.architecture, f"{run.name}: trial {best.id}")
+            if trial is None and board is not None:
+                report.show_leaderboard(console, run, board)
+            chosen = run.read_trial(_trial(run, trial))
+            shown = chosen.result.architecture
+            report.show_architecture(console, shown, f"{run.name}: trial {chosen.id}")
+    if shown is not None:
+        report.show_choices(console, shown, synergy)
+    if picture is not None:
+        _draw(shown, synergy, picture)
+        console.print(f"  drawn to {picture}", soft_wrap=True)
+
+
+def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, picture: Path) -> None:
+    from autoembed.study.page import choice_matrix
+
+    if picture.suffix not in (".png", ".svg", ".pdf"):
+        raise DataError(f"--picture must end in .png, .svg or .pdf, but got {picture}")
+    if architecture is None or not architecture.pairs:
+        raise StudyError("there are no pairs to draw: the study has no features.pairs")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    choice_matrix(architecture, synergy).savefig(picture, dpi=120)
 
 
 @app.command()

@@ -59,7 +59,7 @@ COLUMNS = {
 }
 _LEAST = 10
 _SWEEPS = 100
-_TOLERANCE = 1e-18
+_TOLERANCE = 1e-8
 _DIRECT = 1 << 16, 1 << 21
 _LOGS = 1 << 16
 _KEPT_CELLS = 1 << 27

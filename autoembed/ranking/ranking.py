@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from autoembed.errors import DataError
+from autoembed.ranking.quality import Finding, drift, findings, ordered
 from autoembed.ranking.scores import NEEDS_ROWS, Column, named, score
+from autoembed.ranking.selection import select as take
+from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
 
 if TYPE_CHECKING:
@@ -42,12 +46,16 @@ class Ranking:
     coverage (share of rows that are not missing), score, z, normalized, mi, expected_mi; information in nats. `score`
     is the score asked for, and the rest is of the exact null (see `ranking.scores`).
     Columns of `pairs`, or None if none were asked for: a, b, cells (that occur), the same five of the joint column,
-    synergy and synergy_z (see `ranking.pairs`); by synergy_z, descending.
+    synergy and synergy_z (see `ranking.pairs`); by synergy_z, descending. `findings` are those of `ranking.quality`,
+    `selected` and `stability` the tables of `ranking.selection`, if they were asked for; these three are not read back.
     """
 
     table: pl.DataFrame
     fingerprint: str
     pairs: pl.DataFrame | None = None
+    findings: tuple[Finding, ...] = ()
+    selected: pl.DataFrame | None = None
+    stability: pl.DataFrame | None = None
 
     def top(self, k: int) -> tuple[str, ...]:
         """The k best columns, or all if there are fewer."""
@@ -74,6 +82,14 @@ class Ranking:
             _beside(path).unlink(missing_ok=True)
         else:
             _write(self.pairs, _beside(path), self.fingerprint)
+
+    @staticmethod
+    def is_one(path: str | Path) -> bool:
+        """Whether a file is what `write` writes, and not a table."""
+        try:
+            return _FINGERPRINT in pl.read_parquet_metadata(path)
+        except (pl.exceptions.PolarsError, OSError):
+            return False
 
     @classmethod
     def read(cls, path: str | Path) -> Ranking:
@@ -113,6 +129,8 @@ def rank(
     *,
     score: str = "adjusted_mi",
     pairs: Pairs = None,
+    select: tuple[str, int] | None = None,
+    stability: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
@@ -124,6 +142,8 @@ def rank(
         source: an encoded dataset.
         score: a name in `scores.SCORES`.
         pairs: None for no pairs, "all", names of pairs, or how many of the best pairs; see `pairs.rank_pairs`.
+        select: a criterion and how many columns to take by it; see `selection.select`.
+        stability: how many random halves of the rows to rank; see `selection.stability`.
         threads: all cores by default.
         progress: called with (stage, done, total).
 
@@ -132,7 +152,9 @@ def rank(
     """
     named(score)
     threads = threads or _cores()
-    return _ranked(from_dataset(source, _keeps(score, pairs), threads, progress), score, pairs, threads, progress)
+    table = from_dataset(source, _keeps(score, pairs, select), threads, progress)
+    ranking = _ranked(table, score, pairs, select, stability, threads, progress)
+    return replace(ranking, findings=tuple(ordered([*ranking.findings, *drift(source)])))
 
 
 def rank_table(
@@ -141,29 +163,67 @@ def rank_table(
     label: str = "label",
     score: str = "adjusted_mi",
     pairs: Pairs = None,
+    select: tuple[str, int] | None = None,
+    stability: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
     """As `rank`, of all rows of a file or a directory of Parquet fragments as they stand (see `table.read_table`).
 
     No value is pooled as rare, and the label may have up to 255 classes. Memory is one chunk of rows and the counts;
-    codes are kept for pairs only, beyond 1 GB in a temporary file.
+    codes are kept for pairs only, beyond 0.5 GB in a temporary file.
     """
     named(score)
     threads = threads or _cores()
-    table = read_table(path, label, _keeps(score, pairs), threads, progress)
-    return _ranked(table, score, pairs, threads, progress)
+    if pairs is not None:
+        Thread(target=_warm, daemon=True).start()
+    table = read_table(path, label, _keeps(score, pairs, select), threads, progress)
+    return _ranked(table, score, pairs, select, stability, threads, progress)
+
+
+def _warm() -> None:
+    """Load numba beside the reading of the table, which leaves Python's lock free."""
+    from autoembed.ranking import kernels
+
+    kernels.warm()
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _keeps(score: str, pairs: Pairs) -> bool:
-    return pairs is not None or score in NEEDS_ROWS
+def _keeps(score: str, pairs: Pairs, select: tuple[str, int] | None) -> bool:
+    return pairs is not None or select is not None or score in NEEDS_ROWS
 
 
-def _ranked(table: CodedTable, name: str, pairs: Pairs, threads: int, progress: Progress | None) -> Ranking:
+def _ranked(
+    table: CodedTable,
+    name: str,
+    pairs: Pairs,
+    select: tuple[str, int] | None,
+    stability: int | None,
+    threads: int,
+    progress: Progress | None,
+) -> Ranking:
+    ranked = score_columns(table, name)
+    told = dict(ranked.select("feature", "normalized").iter_rows())
+    best = None
+    if pairs is not None:
+        from autoembed.ranking.pairs import rank_pairs
+
+        best = rank_pairs(table, pairs, threads, progress)
+    return Ranking(
+        table=ranked,
+        fingerprint=table.fingerprint,
+        pairs=best,
+        findings=tuple(findings(table, [told[column] for column in table.names])),
+        selected=take(table, select[1], select[0], progress=progress) if select else None,
+        stability=ranks(table.counts.tables, table.names, stability) if stability else None,
+    )
+
+
+def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
+    """`Ranking.table` from counts."""
     measure = named(name)
     rows = []
     for place, counts in enumerate(table.counts.tables):
@@ -188,10 +248,4 @@ def _ranked(table: CodedTable, name: str, pairs: Pairs, threads: int, progress: 
                 "expected_mi": found.expected_mi,
             }
         )
-    ranked = pl.DataFrame(rows, schema=_COLUMNS).sort(["score", "feature"], descending=[True, False])
-    if pairs is None:
-        return Ranking(table=ranked, fingerprint=table.fingerprint)
-    from autoembed.ranking.pairs import rank_pairs
-
-    best = rank_pairs(table, pairs, threads, progress)
-    return Ranking(table=ranked, fingerprint=table.fingerprint, pairs=best)
+    return pl.DataFrame(rows, schema=_COLUMNS).sort(["score", "feature"], descending=[True, False])

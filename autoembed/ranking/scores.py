@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoembed.errors import DataError
+from autoembed.ranking import surrogate
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -263,8 +264,11 @@ SCORES: dict[str, Callable[[Column, Score], float]] = {
     "pearson": _pearson,
     "coverage": _coverage,
     "permutation": _permutation,
+    "logistic": lambda column, found: surrogate.logistic(*column.rows()),
+    "tree": lambda column, found: surrogate.tree(*column.rows()),
+    "lightgbm": lambda column, found: surrogate.lightgbm(*column.rows()),
 }
-NEEDS_ROWS = {"rotation", "permutation"}
+NEEDS_ROWS = {"rotation", "permutation", "logistic", "tree", "lightgbm"}
 
 
 def named(name: str) -> Callable[[Column, Score], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from autoembed.architecture import Architecture
     from autoembed.bundle import Bundle
+    from autoembed.ranking.quality import Finding
+    from autoembed.ranking.ranking import Ranking
     from autoembed.study.leaderboard import Leaderboard, Row
     from autoembed.study.run_dir import Ended, RunDir
 
@@ -151,6 +154,34 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
         )
 
 
+def show_choices(console: Console, architecture: Architecture, synergy: pl.DataFrame | None) -> None:
+    """Prints what is done with each pair, those that cost something first; nothing if there are no pairs."""
+    if not architecture.pairs:
+        return
+    z = {} if synergy is None else {(a, b): z for a, b, z in synergy.select("a", "b", "synergy_z").iter_rows()}
+    counts = Counter(pair.choice for pair in architecture.pairs)
+    title = f"{len(architecture.pairs)} pairs: " + ", ".join(f"{count} {choice}" for choice, count in counts.items())
+    table = _table(title, "column", "with", "choice", "synergy z", "crossed ids", "parameters", left=3)
+    colours = {"memorize": "dark_orange", "factorize": "blue"}
+    for pair in architecture.built:
+        crossed = pair.crossed * architecture.pair_dim if pair.choice == "memorize" else None
+        table.add_row(
+            Text(pair.a),
+            Text(pair.b),
+            Text(pair.choice, style=colours[pair.choice]),
+            f"{z[pair.a, pair.b]:.1f}" if (pair.a, pair.b) in z else "-",
+            f"{pair.crossed:,}",
+            "shared" if crossed is None else f"{crossed:,}",
+        )
+    _print(console, table)
+    if factors := architecture.factors():
+        rows = sum(factors.values())
+        console.print(
+            f"  factorized pairs share the embeddings of {len(factors)} columns, "
+            f"{rows * architecture.pair_dim:,} parameters"
+        )
+
+
 def show_bundle(console: Console, bundle: Bundle) -> None:
     """Prints a bundle's origin, metrics and architecture."""
     manifest = bundle.manifest
@@ -169,11 +200,14 @@ def _plain(facts: Any) -> str:
     return f"{facts:.4f}" if isinstance(facts, float) else str(facts)
 
 
-def show_ranking(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
-    """Prints a ranking, best column first."""
-    out = _table(
-        title, "#", "column", "kind", "values", "coverage", "score, nats", "z", "of label", "MI", "by chance", left=3
-    )
+def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None) -> None:
+    """Prints a ranking's columns, best first, with how firm their places are if that was asked for."""
+    firm = {}
+    if ranking.stability is not None:
+        firm = {name: f"{low}-{high}" for name, low, _, high in ranking.stability.iter_rows()}
+    names = ["#", "column", "kind", "values", "coverage", "score, nats", "z", "of label", "MI", "by chance"]
+    out = _table(title, *names, *(["places on halves"] if firm else []), left=3)
+    table = ranking.table
     shown = table if top is None else table.head(top)
     for place, row in enumerate(shown.iter_rows(named=True), 1):
         out.add_row(
@@ -187,10 +221,44 @@ def show_ranking(console: Console, table: pl.DataFrame, title: str, top: int | N
             f"{row['normalized']:.2%}",
             f"{row['mi']:.6f}",
             f"{row['expected_mi']:.6f}",
+            *([firm[row["feature"]]] if firm else []),
         )
     _print(console, out)
     if len(shown) < len(table):
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
+
+
+def show_findings(console: Console, found: Sequence[Finding]) -> None:
+    """Prints what to know of the data, errors first; nothing if there is nothing."""
+    if not found:
+        return
+    out = _table("findings", "severity", "rule", "column", "advice", "value", left=4)
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for finding in found:
+        severity = Text(finding.severity, style=colours[finding.severity])
+        out.add_row(severity, finding.rule, Text(finding.column), finding.advice, f"{finding.value:.3g}")
+    _print(console, out)
+
+
+def show_selected(console: Console, table: pl.DataFrame, title: str) -> None:
+    """Prints columns in the order in which they were taken."""
+    out = _table(title, "#", "column", "gain, nats", "alone, nats", left=2)
+    for place, (name, gain, alone) in enumerate(table.iter_rows(), 1):
+        out.add_row(str(place), Text(name), f"{gain:.6f}", f"{alone:.6f}")
+    _print(console, out)
+
+
+def show_moves(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
+    """Prints the places of columns in two rankings, the largest move first."""
+    out = _table(title, "column", "first", "second", "score", "score")
+    for name, first, first_score, second, second_score in (
+        table.head(top or len(table))
+        .select("feature", "rank_first", "score_first", "rank_second", "score_second")
+        .iter_rows()
+    ):
+        places = ("-" if place is None else str(place) for place in (first, second))
+        out.add_row(Text(name), *places, *("-" if s is None else f"{s:.6f}" for s in (first_score, second_score)))
+    _print(console, out)
 
 
 def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:

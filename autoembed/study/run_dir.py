@@ -1,6 +1,7 @@
 """The run folder of a study: the truth about it. MLflow only mirrors what stands here.
 
-runs/<study>/ space.yaml, dataset.json, ranking.parquet, mlflow.json, optuna.db, leaderboard.json, retrain.json
+runs/<study>/ space.yaml, dataset.json, ranking.parquet, ranking.html, mlflow.json, optuna.db, leaderboard.json,
+  retrain.json
   trials/<id>/ config.json, result.json, architecture.json, weights.safetensors, DONE | PRUNED | error.txt
   best/ (a bundle), ray/ (Ray's own state)
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -25,6 +27,7 @@ from autoembed.bundle import sha256, weights_of
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, StudyError, unknown
 from autoembed.nn.model import CTRModel
+from autoembed.ranking.ranking import Ranking
 from autoembed.trial import TrialConfig, TrialResult
 
 State = Literal["done", "pruned", "failed"]
@@ -73,6 +76,11 @@ class RunDir:
     @property
     def name(self) -> str:
         return self.path.name
+
+    def synergy(self) -> pl.DataFrame | None:
+        """The study's ranked pairs, or None if it ranked none."""
+        path = self.path / "ranking.parquet"
+        return Ranking.read(path).pairs if path.is_file() else None
 
     @property
     def space(self) -> Path:

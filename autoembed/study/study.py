@@ -16,6 +16,7 @@ from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace
 from autoembed.study import leaderboard
 from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir, store, write_text
 
@@ -160,9 +161,11 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
         pairs = []
         if space.features.pairs is not None:
             # Pairs are of kept columns: those of a pruned one could not be built.
-            ranking = replace(ranking, pairs=rank(dataset.keep(kept, cache), pairs=space.features.pairs.top).pairs)
-            pairs = [list(pair) for pair in ranking.top_pairs(len(ranking.pairs or ()))]
+            ranked = rank(dataset.keep(kept, cache), pairs=space.features.pairs.top).pairs
+            assert ranked is not None
+            ranking, pairs = replace(ranking, pairs=ranked), [list(pair) for pair in ranked.select("a", "b").rows()]
         ranking.write(run.path / "ranking.parquet")
+        write_page(run.path / "ranking.html", ranking, f"{run.name}: columns by adjusted mutual information")
         run.write_json("dataset.json", _facts(space, dataset, data, kept, pairs))
         if bar:
             bar.step("rank", 1, 1)

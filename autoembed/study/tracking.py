@@ -21,8 +21,10 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from autoembed.errors import StudyError
+from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.page import choice_matrix
 from autoembed.study.run_dir import Ended, RunDir, arm_of, store
 from autoembed.trial import TrialConfig
 
@@ -197,10 +199,10 @@ class Tracker:
             )
             self.client.log_inputs(self.parent, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
             self.client.set_tag(self.parent, "dataset.fingerprint", facts["fingerprint"])
-            for name in ("space.yaml", "ranking.parquet"):
+            for name in ("space.yaml", "ranking.parquet", "ranking.html"):
                 self.client.log_artifact(self.parent, str(self.run.path / name))
-            ranking = pl.read_parquet(self.run.path / "ranking.parquet")
-            self.client.log_text(self.parent, ranking.write_csv(), "ranking.csv")
+            ranking = Ranking.read(self.run.path / "ranking.parquet")
+            self.client.log_text(self.parent, ranking.table.write_csv(), "ranking.csv")
             self.ids["data"] = True
             self._save()
 
@@ -224,6 +226,9 @@ class Tracker:
             self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
             if self.ids.get("model") != board.winner:
                 self.client.set_tag(self.parent, "best.trial", board.winner)
+                best = self.run.read_trial(board.winner).result.architecture
+                if best.pairs:
+                    self.client.log_figure(self.parent, choice_matrix(best, self.run.synergy()), "pairs.png")
                 log_bundle(self.uri, self.parent, self.run.best, example)
                 self.ids["model"] = board.winner
                 self._save()

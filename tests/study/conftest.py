@@ -3,6 +3,8 @@ import socket
 import pytest
 import yaml
 
+from autoembed.cli import main
+
 SPACE = {
     "data": {
         "planted": {"rows": 8000, "seed": 0, "marginal": [5, 50], "xor": [4], "low_rank": [10], "noise": [10, 200]},
@@ -65,3 +67,18 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def call(monkeypatch, capsys, *words):
+    """(exit status, stdout, stderr) of the command line in this process."""
+    monkeypatch.setattr("sys.argv", ["autoembed", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = capsys.readouterr()
+    return ended.value.code, out.out, out.err
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *words: call(monkeypatch, capsys, *words)

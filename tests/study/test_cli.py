@@ -2,22 +2,6 @@ import polars as pl
 import pytest
 
 from autoembed import __version__
-from autoembed.cli import main
-
-
-def call(monkeypatch, capsys, *words):
-    """(exit status, stdout, stderr) of the command line in this process."""
-    monkeypatch.setattr("sys.argv", ["autoembed", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out = capsys.readouterr()
-    return ended.value.code, out.out, out.err
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: call(monkeypatch, capsys, *words)
 
 
 @pytest.fixture

@@ -1,0 +1,157 @@
+"""Pictures by Matplotlib: a ranking as one HTML page without scripts, and what was chosen for pairs."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from autoembed.architecture import Architecture
+    from autoembed.ranking.ranking import Ranking
+
+_BARS = 40
+_CELLS = 40
+_CHOICES = {"naive": "#e8e8e8", "factorize": "#4c9be8", "memorize": "#e8743b", "open": "#ffffff"}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .15rem .7rem; text-align: right }
+th { border-bottom: 1px solid #888 } td:first-child, th:first-child, .text { text-align: left } svg { max-width: 100% }
+.error { color: #b00020; font-weight: 600 } .warning { color: #a15c00 } .note { color: #555 }
+"""
+
+
+def write_page(path: Path, ranking: Ranking, title: str) -> None:
+    """Write a ranking as one self-contained HTML file: findings, columns, pairs, selection; figures are inline SVG."""
+    parts = [f"<h1>{html.escape(title)}</h1>", _findings(ranking)]
+    parts += ["<h2>Columns</h2>", _svg(score_bars(ranking.table)), _columns(ranking)]
+    if ranking.pairs is not None and len(ranking.pairs):
+        parts += ["<h2>Pairs</h2>", "<p>z of the synergy: what two columns say together and neither says alone.</p>"]
+        parts += [_svg(synergy_matrix(ranking.pairs)), _table(ranking.pairs.head(_BARS))]
+    if ranking.selected is not None:
+        parts += ["<h2>Selection</h2>", _table(ranking.selected)]
+    parts.append(f"<p class=note>Data {html.escape(ranking.fingerprint)}. Scores are in nats.</p>")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{head}<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+
+
+def score_bars(table: pl.DataFrame) -> Figure:
+    """The scores of the best columns as bars, those within 3 sd of noise in grey."""
+    shown = table.head(_BARS)
+    figure, axes = _figure(8, 0.6 + 0.24 * len(shown))
+    colours = ["#4c9be8" if z > 3 else "#bbbbbb" for z in shown["z"]]
+    axes.barh(shown["feature"].to_list(), shown["score"].to_list(), color=colours)
+    axes.invert_yaxis()
+    axes.set_xlabel("score (grey: within 3 sd of noise of the same cardinality)")
+    axes.margins(y=0.01)
+    return figure
+
+
+def synergy_matrix(pairs: pl.DataFrame) -> Figure:
+    """synergy_z of pairs as a matrix over the columns of the best of them."""
+    names = _names(zip(pairs["a"], pairs["b"], strict=True))
+    matrix = _matrix(names, zip(pairs["a"], pairs["b"], pairs["synergy_z"], strict=True))
+    side = 2 + 0.24 * len(names)
+    figure, axes = _figure(side + 1, side)
+    _draw_matrix(figure, axes, names, matrix)
+    return figure
+
+
+def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> Figure:
+    """What an architecture does with each pair, coloured, and the pairs' synergy_z beside it if it is known."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    kinds = [kind for kind in _CHOICES if any(pair.choice == kind for pair in architecture.pairs)]
+    names = _names((pair.a, pair.b) for pair in architecture.pairs)
+    chosen = _matrix(names, ((pair.a, pair.b, kinds.index(pair.choice)) for pair in architecture.pairs))
+    side = 2 + 0.24 * len(names)
+    figure, axes = _figure(2 * side + 2, side, columns=1 if synergy is None else 2)
+    left = axes if synergy is None else axes[0]
+    left.imshow(chosen, cmap=ListedColormap([_CHOICES[kind] for kind in kinds]), vmin=-0.5, vmax=len(kinds) - 0.5)
+    _label(left, names)
+    left.set_title("chosen")
+    left.legend(handles=[Patch(color=_CHOICES[kind], label=kind) for kind in kinds], loc="upper right", fontsize=8)
+    if synergy is not None:
+        rows = zip(synergy["a"], synergy["b"], synergy["synergy_z"], strict=True)
+        _draw_matrix(figure, axes[1], names, _matrix(names, rows))
+        axes[1].set_title("synergy, z")
+    return figure
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    # A figure of its own, without pyplot: that keeps figures alive and asks for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _draw_matrix(figure: Figure, axes: Any, names: Sequence[str], matrix: Any) -> None:
+    image = axes.imshow(matrix, cmap="viridis")
+    _label(axes, names)
+    figure.colorbar(image, ax=axes, shrink=0.7)
+
+
+def _label(axes: Any, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def _names(pairs: Any) -> list[str]:
+    """The columns of pairs, best pairs first, as many as a picture can show."""
+    return list(dict.fromkeys(name for pair in pairs for name in pair))[:_CELLS]
+
+
+def _matrix(names: Sequence[str], cells: Any) -> Any:
+    """A symmetric matrix of values, empty where a pair has none."""
+    place = {name: number for number, name in enumerate(names)}
+    matrix = np.full((len(names), len(names)), np.nan)
+    for a, b, value in cells:
+        if a in place and b in place:
+            matrix[place[a], place[b]] = matrix[place[b], place[a]] = value
+    return matrix
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _findings(ranking: Ranking) -> str:
+    if not ranking.findings:
+        return "<h2>Findings</h2><p>None.</p>"
+    rows = "".join(
+        f"<tr class={finding.severity}><td>{finding.severity}<td class=text>{finding.rule}"
+        f"<td class=text>{html.escape(finding.column)}"
+        f"<td>{finding.value:.4g}<td class=text>{html.escape(finding.advice)}"
+        for finding in ranking.findings
+    )
+    return f"<h2>Findings</h2><table><tr><th>severity<th>rule<th>column<th>value<th class=text>advice{rows}</table>"
+
+
+def _columns(ranking: Ranking) -> str:
+    table = ranking.table
+    if ranking.stability is not None:
+        table = table.join(ranking.stability, on="feature", maintain_order="left")
+    return _table(table)
+
+
+def _table(table: pl.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(name)}" for name in table.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{_cell(value)}" for value in row) for row in table.iter_rows())
+    return f"<table><tr>{head}{rows}</table>"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else html.escape(str(value))
