@@ -214,6 +214,13 @@ def test_entmax_is_a_distribution_with_the_right_slope(alpha):
     assert torch.allclose(p.sum(-1), torch.ones(4, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda z: Entmax.apply(z, alpha), (x,), eps=1e-6, atol=1e-4)
     assert torch.equal(Entmax.apply(torch.tensor([[0.0, 5.0]]), 2.0), torch.tensor([[0.0, 1.0]]))
+    # p = ((alpha - 1) x - threshold)_+^(1 / (alpha - 1)) with one threshold for a row, long rows too.
+    x = torch.randn(3, 1000, dtype=torch.float64)
+    p = Entmax.apply(x, alpha)
+    for row, values in zip(p, x, strict=True):
+        thresholds = ((alpha - 1) * values - row ** (alpha - 1))[row > 0]
+        assert thresholds.max() - thresholds.min() < 1e-9
+        assert ((alpha - 1) * values[row == 0] <= thresholds.max() + 1e-9).all()
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

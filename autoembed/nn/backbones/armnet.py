@@ -28,18 +28,19 @@ class Config(base.DeepConfig):
 
 
 class Entmax(torch.autograd.Function):
-    """alpha-entmax over the last dim (Peters et al., ACL 2019), its threshold by bisection."""
+    """alpha-entmax over the last dim (Peters et al., ACL 2019), its threshold by Newton's method."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
-        z = x * (alpha - 1)
-        high = z.amax(-1, keepdim=True)
-        low = high - 1
-        for _ in range(40):
-            middle = (low + high) / 2
-            enough = ((z - middle).clamp_min(0) ** (1 / (alpha - 1))).sum(-1, keepdim=True) >= 1
-            low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-        p = (z - low).clamp_min(0) ** (1 / (alpha - 1))
+        z, power = x * (alpha - 1), 1 / (alpha - 1)
+        # The sum over p is convex and falling in the threshold, so from below Newton rises to where it is 1.
+        threshold = z.amax(-1, keepdim=True) - 1
+        for _ in range(10):
+            gap = (z - threshold).clamp_min(0)
+            slope = torch.where(gap > 0, gap ** (power - 1), torch.zeros_like(gap))
+            excess = (slope * gap).sum(-1, keepdim=True) - 1
+            threshold = threshold + excess / (power * slope.sum(-1, keepdim=True))
+        p = (z - threshold).clamp_min(0) ** power
         p = p / p.sum(-1, keepdim=True)
         ctx.save_for_backward(p)
         ctx.alpha = alpha
