@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-import training
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from autoembed.architecture import Architecture
@@ -20,6 +19,8 @@ from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
 from autoembed.training import Optimiser, TrainConfig, batches, click_loss
 
+BATCH = 4096
+BACKBONE = {"name": "deepfm", "hidden": [400, 400, 400], "dropout": 0.2}
 PHASES = ("batches", "embedding lookup", "tower", "interaction", "loss", "backward", "L2", "clip and Adam")
 
 
@@ -42,7 +43,7 @@ def timed(iterator):
 
 def section(dataset, steps=40) -> list[str]:
     """Shares of a DeepFM step under the BARS recipe, in Markdown."""
-    root = Architecture.full(dataset.schema, dataset.counts, dim=10, blocks=6, backbone=training.BACKBONE)
+    root = Architecture.full(dataset.schema, dataset.counts, dim=10, blocks=6, backbone=BACKBONE)
     model = CTRModel(dataset.schema, root).train()
     optimiser = Optimiser(model, model.parameters(), TrainConfig(l2=0.05, clip=10))
     model.embedding.forward = named("embedding lookup", model.embedding.forward)
@@ -53,7 +54,7 @@ def section(dataset, steps=40) -> list[str]:
     loss_of = named("loss", click_loss)
 
     def train(steps):
-        stream = batches(dataset, "train", training.BATCH, training.CPU, rows=order)
+        stream = batches(dataset, "train", BATCH, torch.device("cpu"), rows=order)
         for _, (ids, labels) in zip(range(steps), timed(stream), strict=False):
             loss = loss_of(model(ids), labels)
             with record_function("backward"):
@@ -90,6 +91,8 @@ def section(dataset, steps=40) -> list[str]:
 
 
 def main() -> None:
+    import training
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

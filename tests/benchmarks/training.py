@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
+import breakdown
 import numpy as np
 import polars as pl
 import torch
@@ -68,12 +69,12 @@ class Bare(nn.Module):
         return self.first(ids).sum((1, 2)) + fm + self.mlp(e.flatten(1)).squeeze(1)
 
 
-def epoch(model, step, loader):
+def epoch(model, step, loader, clock):
     model.train()
-    start = perf_counter()
+    start = clock()
     for ids, labels in loader:
         step(ids, labels)
-    return perf_counter() - start
+    return clock() - start
 
 
 def adam_step(model):
@@ -95,7 +96,7 @@ def in_memory(ids, labels):
         yield ids[at], labels[at]
 
 
-def measure(dataset, repeats):
+def measure(dataset, repeats, clock):
     root = Architecture.full(dataset.schema, dataset.counts, dim=10, blocks=6, backbone=BACKBONE)
     ids = torch.tensor(np.asarray(dataset.ids("train")), dtype=torch.int64)
     labels = torch.tensor(np.asarray(dataset.labels("train")))
@@ -116,14 +117,14 @@ def measure(dataset, repeats):
     times = {"ours": [], "bare loop, our model": [], "bare loop, hand-written model": [], "DataLoader, our model": []}
     for turn in range(repeats + 1):
         ours_batches = batches(dataset, "train", BATCH, CPU, rows=Shuffle(len(ids), turn), least=2)
-        times["ours"].append(epoch(ours, our_step, ours_batches))
-        times["bare loop, our model"].append(epoch(same, same_step, in_memory(ids, labels)))
-        times["bare loop, hand-written model"].append(epoch(bare, bare_step, in_memory(ids, labels)))
-        times["DataLoader, our model"].append(epoch(same, same_step, loader))
+        times["ours"].append(epoch(ours, our_step, ours_batches, clock))
+        times["bare loop, our model"].append(epoch(same, same_step, in_memory(ids, labels), clock))
+        times["bare loop, hand-written model"].append(epoch(bare, bare_step, in_memory(ids, labels), clock))
+        times["DataLoader, our model"].append(epoch(same, same_step, loader, clock))
     return len(ids), {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def search_overhead(dataset, repeats):
+def search_overhead(dataset, repeats, clock):
     """Seconds of a DNIS search step (both updates) over those of a plain step with all weights, same batches."""
     root = Architecture.full(dataset.schema, dataset.counts, dim=10, blocks=6, backbone=BACKBONE)
     recipe = TrainConfig(batch_size=BATCH, epochs=1)
@@ -133,15 +134,31 @@ def search_overhead(dataset, repeats):
         rows = Shuffle(round(dataset.rows("train") * 0.8), 0)
         model = CTRModel(dataset.schema, root)
         optimiser = Optimiser(model, model.parameters(), recipe)
-        start = perf_counter()
+        start = clock()
         for ids, labels in batches(dataset, "train", BATCH, CPU, rows=rows, least=2):
             click_loss(model(ids), labels).backward()
             optimiser.step()
-        plain = perf_counter() - start
+        plain = clock() - start
         for update, found in ratios.items():
             net = Supernet(dataset.schema, root, Config(warm_epochs=0, epochs=1, update=update), dataset.counts, 0)
-            found.append(search(net, dataset, recipe, device=CPU, seed=0, report=seen.append) / plain)
+            start = clock()
+            search(net, dataset, recipe, device=CPU, seed=0, report=seen.append)
+            found.append((clock() - start) / plain)
     return {update: statistics.median(found) for update, found in ratios.items()}
+
+
+def shuffle_cost(rows):
+    """CPU nanoseconds a row of an epoch's order, by Shuffle and by numpy's permutation."""
+    found = []
+    for _ in range(5):
+        start = process_time()
+        order = Shuffle(rows, 0)
+        for at in range(0, rows, BATCH):
+            order[np.arange(at, min(at + BATCH, rows))]
+        middle = process_time()
+        np.random.default_rng(0).permutation(np.arange(rows))
+        found.append((middle - start, process_time() - middle))
+    return [statistics.median(spent) / rows * 1e9 for spent in zip(*found, strict=True)]
 
 
 def peak_memory(rows):
@@ -184,22 +201,28 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=250_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work runs beside")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    clock = perf_counter if args.clock == "wall" else process_time
     with tempfile.TemporaryDirectory() as folder:
         dataset = make(args.rows, Path(folder))
-        rows, seconds = measure(dataset, args.repeats)
-        overhead = search_overhead(dataset, max(3, args.repeats // 2))
+        rows, seconds = measure(dataset, args.repeats, clock)
+        overhead = search_overhead(dataset, max(3, args.repeats // 2), clock)
+        shuffle = shuffle_cost(rows)
+        where = breakdown.section(dataset)
     memory = {size: peak_memory(size) for size in (100_000, 400_000, 1_600_000)}
     ours = seconds["ours"]
     lines = [
         "# Training speed",
         "",
-        f"`python tests/benchmarks/training.py --rows {args.rows} --repeats {args.repeats} --threads {args.threads}`",
+        f"`python tests/benchmarks/training.py --rows {args.rows} --repeats {args.repeats} --threads {args.threads} "
+        f"--clock {args.clock}`",
         "",
         f"DeepFM of Frappe's shape, {rows:,} train rows, batch {BATCH}; medians of {args.repeats} epochs, sides "
-        f"in turn. torch {torch.__version__}, {args.threads} threads, {os.cpu_count()} cores.",
+        f"in turn; {'wall' if args.clock == 'wall' else 'CPU'} seconds. torch {torch.__version__}, "
+        f"{args.threads} thread(s), {os.cpu_count()} cores.",
         "",
         "| side | s per epoch | rows/s | ours is faster by |",
         "|---|---|---|---|",
@@ -213,7 +236,12 @@ def main() -> None:
         + ", ".join(f"{size:,} rows {mib:.0f} MiB" for size, mib in memory.items())
         + ".",
         "",
+        f"Row order: {shuffle[0]:.0f} ns a row computed batch by batch, {shuffle[1]:.0f} ns a row by a permutation in "
+        f"memory; a training step takes {seconds['ours'] / rows * 1e9:,.0f} ns a row.",
+        "",
         f"Peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB.",
+        "",
+        *where,
     ]
     report = "\n".join(lines) + "\n"
     if args.out:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -111,8 +110,7 @@ def main() -> None:
                     f"| {method} | {dim} | {cost.bytes:,} | {cost.embedding_parameters:,} | "
                     f"{cost.dense_parameters:,} | {spread([test.auc for _, test in found])} | "
                     f"{spread([test.logloss for _, test in found])} | "
-                    f"{'' if found is base else spread(gaps)} | "
-                    f"{statistics.mean(result.retrain_seconds for result, _ in found):.1f} |"
+                    f"{'' if found is base else spread(gaps)} |"
                 )
         report = "\n".join([*head(args, dataset, l2), *lines, ""])
     if args.out:
@@ -135,8 +133,8 @@ def head(args, dataset, l2) -> list[str]:
         f"bytes, paired by seed. torch {torch.__version__}, {args.threads} thread(s), {os.cpu_count()} cores, "
         f"{platform.machine()}.",
         "",
-        "| method | dim | bytes | embedding parameters | dense parameters | test AUC | test logloss | gap in AUC | s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | dim | bytes | embedding parameters | dense parameters | test AUC | test logloss | gap in AUC |",
+        "|---|---|---|---|---|---|---|---|",
     ]
 
 
