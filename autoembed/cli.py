@@ -109,6 +109,9 @@ def rank(
         int | None, typer.Option(help="Write a search space (--space) that crosses so many of the best pairs.")
     ] = None,
     space: Annotated[Path, typer.Option(help="Where --cross writes.")] = Path("crossed.yaml"),
+    multi: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=SEPARATOR of a text column with several values a row; repeatable.")
+    ] = None,
     top: Annotated[int | None, typer.Option(help="Print only the best columns and pairs.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the ranking as Parquet.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="Write the ranking as one HTML page.")] = None,
@@ -152,7 +155,14 @@ def rank(
         rows = f"{dataset.rows('train'):,} train rows"
     else:
         ranking = rank_table(
-            source, label=label, score=score, pairs=wanted, select=taken, stability=stability, threads=threads
+            source,
+            label=label,
+            score=score,
+            pairs=wanted,
+            select=taken,
+            stability=stability,
+            threads=threads,
+            separators=_separators(multi or []),
         )
         rows = "all rows"
     console = stdout()
@@ -176,6 +186,14 @@ def rank(
 
         write_crossed(space, source, data, label, ranking.top_pairs(cross))
         console.print(f"  crossed columns for `autoembed search {space}`", soft_wrap=True)
+
+
+def _separators(multi: list[str]) -> dict[str, str]:
+    found = dict(option.split("=", 1) for option in multi if "=" in option)
+    wrong = [option for option in multi if option.partition("=")[2] == ""]
+    if wrong:
+        raise DataError(f"--multi must be COLUMN=SEPARATOR, such as genres='|', but got {wrong[0]!r}")
+    return found
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -166,18 +166,20 @@ def rank_table(
     select: tuple[str, int] | None = None,
     stability: int | None = None,
     threads: int | None = None,
+    separators: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
     """As `rank`, of all rows of a file or a directory of Parquet fragments as they stand (see `table.read_table`).
 
     No value is pooled as rare, and the label may have up to 255 classes. Memory is one chunk of rows and the counts;
-    codes are kept for pairs only, beyond 0.5 GB in a temporary file.
+    codes are kept for pairs only, beyond 0.5 GB in a temporary file. Columns of lists, and text columns that
+    `separators` names with what stands between their values, are counted per value; they take no part in pairs.
     """
     named(score)
     threads = threads or _cores()
     if pairs is not None:
         Thread(target=_warm, daemon=True).start()
-    table = read_table(path, label, _keeps(score, pairs, select), threads, progress)
+    table = read_table(path, label, _keeps(score, pairs, select), threads, progress, separators)
     return _ranked(table, score, pairs, select, stability, threads, progress)
 
 
@@ -226,21 +228,15 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     """`Ranking.table` from counts."""
     measure = named(name)
     rows = []
-    for place, counts in enumerate(table.counts.tables):
-        found = score(counts)
-        missing = table.missing[place]
-        column = Column(
-            table=counts,
-            missing=missing,
-            places=table.places[place],
-            rows=lambda place=place: (table.codes(place), table.labels),  # type: ignore[misc]
-        )
+
+    def add(feature: str, kind: str, coverage: float, column: Column) -> None:
+        found = score(column.table)
         rows.append(
             {
-                "feature": table.names[place],
-                "kind": table.kinds[place],
-                "cardinality": len(counts),
-                "coverage": 1.0 - float(counts[missing].sum()) / table.rows if missing >= 0 else 1.0,
+                "feature": feature,
+                "kind": kind,
+                "cardinality": len(column.table),
+                "coverage": coverage,
                 "score": measure(column, found),
                 "z": found.z,
                 "normalized": found.normalized,
@@ -248,4 +244,23 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
                 "expected_mi": found.expected_mi,
             }
         )
+
+    for place, counts in enumerate(table.counts.tables):
+        missing = table.missing[place]
+        column = Column(
+            table=counts,
+            missing=missing,
+            places=table.places[place],
+            rows=lambda place=place: (table.codes(place), table.labels),  # type: ignore[misc]
+        )
+        coverage = 1.0 - float(counts[missing].sum()) / table.rows if missing >= 0 else 1.0
+        add(table.names[place], table.kinds[place], coverage, column)
+    for multi in table.multi:
+        if name in NEEDS_ROWS:
+            raise DataError(f"the score {name} needs one value a row, and {multi.name!r} holds several: drop it")
+        add(multi.name, "multi-valued", multi.coverage, Column(table=multi.table, rows=_no_rows))
     return pl.DataFrame(rows, schema=_COLUMNS).sort(["score", "feature"], descending=[True, False])
+
+
+def _no_rows() -> Any:
+    raise AssertionError("a column of several values a row has counts only")

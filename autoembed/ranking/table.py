@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import polars as pl
 from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
+from autoembed.ranking.multi import MultiColumn, count, find
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
@@ -82,8 +83,8 @@ class CodedTable:
 
     names, kinds: of each column. places: where its codes stand in the order of its values, [K], or None if they have
     none. missing: the code of missing, or -1. counts: [K, L] of each column. labels: uint8 [rows]. store: the codes, if
-    they were kept (without, labels may be
-    absent too). recode: the final code of each stored one, or None where they are final.
+    they were kept (without, labels may be absent too). recode: the final code of each stored one, or None where they
+    are final. multi: columns of several values a row, which have counts only.
     """
 
     names: tuple[str, ...]
@@ -95,6 +96,7 @@ class CodedTable:
     fingerprint: str
     store: Store | None
     recode: tuple[Codes | None, ...]
+    multi: tuple[MultiColumn, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -153,7 +155,12 @@ def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:
 
 
 def read_table(
-    path: str | Path, label: str, keep: bool = False, threads: int = 1, progress: Progress | None = None
+    path: str | Path,
+    label: str,
+    keep: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+    separators: Mapping[str, str] | None = None,
 ) -> CodedTable:
     """All rows of a file or of a directory of Parquet fragments; of a directory with train, valid and test, train.
 
@@ -163,6 +170,7 @@ def read_table(
         keep: whether to keep the codes, for pairs and for scores that need rows.
         threads: columns counted at a time.
         progress: called with (stage, done, total).
+        separators: of text columns that hold several values a row, what stands between these; lists need none.
 
     Raises:
         DataError: the file, its columns or its label are not as they must be, in one line.
@@ -170,7 +178,13 @@ def read_table(
     source = Path(path).expanduser()
     try:
         with _scanned(source, label) as frame:
-            return _read(frame, label, keep, threads, progress, table_fingerprint(source, label))
+            several = find(frame.collect_schema(), separators or {})
+            single = frame.drop(several)
+            table = _read(single, label, keep, threads, progress, table_fingerprint(source, label))
+            if not several:
+                return table
+            multi = count(frame, several, separators or {}, label, _classes(frame, label)[1])
+            return replace(table, multi=multi)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"cannot read {source}: {reason}") from error
