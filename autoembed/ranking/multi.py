@@ -47,13 +47,15 @@ def count(
     kinds = pl.col(label).replace_strict(list(classes), list(classes.values()), return_dtype=pl.UInt8)
     found = []
     for name in names:
-        values = pl.col(name).str.split(separators[name]) if name in separators else pl.col(name)
-        if isinstance(frame.collect_schema()[name], pl.Array):
+        values = pl.col(name)
+        if name in separators:
+            values = values.str.split(separators[name]).list.eval(pl.element().str.strip_chars())
+        elif isinstance(frame.collect_schema()[name], pl.Array):
             values = values.arr.to_list()
         rows = frame.select(kinds.alias("class"), values.list.unique().alias("value")).explode("value", empty_as_null=True)
         dtype = rows.collect_schema()["value"]
         text = key(pl.col("value"), dtype)
-        text = pl.when(text.str.strip_chars() != "").then(text.str.strip_chars())
+        text = pl.when(text != "").then(text)
         counted = rows.group_by(text.alias("value"), "class").agg(pl.len().alias("rows")).collect(engine="streaming")
         order = counted.select(pl.col("value").drop_nulls().unique().sort()).to_series()
         place = counted["value"].replace_strict(order, np.arange(1, len(order) + 1), default=0, return_dtype=pl.Int64)
