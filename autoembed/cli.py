@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from pathlib import Path
@@ -122,6 +123,7 @@ def rank(
 
     All rows of a table are ranked; of a search-space file's data, the train split.
     """
+    gc.disable()  # a short ranking would spend a fifth of its time on looking for cycles, which it does not make
     from autoembed.ranking.ranking import rank as ranked
     from autoembed.ranking.ranking import rank_table
     from autoembed.study.report import show_findings, show_pairs, show_ranking, show_selected, stdout
@@ -186,6 +188,7 @@ def rank(
 
         write_crossed(space, source, data, label, ranking.top_pairs(cross))
         console.print(f"  crossed columns for `autoembed search {space}`", soft_wrap=True)
+    gc.freeze()  # nor need the end of the process look for any
 
 
 def _separators(multi: list[str]) -> dict[str, str]:

@@ -217,7 +217,7 @@ def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) ->
     )
     present = merged.drop_nulls("value")
     values, counts = present["value"].to_numpy(), present["count"].to_numpy()
-    uppers = _upper_bounds(values, counts, bins)
+    uppers = upper_bounds(values, counts, bins)
     per_bin = np.bincount(np.searchsorted(uppers, values), weights=counts, minlength=len(uppers)).astype(np.int64)
     missing = int(merged["count"].sum()) - int(counts.sum())
     if missing:
@@ -234,7 +234,7 @@ def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) ->
     )
 
 
-def _upper_bounds(values: npt.NDArray[np.float64], counts: Counts, bins: int) -> npt.NDArray[np.float64]:
+def upper_bounds(values: npt.NDArray[np.float64], counts: Counts, bins: int) -> npt.NDArray[np.float64]:
     """The ascending upper bounds (inclusive) of at most `bins` bins of about equal train mass; the last is infinite."""
     if len(values) == 0:
         return np.empty(0)

@@ -149,10 +149,10 @@ def _text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 def upper_bounds(counted: pl.DataFrame) -> npt.NDArray[np.float64]:
     """The upper bounds of a Vocabulary's bins from value (null: missing) and count; the last is infinite."""
-    from autoembed.data.vocabulary import _upper_bounds
+    from autoembed.data import vocabulary
 
     merged = counted.drop_nulls("value").group_by("value").agg(pl.col("count").sum().cast(pl.Int64)).sort("value")
-    return _upper_bounds(merged["value"].to_numpy(), merged["count"].to_numpy(), BINS)
+    return vocabulary.upper_bounds(merged["value"].to_numpy(), merged["count"].to_numpy(), BINS)
 
 
 def _filled(codes: pl.Series) -> Codes:

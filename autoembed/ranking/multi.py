@@ -52,7 +52,8 @@ def count(
             values = values.str.split(separators[name]).list.eval(pl.element().str.strip_chars())
         elif isinstance(frame.collect_schema()[name], pl.Array):
             values = values.arr.to_list()
-        rows = frame.select(kinds.alias("class"), values.list.unique().alias("value")).explode("value", empty_as_null=True)
+        rows = frame.select(kinds.alias("class"), values.list.unique().alias("value"))
+        rows = rows.explode("value", empty_as_null=True)
         dtype = rows.collect_schema()["value"]
         text = key(pl.col("value"), dtype)
         text = pl.when(text != "").then(text)

@@ -129,7 +129,7 @@ def null_moments(n: Counts, totals: Counts) -> tuple[float, float]:
 
     More than two classes: the mean is as exact. In the variance, the classes' own parts are exact as above, and their
     correlations within a value are those of large n, q_c q_d / ((1-q_c)(1-q_d)) with q the class rates: right for
-    n -> infinity and for L = 2, and within 10 % of permutations in between (tests/ranking/test_scores.py).
+    n -> infinity and for L = 2, and within 25 % of permutations in between (tests/ranking/test_scores.py).
     """
     totals = np.asarray(totals, dtype=np.int64)
     totals = totals[totals > 0]

@@ -4,7 +4,8 @@
         --seeds 5 --out docs/results/kuairand.md
 
 For each seed and arm, `--trials` random draws from the space's ranges are trained; the best by valid AUC is measured on
-test, once. The table gives mean and sd over seeds. On planted data the seed also draws the data.
+test, once. The table gives mean and sd over seeds. On planted data the seed also draws the data. The architecture found
+is also trained anew from fresh weights ("fresh"), which tells it apart from weights that a search hands on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from autoembed.metrics import evaluate
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
-from autoembed.trial import run_trial
+from autoembed.trial import retrain, run_trial
 
 
 def draw(ranges, rng):
@@ -59,6 +60,13 @@ def noise_share(result, dataset):
     return noise / total
 
 
+def anew(result, dataset, seed):
+    """Test metrics of a trial's architecture, trained from fresh weights with its own recipe."""
+    device = pick_device(result.config.device)
+    model, _ = retrain(result.architecture, dataset, result.config.train, device, seed, lambda values: None)
+    return evaluate(dataset.labels("test"), predict(model, dataset, "test", device))
+
+
 def prepare(space, data, seed, cache):
     spec = space.data
     if spec.planted is not None:
@@ -77,6 +85,7 @@ def main() -> None:
     parser.add_argument("space", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -85,7 +94,7 @@ def main() -> None:
     space = SearchSpace.read(args.space)
     rows = {arm: [] for arm in space.arms()}
     with tempfile.TemporaryDirectory() as cache:
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             dataset = prepare(space, args.data, seed, Path(cache))
             for number, arm in enumerate(rows):
                 rng = np.random.default_rng([seed, number])
@@ -100,9 +109,10 @@ def main() -> None:
                         best = result, model
                 result, model = best
                 test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(config.device)))
-                rows[arm].append((result, test, noise_share(result, dataset), spent))
+                fresh = anew(result, dataset, seed)
+                rows[arm].append((result, test, noise_share(result, dataset), spent, fresh))
                 print(
-                    f"seed {seed} {arm:10} valid {result.valid.auc:.4f} test {test.auc:.4f} logloss {test.logloss:.4f} "
+                    f"seed {seed} {arm:10} valid {result.valid.auc:.4f} test {test.auc:.4f} fresh {fresh.auc:.4f} "
                     f"embedding {result.cost.embedding_parameters:,}",
                     file=sys.stderr,
                     flush=True,
@@ -125,7 +135,8 @@ def table(rows, args, space, dataset) -> str:
     lines = [
         f"# {args.space.name}: arms at one budget",
         "",
-        f"`python tests/benchmarks/methods.py {args.space}{data} --seeds {args.seeds} --trials {args.trials}`",
+        f"`python tests/benchmarks/methods.py {args.space}{data} --seeds {args.seeds} "
+        f"--first-seed {args.first_seed} --trials {args.trials}`",
         "",
         f"{args.seeds} seeds, {args.trials} random draws an arm and seed, the best by valid measured once on test; "
         "mean ± sd. "
@@ -133,9 +144,9 @@ def table(rows, args, space, dataset) -> str:
         f"{dataset.rows('train'):,} / {dataset.rows('valid'):,} / {dataset.rows('test'):,} rows. "
         f"torch {torch.__version__}, {args.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}.",
         "",
-        "| arm | test AUC | test logloss | valid AUC | embedding parameters | bytes | search s | retrain s |"
-        + (" noise share |" if planted else ""),
-        "|---|---|---|---|---|---|---|---|" + ("---|" if planted else ""),
+        "| arm | test AUC | test logloss | test AUC, fresh | valid AUC | embedding parameters | bytes | search s "
+        "| retrain s |" + (" noise share |" if planted else ""),
+        "|---|---|---|---|---|---|---|---|---|" + ("---|" if planted else ""),
     ]
     for arm, found in rows.items():
         results, tests = [f[0] for f in found], [f[1] for f in found]
@@ -143,6 +154,7 @@ def table(rows, args, space, dataset) -> str:
             arm,
             spread([t.auc for t in tests]),
             spread([t.logloss for t in tests]),
+            spread([f[4].auc for f in found]),
             spread([r.valid.auc for r in results]),
             f"{statistics.mean(r.cost.embedding_parameters for r in results):,.0f}",
             f"{statistics.mean(r.cost.bytes for r in results):,.0f}",
@@ -152,11 +164,14 @@ def table(rows, args, space, dataset) -> str:
         if planted:
             line.append(f"{statistics.mean(f[2] for f in found):.2f}")
         lines.append("| " + " | ".join(line) + " |")
-    base = [f[1].auc for f in rows[next(iter(rows))]]
-    lines += ["", f"Test AUC of {next(iter(rows))} minus each baseline's, paired by seed:", ""]
+    first = rows[next(iter(rows))]
+    lines += ["", f"Test AUC of {next(iter(rows))} minus each baseline's, paired by seed, and with both fresh:", ""]
     for arm in list(rows)[1:]:
-        gaps = [a - f[1].auc for a, f in zip(base, rows[arm], strict=True)]
-        lines.append(f"- {arm}: {spread(gaps)}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}")
+        parts = []
+        for auc in (lambda f: f[1].auc, lambda f: f[4].auc):
+            gaps = [auc(a) - auc(b) for a, b in zip(first, rows[arm], strict=True)]
+            parts.append(f"{spread(gaps)}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}")
+        lines.append(f"- {arm}: {parts[0]}; fresh {parts[1]}")
     return "\n".join(lines) + "\n"
 
 

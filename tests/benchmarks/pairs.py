@@ -30,7 +30,7 @@ from autoembed.ranking.ranking import rank
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import configure, load
 from autoembed.space import SearchSpace
-from autoembed.training import fit, pick_device, predict
+from autoembed.training import pick_device, predict
 from autoembed.trial import Limit, check, retrain, root_architecture, run_trial
 
 SAME_COST = ("random_pairs", "dnis", "uniform")

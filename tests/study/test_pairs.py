@@ -17,7 +17,7 @@ CHANGES = {
     "stages": [{"method": "optinter", "epochs": 2, "pair_dim": 2}],
     "baselines": ["all_memorize"],
     "backbone": {"name": "dnn", "hidden": [16], "dropout": 0.0},
-    "train": {"epochs": 6, "lr": 1.0e-2, "batch_size": 512},
+    "train": {"epochs": 12, "patience": 12, "lr": 1.0e-2, "batch_size": 256},
     "budget": {"trials": 1},
 }
 
