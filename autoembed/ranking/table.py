@@ -180,6 +180,10 @@ def read_table(
         with _scanned(source, label) as frame:
             several = find(frame.collect_schema(), separators or {})
             single = frame.drop(several)
+            if several and len(single.collect_schema()) < 2:
+                raise DataError(
+                    f"beside the label {label!r}, one column must hold one value per row, but all hold several"
+                )
             table = _read(single, label, keep, threads, progress, table_fingerprint(source, label))
             if not several:
                 return table

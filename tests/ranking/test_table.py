@@ -152,7 +152,7 @@ def test_wrong_files_and_names_are_refused_in_one_line(tmp_path, mixed):
     (tmp_path / "bad.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-100])
     (tmp_path / "bad.csv").write_text('label,a\n1,2\n0,"3')
     mixed.select("label", pl.concat_list("small").alias("many")).write_parquet(tmp_path / "list.parquet")
-    with pytest.raises(DataError, match="column 'many' must hold one value per row"):
+    with pytest.raises(DataError, match="one column must hold one value per row, but all hold several"):
         read_table(tmp_path / "list.parquet", "label")
     mixed.select("label").write_parquet(tmp_path / "label.parquet")
     for name in ("bad.parquet", "bad.csv", "absent.csv", "label.parquet"):

