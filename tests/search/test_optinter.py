@@ -128,9 +128,7 @@ def test_what_it_cannot_do_is_one_line(planted, planted_pairs):
         net_for(planted_pairs, memory_gb=1e-6)
     with pytest.raises(SpaceError, match="one before it has built some"):
         net_for(planted_pairs, root(planted_pairs).with_choices(["memorize", *["open"] * 3], 2))
-    with pytest.raises(
-        SpaceError, match=r"optinter makes inputs of pairs, and backbone autoint reads whole.*dnn"
-    ):
+    with pytest.raises(SpaceError, match=r"optinter makes inputs of pairs, and backbone autoint reads whole.*dnn"):
         check({"arm": "x", "stages": [{"method": "optinter"}], "backbone": {"name": "autoint"}})
 
 
