@@ -212,7 +212,7 @@ def main() -> None:
         overhead = search_overhead(dataset, max(3, args.repeats // 2), clock)
         shuffle = shuffle_cost(rows)
         where = breakdown.section(dataset)
-    memory = {size: peak_memory(size) for size in (100_000, 400_000, 1_600_000)}
+    memory = {size: sorted(peak_memory(size) for _ in range(3)) for size in (100_000, 400_000, 1_600_000)}
     ours = seconds["ours"]
     lines = [
         "# Training speed",
@@ -232,8 +232,9 @@ def main() -> None:
         + ", ".join(f"{ratio:.2f}x with update: {update}" for update, ratio in overhead.items())
         + ".",
         "",
-        "Growth of private memory while an epoch is trained (file pages of the memory map not counted): "
-        + ", ".join(f"{size:,} rows {mib:.0f} MiB" for size, mib in memory.items())
+        "Growth of private memory while an epoch is trained (file pages of the memory map not counted), median and "
+        "range of 3 runs: "
+        + ", ".join(f"{size:,} rows {m:.0f} ({low:.0f} to {high:.0f}) MiB" for size, (low, m, high) in memory.items())
         + ".",
         "",
         f"Row order: {shuffle[0]:.0f} ns a row computed batch by batch, {shuffle[1]:.0f} ns a row by a permutation in "
