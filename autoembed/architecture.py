@@ -58,9 +58,9 @@ class FieldPlan(_Frozen):
 class PairPlan(_Frozen):
     """A pair of columns and what is done with it (OptInter, ICDE 2022, arXiv 2108.01265, sec. 3).
 
-    memorize: an embedding for each of the `crossed` ids of the crossed column `name`. factorize: the product of one
-    embedding for each of its two columns, of `cardinalities` ids. naive: nothing. open: nothing yet, a search may
-    choose.
+    memorize: an embedding for each of the `crossed` ids of the crossed column `name`, which stand for the `distinct`
+    pairs of ids that train holds. factorize: the product of one embedding for each of its two columns, of
+    `cardinalities` ids. naive: nothing. open: nothing yet, a search may choose.
     """
 
     a: str
@@ -68,6 +68,7 @@ class PairPlan(_Frozen):
     name: str
     cardinalities: tuple[int, int]
     crossed: int
+    distinct: int = 0
     choice: Choice
 
     @property
@@ -164,6 +165,7 @@ class Architecture(_Frozen):
                 name=field.name,
                 cardinalities=(cardinality[field.cross.a], cardinality[field.cross.b]),
                 crossed=field.cardinality,
+                distinct=field.cross.distinct,
                 choice="open",
             )
             for field in schema.fields

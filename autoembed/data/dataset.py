@@ -15,11 +15,11 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
-from autoembed.data.crosses import CrossSpec, keys_of, name_of
+from autoembed.data.crosses import CrossSpec, name_of
 from autoembed.data.files import locate
 from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
-from autoembed.data.schema import Cross, FeatureSchema, Field
+from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.vocabulary import Counts, Ids, Progress, Vocabulary
 from autoembed.data.writer import LAYOUT, Labels, Writer
@@ -144,10 +144,9 @@ class Dataset:
             sides = [(self.schema.index(a), self.schema.index(b)) for a, b in pairs]
             fields = list(self.schema.fields)
             for (a, b), (left, right) in zip(pairs, sides, strict=True):
-                cross = Cross(a=a, b=b, buckets=spec.buckets)
-                keys = keys_of(train[:, left], train[:, right], self.schema.fields[right].cardinality, cross)
-                vocabulary = vocabulary.with_cross(a, b, keys, spec)
-                fields.append(Field(name=name_of(a, b), kind="crossed", cross=cross, candidate=candidates))
+                vocabulary = vocabulary.with_cross(a, b, (train[:, left], train[:, right]), spec)
+                name = name_of(a, b)
+                fields.append(Field(name=name, kind="crossed", cross=vocabulary.cross(name), candidate=candidates))
             schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
             writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
             for split in SPLITS:

@@ -14,13 +14,18 @@ Kind = Literal["categorical", "numeric", "crossed"]
 
 
 class Cross(BaseModel):
-    """The two columns of a crossed column, and how many buckets their pairs are hashed into, if they are."""
+    """The two columns of a crossed column, and how many buckets their pairs are hashed into, if they are.
+
+    `distinct` counts the pairs of ids that train holds: more than the crossed column's ids if rare ones share id 0, or
+    if pairs collide in a bucket.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     a: str
     b: str
     buckets: int | None = None
+    distinct: int = 0
 
 
 class Field(BaseModel):

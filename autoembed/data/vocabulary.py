@@ -135,13 +135,15 @@ class Vocabulary:
         found: Ids = np.where(known[places] == keys, column.ids[places], 0) if len(known) else np.zeros_like(a)
         return found
 
-    def with_cross(self, a: str, b: str, keys: Keys, spec: CrossSpec) -> Vocabulary:
-        """This vocabulary and the crossed field of two of its fields, learnt from the keys of all train rows."""
+    def with_cross(self, a: str, b: str, train: tuple[Ids, Ids], spec: CrossSpec) -> Vocabulary:
+        """This vocabulary and the crossed field of two of its fields, learnt from their ids in all train rows."""
         name = name_of(a, b)
         if name in self._columns:
             raise DataError(f"the crossed column {name!r} is there already")
-        known, counts = frequent_keys(keys, spec)
-        column = _crossed(known, counts, Cross(a=a, b=b, buckets=spec.buckets))
+        exact = keys_of(*train, self.cardinality(b), Cross(a=a, b=b))
+        cross = Cross(a=a, b=b, buckets=spec.buckets, distinct=len(np.unique(exact)))
+        keys = exact if spec.buckets is None else keys_of(*train, self.cardinality(b), cross)
+        column = _crossed(*frequent_keys(keys, spec), cross)
         return Vocabulary({**self._columns, name: column})
 
     def schema(self, base: FeatureSchema) -> FeatureSchema:

@@ -161,7 +161,7 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
     z = {} if synergy is None else {(a, b): z for a, b, z in synergy.select("a", "b", "synergy_z").iter_rows()}
     counts = Counter(pair.choice for pair in architecture.pairs)
     title = f"{len(architecture.pairs)} pairs: " + ", ".join(f"{count} {choice}" for choice, count in counts.items())
-    table = _table(title, "column", "with", "choice", "synergy z", "crossed ids", "parameters", left=3)
+    table = _table(title, "column", "with", "choice", "synergy z", "crossed ids", "of pairs", "parameters", left=3)
     colours = {"memorize": "dark_orange", "factorize": "blue"}
     for pair in architecture.built:
         crossed = pair.crossed * architecture.pair_dim if pair.choice == "memorize" else None
@@ -171,6 +171,7 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
             Text(pair.choice, style=colours[pair.choice]),
             f"{z[pair.a, pair.b]:.1f}" if (pair.a, pair.b) in z else "-",
             f"{pair.crossed:,}",
+            f"{pair.distinct:,}",
             "shared" if crossed is None else f"{crossed:,}",
         )
     _print(console, table)

@@ -42,6 +42,7 @@ def test_crossed_ids_are_the_pairs_of_ids(planted_pairs):
         assert known["crossed"].n_unique() == len(known) == field.cardinality - 1
         assert (known["len"] >= 3).all()
         assert (frame.filter(pl.col("crossed") == 0)["len"] < 3).all()
+        assert field.cross.distinct == len(frame)
         counts = planted_pairs.vocabulary.counts(field.name)
         assert (np.diff(counts[1:]) <= 0).all()
         assert counts.sum() == len(ids)
@@ -57,6 +58,8 @@ def test_raw_rows_are_encoded_as_the_dataset_is_after_a_round_trip(tmp_path, buc
     dataset = build_dataset(DataSpec.model_validate(spec), tmp_path / "t.parquet", tmp_path / "cache")
     assert dataset.schema.names == ("x", "y", "z", "x*z")
     assert not dataset.schema.fields[3].candidate
+    assert dataset.schema.fields[3].cross.distinct == 81  # more than 50 buckets: some collide
+    assert dataset.schema.fields[3].cardinality <= (buckets or 81) + 1
     dataset.vocabulary.write(tmp_path / "v.parquet")
     vocabulary = Vocabulary.read(tmp_path / "v.parquet")
     assert vocabulary.columns == ("x", "y", "z")
