@@ -80,7 +80,8 @@ def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> F
     left.imshow(chosen, cmap=ListedColormap([_CHOICES[kind] for kind in kinds]), vmin=-0.5, vmax=len(kinds) - 0.5)
     _label(left, names)
     left.set_title("chosen")
-    left.legend(handles=[Patch(color=_CHOICES[kind], label=kind) for kind in kinds], loc="upper right", fontsize=8)
+    patches = [Patch(facecolor=_CHOICES[kind], edgecolor="#888888", label=kind) for kind in kinds]
+    figure.legend(handles=patches, loc="outside lower left", ncols=len(kinds))
     if synergy is not None:
         rows = zip(synergy["a"], synergy["b"], synergy["synergy_z"], strict=True)
         _draw_matrix(figure, axes[1], names, _matrix(names, rows))
