@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import tempfile
@@ -156,16 +157,23 @@ def rank(
             )
         rows = f"{dataset.rows('train'):,} train rows"
     else:
-        ranking = rank_table(
-            source,
-            label=label,
-            score=score,
-            pairs=wanted,
-            select=taken,
-            stability=stability,
-            threads=threads,
-            separators=_separators(multi or []),
-        )
+        with contextlib.ExitStack() as stack:
+            progress = None
+            if sys.stderr.isatty():  # elsewhere there is nothing to show, and a bar takes longer than a small table
+                from autoembed.study.progress import Bar
+
+                progress = stack.enter_context(Bar()).step
+            ranking = rank_table(
+                source,
+                label=label,
+                score=score,
+                pairs=wanted,
+                select=taken,
+                stability=stability,
+                threads=threads,
+                separators=_separators(multi or []),
+                progress=progress,
+            )
         rows = "all rows"
     console = stdout()
     show_ranking(console, ranking, f"{len(ranking.table)} columns by {score}, {rows}", top)
