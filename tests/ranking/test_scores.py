@@ -192,7 +192,7 @@ def test_the_named_scores():
     signal, noise = np.where(rng.random(5000) < 0.3, labels * 4, rng.integers(0, 5, 5000)), rng.integers(0, 5, 5000)
     of = {
         name: [SCORES[name](c, score(c.table)) for c in (column_of(signal, labels), column_of(noise, labels))]
-        for name in SCORES
+        for name in set(SCORES) - {"lightgbm"}  # an extra, tested where it is installed
     }
     for name in ("adjusted_mi", "mi", "ami", "rotation", "pearson", "permutation"):
         assert of[name][0] > 10 * abs(of[name][1]) or name == "permutation"
