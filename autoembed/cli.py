@@ -433,6 +433,8 @@ def main() -> None:
             raise
         show_usage()
         sys.exit(getattr(error, "exit_code", 2))
+    finally:
+        gc.enable()  # `rank` does without
     if status == INTERRUPTED:
         print("interrupted: what a study has done is kept; `autoembed search ... --resume` goes on", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)

@@ -40,7 +40,12 @@ def find(types: pl.Schema, separators: Mapping[str, str]) -> list[str]:
 
 
 def count(
-    frame: pl.LazyFrame, names: list[str], separators: Mapping[str, str], label: str, classes: Mapping[Any, int]
+    frame: pl.LazyFrame,
+    names: list[str],
+    separators: Mapping[str, str],
+    label: str,
+    classes: Mapping[Any, int],
+    rows: int,
 ) -> tuple[MultiColumn, ...]:
     """Count columns that hold several values a row against the label, each in a streaming pass of its own."""
     number = len(set(classes.values()))
@@ -52,17 +57,16 @@ def count(
             values = values.str.split(separators[name]).list.eval(pl.element().str.strip_chars())
         elif isinstance(frame.collect_schema()[name], pl.Array):
             values = values.arr.to_list()
-        rows = frame.select(kinds.alias("class"), values.list.unique().alias("value"))
-        rows = rows.explode("value", empty_as_null=True)
-        dtype = rows.collect_schema()["value"]
+        held = frame.select(kinds.alias("class"), values.list.unique().alias("value"))
+        held = held.explode("value", empty_as_null=True)
+        dtype = held.collect_schema()["value"]
         text = key(pl.col("value"), dtype)
         text = pl.when(text != "").then(text)
-        counted = rows.group_by(text.alias("value"), "class").agg(pl.len().alias("rows")).collect(engine="streaming")
+        counted = held.group_by(text.alias("value"), "class").agg(pl.len().alias("rows")).collect(engine="streaming")
         order = counted.select(pl.col("value").drop_nulls().unique().sort()).to_series()
         place = counted["value"].replace_strict(order, np.arange(1, len(order) + 1), default=0, return_dtype=pl.Int64)
         table = np.zeros((len(order) + 1, number), np.int64)
         np.add.at(table, (place.to_numpy(), counted["class"].to_numpy()), counted["rows"].to_numpy())
-        total = int(frame.select(pl.len()).collect(engine="streaming").item())
-        coverage = 1.0 - float(table[0].sum()) / total
+        coverage = 1.0 - float(table[0].sum()) / rows
         found.append(MultiColumn(name=name, table=table[1:] if not table[0].any() else table, coverage=coverage))
     return tuple(found)

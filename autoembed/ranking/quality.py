@@ -6,13 +6,12 @@ All but drift and near-duplicates are read off the counts, so they cost nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from autoembed.ranking.scores import xlogx
 
@@ -63,12 +62,6 @@ def findings(table: CodedTable, told: Sequence[float]) -> list[Finding]:
 def ordered(found: Sequence[Finding]) -> list[Finding]:
     """Errors first, then by rule and column."""
     return sorted(found, key=lambda finding: (_ORDER[finding.severity], finding.rule, finding.column))
-
-
-def frame(found: Sequence[Finding]) -> pl.DataFrame:
-    """One row per finding: severity, rule, column, value, advice."""
-    columns = {"severity": pl.String, "rule": pl.String, "column": pl.String, "value": pl.Float64, "advice": pl.String}
-    return pl.DataFrame([asdict(finding) for finding in found], schema=columns)
 
 
 def _column(name: str, counts: npt.NDArray[Any], missing: int, told: float) -> list[Finding]:

@@ -187,7 +187,8 @@ def read_table(
             table = _read(single, label, keep, threads, progress, table_fingerprint(source, label))
             if not several:
                 return table
-            multi = count(frame, several, separators or {}, label, _classes(frame, label)[1])
+            rows, classes = _classes(frame, label)
+            multi = count(frame, several, separators or {}, label, classes, rows)
             return replace(table, multi=multi)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

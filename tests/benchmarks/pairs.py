@@ -21,7 +21,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from methods import draw, spread
+from methods import best_of, draw, spread
 
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
@@ -54,24 +54,20 @@ def compare(space, dataset, args):
     for seed in range(args.seeds):
         limit = None
         for number, arm in enumerate(rows):
-            rng = np.random.default_rng([seed, number])
-            best, spent = None, 0.0
-            for _ in range(args.trials):
-                config = space.config(arm, draw(space.ranges(arm), rng), seed)
+
+            def change(config, arm=arm, limit=limit):
                 if arm in SAME_COST:
                     config = config.model_copy(update={"limit": Limit(parameters=limit)})
                 if arm in DIMS:
                     wide = config.embedding.model_copy(update={"dim": args.dim})
                     config = config.model_copy(update={"embedding": wide})
-                result, model = run_trial(config, dataset, lambda values: None)
-                spent += result.search_seconds + result.retrain_seconds
-                if best is None or result.valid.auc > best[0].valid.auc:
-                    best = result, model
-            result, model = best
-            test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(config.device)))
+                return config
+
+            result, test, seconds = best_of(space, arm, dataset, seed, number, args.trials, change)
+            spent = sum(seconds)
             if number == 0:
                 limit = result.cost.embedding_parameters
-            rows[arm].append((result, test, spent / args.trials))
+            rows[arm].append((result, test, spent))
             print(
                 f"seed {seed} {arm:14} valid {result.valid.auc:.4f} test {test.auc:.4f} logloss {test.logloss:.4f} "
                 f"embedding {result.cost.embedding_parameters:,} {kinds(result.architecture)} {spent:.0f} s",

@@ -4,7 +4,7 @@ import pytest
 
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
-from autoembed.ranking.quality import divergence, frame
+from autoembed.ranking.quality import divergence
 from autoembed.ranking.ranking import rank, rank_table
 
 ROWS = 6000
@@ -55,7 +55,7 @@ def test_each_rule_is_tripped_by_its_column_and_by_no_other(path):
     near = {("duplicate", "plain = close"): "warning", ("duplicate", "copy = close"): "warning"}
     ranking = rank_table(path, pairs=1)
     assert tripped(ranking) == expected | near
-    severities = frame(ranking.findings)["severity"].to_list()
+    severities = [finding.severity for finding in ranking.findings]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 
