@@ -88,6 +88,32 @@ class SharedTable(_Frozen):
     seed: int = 0
 
 
+class RouterField(_Frozen):
+    """A field that a router reads: its ids from `rows` on, the rarer ones, count as id 0."""
+
+    name: str
+    rows: int = Field(ge=1)
+
+
+class Router(_Frozen):
+    """How a row finds the model of its cluster (iHAS, CIKM 2023, arXiv 2309.07967).
+
+    table: the cluster with the largest sum of scores, of which each value of each field has one per cluster.
+    centroid: the nearest centroid to what the search clustered, computed from an embedding table of `dim` numbers a
+    value: the open gates ("mask"), the gated embeddings ("masked") or the embeddings themselves ("embedding"); each
+    gate sees all fields or its own one. hash: at random, but the same for the same ids. all: every model answers, and
+    the mean of their logits counts. With `calibrate`, each cluster's logits are scaled and shifted to fit valid.
+    """
+
+    kind: Literal["table", "centroid", "hash", "all"]
+    fields: tuple[RouterField, ...] = ()
+    dim: int = Field(default=0, ge=0)
+    space: Literal["mask", "masked", "embedding"] = "mask"
+    gate: Literal["all", "field"] = "all"
+    seed: int = 0
+    calibrate: bool = False
+
+
 class Cost(_Frozen):
     """What a compact model holds in memory: parameters by kind, and bytes with every index buffer counted."""
 
@@ -104,7 +130,8 @@ class Architecture(_Frozen):
     """Kept dims per field block, in an interaction space of width `dim`, and the backbone's name and options.
 
     The inputs of built `pairs` have `pair_dim` numbers each. With `shared`, embeddings come from one hashed table
-    instead, and every block keeps every dim.
+    instead, and every block keeps every dim. With `clusters`, there is a model for each of them, `router` says which
+    one a row goes to, and the fields show what any of them keeps.
     """
 
     version: Literal[1] = 1
@@ -114,7 +141,17 @@ class Architecture(_Frozen):
     pairs: tuple[PairPlan, ...] = ()
     pair_dim: int = 0
     shared: SharedTable | None = None
+    clusters: tuple[Architecture, ...] = ()
+    router: Router | None = None
     cost: Cost | None = None
+
+    @model_validator(mode="after")
+    def _clusters_fit(self) -> Architecture:
+        if bool(self.clusters) != bool(self.router):
+            raise ValueError(f"clusters and router must come together, but got {len(self.clusters)} clusters")
+        if any(cluster.clusters or cluster.shared or cluster.dim != self.dim for cluster in self.clusters):
+            raise ValueError(f"a cluster must be a plain architecture of dim {self.dim}")
+        return self
 
     @model_validator(mode="after")
     def _dims_fit(self) -> Architecture:
@@ -201,7 +238,13 @@ class Architecture(_Frozen):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the encoded table that a model reads: fields, crossed columns, then factorized ones."""
+        """The columns of the encoded table that a model reads: fields, crossed columns, then factorized ones.
+
+        With clusters, those of any of their models and of the router.
+        """
+        if self.router:
+            read = [column for cluster in self.clusters for column in cluster.columns]
+            return tuple(dict.fromkeys([*read, *(field.name for field in self.router.fields)]))
         crossed = [pair.name for pair in self.built if pair.choice == "memorize"]
         return (*self.names, *crossed, *self.factors())
 
@@ -291,6 +334,8 @@ class Architecture(_Frozen):
         for pair in self.pairs:
             if pair.choice not in ("naive", before.get(pair.name)) and before.get(pair.name) != "open":
                 return False
+        if not all(cluster.narrows(parent) for cluster in self.clusters):
+            return False
         plans = {field.name: field for field in parent.fields}
         for field in self.fields:
             plan = plans.get(field.name)
@@ -303,8 +348,11 @@ class Architecture(_Frozen):
     def embedding_parameters(self, *, first_order: bool) -> int:
         """Embedding parameters; with `first_order`, one more for each value of a block that keeps a dim.
 
-        A shared table has as many as its rows hold, whatever the fields. Pairs have their own beside.
+        A shared table has as many as its rows hold, whatever the fields. Pairs have their own beside. With clusters, it
+        is the sum over their models, without the router's own.
         """
+        if self.clusters:
+            return sum(cluster.embedding_parameters(first_order=first_order) for cluster in self.clusters)
         if self.shared:
             own = self.shared.rows * (self.dim // self.shared.lookups + first_order)
         else:

@@ -30,7 +30,7 @@ from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError
-from autoembed.nn.model import CTRModel
+from autoembed.nn.model import Model, build_model
 from autoembed.training import pick_device
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
@@ -59,7 +59,7 @@ class Bundle:
     schema: FeatureSchema
     vocabulary: Vocabulary
     architecture: Architecture
-    model: CTRModel
+    model: Model
     spec: DataSpec
     manifest: Manifest
 
@@ -103,7 +103,7 @@ def write_bundle(
     schema: FeatureSchema,
     vocabulary: Vocabulary,
     architecture: Architecture,
-    model: CTRModel,
+    model: Model,
     data: Mapping[str, Any],
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -165,7 +165,7 @@ def load_bundle(path: str | Path) -> Bundle:
         vocabulary = Vocabulary.read(folder / "vocabulary.parquet")
         if vocabulary.names != schema.names or vocabulary.schema(schema) != schema:
             raise BundleError("its vocabulary and its schema differ")
-        model = CTRModel(schema, architecture)
+        model = build_model(schema, architecture)
         model.load_state_dict(load_file(folder / "weights.safetensors"))
     except (ValueError, ValidationError, SafetensorError, RuntimeError, AutoembedError) as error:
         raise BundleError(f"bundle {folder} does not fit together: {first_line(error)}") from None
@@ -196,7 +196,7 @@ def _manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder / 'manifest.json'} breaks a rule: {first_line(error)}") from None
 
 
-def weights_of(model: CTRModel) -> dict[str, torch.Tensor]:
+def weights_of(model: Model) -> dict[str, torch.Tensor]:
     """A model's persistent tensors as safetensors wants them: on the CPU and contiguous."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 

@@ -133,8 +133,8 @@ class Optimiser:
     def regularise(self) -> None:
         """Adds the gradient of l2/2 |table|^2, in one pass over the table: autograd would take three."""
         for table in self.tables:
-            assert table.grad is not None
-            table.grad.add_(table.detach(), alpha=self.l2)
+            if table.grad is not None:  # a cluster's table that no row of the batch went to has none
+                table.grad.add_(table.detach(), alpha=self.l2)
 
     def step(self) -> None:
         """Moves the weights by their gradients and drops these."""
@@ -153,7 +153,9 @@ class Optimiser:
 
 
 def click_loss(logits: Tensor, labels: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Mean binary cross-entropy of logits [B], clicks counted `positive_weight` times."""
+    """Mean binary cross-entropy of logits [B], or [B, K] of an ensemble's K, clicks counted `positive_weight` times."""
+    if logits.dim() == 2:
+        labels = labels.unsqueeze(1).expand_as(logits)
     weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
     return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 

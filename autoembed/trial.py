@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from autoembed.architecture import Architecture, Cost, Cut, first_line
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
-from autoembed.metrics import Metrics
+from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
-from autoembed.nn.model import CTRModel, measure
+from autoembed.nn.model import Model, RoutedModel, build_model, measure
+from autoembed.nn.router import Router
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import SearchConfig, configure, load, uniform_budget
-from autoembed.training import Fit, Report, TrainConfig, fit, pick_device
+from autoembed.training import Fit, Report, TrainConfig, batches, fit, pick_device, predict
 
 
 class EmbeddingConfig(BaseModel):
@@ -87,7 +90,7 @@ def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
     )
 
 
-def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, CTRModel]:
+def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, Model]:
     """Runs a trial from the data to a retrained compact model.
 
     `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, ...} while searching, and
@@ -113,13 +116,14 @@ def _no_memory(config: TrialConfig, error: BaseException) -> str:
     )
 
 
-def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, CTRModel]:
+def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, Model]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     architecture = root_architecture(config, dataset)
     limit = config.limit.resolve(architecture)
     start = perf_counter()
-    model: CTRModel | None = None
+    model: Model | None = None
+    router: Router | None = None
     for number, stage in enumerate(config.stages):
         method = configure(stage)
         net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
@@ -128,8 +132,9 @@ def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialRe
         architecture = net.derive(limit if last else None)
         inherits = isinstance(method, SearchConfig) and method.retrain == "inherit"
         model = net.compact(architecture) if last and inherits else None
+        router = net.router
     searched = perf_counter() - start
-    model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, model)
+    model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, model, router)
     cost = measure(model)
     result = TrialResult(
         config=config,
@@ -151,17 +156,48 @@ def retrain(
     device: torch.device,
     seed: int,
     report: Report,
-    model: CTRModel | None = None,
-) -> tuple[CTRModel, Fit]:
-    """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit)."""
+    model: Model | None = None,
+    router: Router | None = None,
+) -> tuple[Model, Fit]:
+    """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit).
+
+    Clusters need a `router` as the search fitted it: it is no weight that training finds.
+    """
     if model is None:
         torch.manual_seed(seed)
-        model = CTRModel(dataset.schema, architecture).to(device)
+        model = build_model(dataset.schema, architecture).to(device)
+        if isinstance(model, RoutedModel) and model.router is not None:
+            assert router is not None
+            model.router.load_state_dict(router.state_dict())
 
     def prefixed(values: Mapping[str, float]) -> None:
         report({("retrain_epoch" if name == "epoch" else name): value for name, value in values.items()})
 
-    return model, fit(model, dataset, train, device=device, seed=seed, report=prefixed)
+    fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed)
+    if isinstance(model, RoutedModel) and model.calibration is not None:
+        fitted = replace(fitted, valid=calibrate(model, dataset, device))
+    return model, fitted
+
+
+def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Metrics:
+    """Fits the scale and shift of each cluster's logits on valid (Platt 1999); the metrics there with them.
+
+    A cluster whose valid rows are of one class keeps its logits.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    assert model.router is not None
+    assert model.calibration is not None
+    labels = dataset.labels("valid")
+    cluster = np.concatenate([model.router(ids).cpu().numpy() for ids, _ in batches(dataset, "valid", 16384, device)])
+    p = predict(model, dataset, "valid", device).astype(np.float64).clip(1e-7, 1 - 1e-7)
+    logits = np.log(p / (1 - p))
+    for number in range(len(model.models)):
+        rows = cluster == number
+        if len(np.unique(labels[rows])) == 2:
+            line = LogisticRegression(C=1e6).fit(logits[rows, None], labels[rows])
+            model.calibration[:, number] = torch.tensor([line.coef_[0, 0], line.intercept_[0]])
+    return evaluate(labels, predict(model, dataset, "valid", device))
 
 
 def check(config: Mapping[str, Any]) -> TrialConfig:

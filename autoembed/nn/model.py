@@ -1,8 +1,9 @@
-"""The compact click model, built from a schema and an architecture alone."""
+"""The compact click model, built from a schema and an architecture alone; with clusters, one for each of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from autoembed.errors import BundleError
 from autoembed.nn.backbones.base import build, find
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.layers import Narrowable
+from autoembed.nn.router import build_router, fixed
 
 
 class CTRModel(nn.Module):
@@ -67,6 +69,72 @@ class CTRModel(nn.Module):
             self.pairs.sparse = sparse
 
 
+class RoutedModel(nn.Module):
+    """A compact model for each cluster, and a router that tells which one answers for a row.
+
+    Their weights are disjoint, so one training on the pooled loss trains each of them on its own rows, and the logits
+    of all rows are of one scale.
+    """
+
+    def __init__(self, schema: FeatureSchema, architecture: Architecture) -> None:
+        super().__init__()
+        assert architecture.router is not None
+        for field in architecture.router.fields:
+            if field.name not in schema.names or schema.fields[schema.index(field.name)].cardinality < field.rows:
+                raise BundleError(f"the router's field {field.name!r} must have {field.rows} ids in the schema")
+        self.architecture = architecture
+        self.clusters = nn.ModuleList(CTRModel(schema, cluster) for cluster in architecture.clusters)
+        self.router = build_router(schema, architecture.router, len(self.clusters))
+        self.calibration: nn.Parameter | None = None
+        if architecture.router.calibrate:
+            self.calibration = fixed(2, len(self.clusters))
+            self.calibration.data[0] = 1
+
+    @property
+    def models(self) -> list[CTRModel]:
+        return cast(list[CTRModel], list(self.clusters))
+
+    def forward(self, ids_BF: Tensor) -> Tensor:
+        """Ids int [B, F] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
+        if self.router is None:
+            logits = torch.stack([model(ids_BF) for model in self.clusters], dim=1)
+            return logits if self.training else logits.mean(1)
+        cluster = self.router(ids_BF)
+        logits = torch.zeros(len(ids_BF), device=ids_BF.device)
+        for number, model in enumerate(self.clusters):
+            rows = torch.nonzero(cluster == number).squeeze(1)
+            if len(rows):
+                # Batch norm cannot train on a single row, which is scored as in prediction.
+                model.train(self.training and len(rows) > 1)
+                logits = logits.index_put((rows,), model(ids_BF.index_select(0, rows)).float())
+        if self.calibration is not None:
+            scale, shift = self.calibration[:, cluster]
+            logits = logits * scale + shift
+        return logits
+
+    def embedding_weights(self) -> list[nn.Parameter]:
+        """The tables of every model, then the router's, which no training moves."""
+        own = [table for model in self.models for table in model.embedding_weights()]
+        return own + (self.router.tables() if self.router is not None else [])
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """What training moves: the models."""
+        return list(self.clusters.parameters())
+
+    def sparse_gradients(self, sparse: bool) -> None:
+        """Whether lookups give the models' tables sparse gradients."""
+        for model in self.models:
+            model.sparse_gradients(sparse)
+
+
+Model = CTRModel | RoutedModel
+
+
+def build_model(schema: FeatureSchema, architecture: Architecture) -> Model:
+    """The compact model of an architecture, with fresh weights."""
+    return RoutedModel(schema, architecture) if architecture.clusters else CTRModel(schema, architecture)
+
+
 def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first_order: bool) -> Tensor:
     """A backbone on the embeddings of fields [B, F, D (+ 1)] and the inputs of pairs [B, P, E <= D]: logits [B]."""
     first = None
@@ -81,6 +149,11 @@ def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first
 
 def _sizes(architecture: Architecture) -> dict[str, int]:
     """The ids of each column that a model reads."""
+    if architecture.router:
+        read = {field.name: field.rows for field in architecture.router.fields}
+        for cluster in architecture.clusters:
+            read |= _sizes(cluster)
+        return read
     sizes = {field.name: field.cardinality for field in architecture.fields}
     sizes |= {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
     return sizes | architecture.factors()
@@ -107,11 +180,11 @@ def cost_of(architecture: Architecture) -> Cost:
         fields=tuple(Field(name=name, cardinality=size) for name, size in _sizes(architecture).items()), label=""
     )
     with torch.device("meta"):
-        model = CTRModel(schema, architecture)
+        model = build_model(schema, architecture)
     return measure(model)
 
 
-def measure(model: CTRModel) -> Cost:
+def measure(model: Model) -> Cost:
     """Parameters and bytes of the tensors that a model really holds."""
     embedding = sum(parameter.numel() for parameter in model.embedding_weights())
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -55,6 +55,9 @@ def search(
         fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=_prefixed(report, "warm"))
     if isinstance(config, GateConfig) and config.epochs:
         _move_gates(net, dataset, train, rows, held, device=device, seed=seed, report=report)
+    net.eval()
+    if settled := net.settle(dataset, device):
+        report({f"search_{name}": value for name, value in settled.items()})
     return perf_counter() - start
 
 
@@ -87,6 +90,7 @@ def _move_gates(
     net.sparse_gradients(train.sparse)
     optimiser = Optimiser(net, weights, train)
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
+    done, total = 0, config.epochs * -(-len(rows) // train.batch_size)
     for epoch in range(1, config.epochs + 1):
         # Frozen means frozen: with only the embeddings moving, batch norm and dropout rest too.
         net.train(whole)
@@ -94,6 +98,8 @@ def _move_gates(
         steps = 0
         order = Shuffle(rows, [seed, 3, epoch])
         for ids, labels in batches(dataset, "train", train.batch_size, device, rows=order, least=2):
+            net.progress = done / total
+            done += 1
             if not joint:
                 arch_ids, arch_labels = next(arch_batches)
                 arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)

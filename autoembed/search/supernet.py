@@ -20,10 +20,12 @@ from torch.nn import functional
 
 from autoembed import errors
 from autoembed.architecture import Architecture, Array, first_line
+from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
 from autoembed.nn.backbones.base import build, find
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
-from autoembed.nn.model import CTRModel, apply, inherit
+from autoembed.nn.model import CTRModel, Model, apply, inherit
+from autoembed.nn.router import Router
 
 BASES = ("supernet", "bilevel", "pairs")
 
@@ -70,6 +72,8 @@ class Supernet(nn.Module):
         seed: for methods that draw.
 
     Attributes:
+        router: what tells rows of one cluster from those of another, if a method finds clusters.
+        progress: how far the search of the gates is, 0..1; None before it has begun.
         weight: float [N, D (+ 1 with first-order weights)], one row a value, fields of `parent` in order.
         mask: float [S, D (+ 1)], 0 where an entry is closed.
 
@@ -88,7 +92,11 @@ class Supernet(nn.Module):
         super().__init__()
         if parent.shared:
             raise errors.SpaceError(f"{config.method} cannot narrow a shared table: make unified the last stage")
+        if parent.clusters:
+            raise errors.SpaceError(f"{config.method} cannot narrow clusters: make the stage that finds them the last")
         self.parent, self.config, self.seed = parent, config, seed
+        self.progress: float | None = None
+        self.router: Router | None = None
         self.schema = schema
         self.sparse = False
         fields = [schema.index(name) for name in parent.names]
@@ -138,9 +146,13 @@ class Supernet(nn.Module):
         """Ids int [B, F] in the schema's column order -> logits [B]."""
         ids, *rest = torch.split(ids_BF.index_select(1, self.columns), self.sizes, dim=1)
         e = functional.embedding(ids + self.offsets, self.weight, sparse=self.sparse)
-        e = e * functional.embedding(self.block(ids), self.gates())
+        e = self.gate(e, self.block(ids))
         parts = [part(columns) for part, columns in zip(self.pairs, rest, strict=True)]
         return apply(self.backbone, e, self.mix(parts) if parts else None, first_order=self.first_order)
+
+    def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
+        """Embeddings [B, F, D (+ 1)] of values in these blocks, times what their gates let through."""
+        return e_BFC * functional.embedding(block_BF, self.gates())
 
     def embedding_weights(self) -> list[nn.Parameter]:
         return [self.weight, *(table for part in self.pairs for table in part.tables)]
@@ -167,6 +179,10 @@ class Supernet(nn.Module):
         """Updates the gates from the gradients of `arch_parameters`; a method with gates overrides it."""
         raise NotImplementedError
 
+    def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
+        """Called once when weights and gates have moved, for what a method reads off train rows; numbers to report."""
+        return {}
+
     def diagnostics(self) -> dict[str, float]:
         """Numbers to watch while the gates move, reported after each epoch."""
         return {}
@@ -180,7 +196,8 @@ class Supernet(nn.Module):
         if budget is None:
             raise errors.SpaceError(f"{self.config.method} needs budget.parameters or budget.width")
         left = budget - self.parent.pair_parameters()
-        mask = select(self.scores(), self.parent, left, first_order=self.first_order)
+        allowed, rows = self.parent.mask(), self.parent.block_rows()
+        mask = select(self.scores(), allowed, rows, left, first_order=self.first_order)
         return self.narrow_to(mask)
 
     def narrow_to(self, mask: Array) -> Architecture:
@@ -192,14 +209,18 @@ class Supernet(nn.Module):
         self.backbone.alive[: len(alive)] = torch.tensor(alive)
         return architecture
 
-    @torch.no_grad()
-    def compact(self, architecture: Architecture) -> CTRModel:
+    def compact(self, architecture: Architecture) -> Model:
         """The compact model of an architecture derived here, with this net's weights, gates folded in."""
+        return self.cut(architecture, self.gates())
+
+    @torch.no_grad()
+    def cut(self, architecture: Architecture, gates: Tensor) -> CTRModel:
+        """The compact model of a plain architecture with this net's weights times `gates` float [S, D (+ 1)]."""
         model = CTRModel(self.schema, architecture).to(self.weight.device)
         assert isinstance(model.embedding, MixedEmbedding), "a hashed table has no rows of a value's own to inherit"
         fields = [self.parent.names.index(name) for name in architecture.names]
         rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
-        table = self.weight * self.gates().repeat_interleave(rows, dim=0)
+        table = self.weight * gates.repeat_interleave(rows, dim=0)
         tables = torch.split(table, [field.cardinality for field in self.parent.fields])
         model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
         if model.pairs is not None:
@@ -228,14 +249,21 @@ def _block_counts(architecture: Architecture, counts: Sequence[Array]) -> Array:
     return np.array(per_block)
 
 
-def select(scores: Array, parent: Architecture, budget: int, *, first_order: bool) -> Array:
+def select(scores: Array, allowed: Array, rows: Array, budget: int, *, first_order: bool) -> Array:
     """Kept dims bool [S, D]: entries by falling score, above 0, as far as `budget` embedding parameters reach.
 
     An entry costs one parameter for each value of its block, and a block's first entry as many again for first-order
     weights. An entry that no longer fits is passed over: smaller ones may still fit. SpaceError if nothing fits.
+
+    Args:
+        scores: float [S, D].
+        allowed: which entries may be kept, bool [S, D].
+        rows: values of each block, int [S].
+        budget: embedding parameters.
+        first_order: whether the model has first-order weights.
     """
-    mask, rows = np.zeros(scores.shape, dtype=bool), parent.block_rows()
-    allowed = parent.mask() & (scores > 0)
+    mask = np.zeros(scores.shape, dtype=bool)
+    allowed = allowed & (scores > 0)
     left = budget
     for flat in np.argsort(-scores, axis=None, kind="stable"):
         block, dim = divmod(int(flat), scores.shape[1])

@@ -8,6 +8,7 @@ from typing import Any
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
 from autoembed.metrics import evaluate
+from autoembed.nn.model import RoutedModel
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir
 from autoembed.training import pick_device, predict
@@ -26,12 +27,17 @@ def retrain_seeds(
     """
     if seeds < 1:
         raise StudyError(f"--seeds must be at least 1, but got {seeds}")
-    result = run.read_trial(trial_id).result
+    trial = run.read_trial(trial_id)
+    result = trial.result
     where = pick_device(device or result.config.device)
+    found = run.load_model(trial, dataset.schema)
+    router = found.router if isinstance(found, RoutedModel) else None
     rows: list[dict[str, Any]] = []
     for seed in range(1, seeds + 1):
         bar.step("retrain", seed - 1, seeds)
-        model, fitted = retrain(result.architecture, dataset, result.config.train, where, seed, lambda values: None)
+        model, fitted = retrain(
+            result.architecture, dataset, result.config.train, where, seed, lambda values: None, router=router
+        )
         test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
         values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)
         rows.append(

@@ -26,7 +26,7 @@ from autoembed.architecture import first_line
 from autoembed.bundle import sha256, weights_of
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, StudyError, unknown
-from autoembed.nn.model import CTRModel
+from autoembed.nn.model import Model, build_model
 from autoembed.ranking.ranking import Ranking
 from autoembed.trial import TrialConfig, TrialResult
 
@@ -129,7 +129,7 @@ class RunDir:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
 
-    def finish_trial(self, trial_id: str, result: TrialResult, model: CTRModel) -> None:
+    def finish_trial(self, trial_id: str, result: TrialResult, model: Model) -> None:
         """Writes a trial so that a kill at any moment leaves it either without DONE or whole."""
         folder = self.trial(trial_id)
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
@@ -184,9 +184,9 @@ class RunDir:
             raise BundleError(f"trial {trial_id} cannot be read ({first_line(error)}): {advice}") from None
         return Trial(id=trial_id, result=result)
 
-    def load_model(self, trial: Trial, schema: FeatureSchema) -> CTRModel:
+    def load_model(self, trial: Trial, schema: FeatureSchema) -> Model:
         """The retrained compact model of a trial, on the CPU."""
-        model = CTRModel(schema, trial.result.architecture)
+        model = build_model(schema, trial.result.architecture)
         model.load_state_dict(load_file(self.trial(trial.id) / "weights.safetensors"))
         return model
 

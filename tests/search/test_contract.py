@@ -122,7 +122,7 @@ def test_same_seed_same_answer(found, planted_pairs):
 def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted_pairs):
     method, _, _ = found
     net = searched(planted_pairs, method)
-    if method in ("dnis", "uniform") or net.makes_pairs:
+    if net.makes_pairs or method == "uniform" or hasattr(net.config, "threshold") or hasattr(net.config, "theta"):
         assert net.derive(None).narrows(net.parent)
     else:
         with pytest.raises(SpaceError, match=r"budget\.width"):
@@ -136,7 +136,7 @@ def test_a_budget_that_holds_nothing_is_refused(found, planted_pairs):
 
 
 def test_unknown_methods_and_options_are_named():
-    with pytest.raises(SpaceError, match=r"unknown method 'dnsi': must be one of all_factorize, .*dnis, frequency"):
+    with pytest.raises(SpaceError, match=r"unknown method 'dnsi': must be one of all_factorize, .*dnis, .*frequency"):
         configure({"method": "dnsi"})
     with pytest.raises(SpaceError, match=r"stage dnis: l2.*options: arch_fraction"):
         configure({"method": "dnis", "l2": 3})

@@ -66,8 +66,9 @@ def test_threshold_and_budget_keep_the_largest_scores(planted):
     by_threshold = net.derive(None)
     assert by_threshold.mask().sum() == kept.sum()
     budget = uniform_budget(net_for(planted).parent, 1)
-    mask = select(net_for(planted).mask[:, :4].numpy(), net_for(planted).parent, budget, first_order=True)
-    rows = net_for(planted).parent.block_rows()
+    parent = net_for(planted).parent
+    rows = parent.block_rows()
+    mask = select(net_for(planted).mask[:, :4].numpy(), parent.mask(), rows, budget, first_order=True)
     assert (rows * (mask.sum(1) + mask.any(1))).sum() <= budget
 
 
@@ -77,10 +78,10 @@ def test_select_by_hand(planted):
     scores[2, 1], scores[0, 3], scores[1, 0] = 3, 2, 1
     # The budget holds the first entry with its first-order weight and the second, not the third.
     budget = int(2 * rows[2] + 2 * rows[0])
-    mask = select(scores, root, budget, first_order=True)
+    mask = select(scores, root.mask(), rows, budget, first_order=True)
     assert [tuple(at) for at in np.argwhere(mask)] == sorted([(2, 1), (0, 3)])
     # Entries that score 0 are never kept, however large the budget.
-    assert select(scores, root, 10**9, first_order=True).sum() == 3
+    assert select(scores, root.mask(), rows, 10**9, first_order=True).sum() == 3
 
 
 def trial(dataset, method, seed, **options):
