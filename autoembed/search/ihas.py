@@ -228,7 +228,8 @@ class Supernet(supernet.Supernet):
         if not masks.any(axis=(1, 2)).all():
             raise SpaceError(f"each of {len(masks)} clusters must keep a dim: raise the budget or lower clusters")
         plan = self.router.plan.model_copy(update={"calibrate": self.config.calibrate})
-        return self.parent.with_mask(masks.any(axis=0)).model_copy(
+        either: Array = np.logical_or.reduce(masks)
+        return self.parent.with_mask(either).model_copy(
             update={"clusters": tuple(self.parent.with_mask(mask) for mask in masks), "router": plan}
         )
 

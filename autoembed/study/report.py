@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import polars as pl
 
-    from autoembed.architecture import Architecture
+    from autoembed.architecture import Architecture, FieldPlan
     from autoembed.bundle import Bundle
     from autoembed.ranking.quality import Finding
     from autoembed.ranking.ranking import Ranking
@@ -146,6 +146,7 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
         share = own / (field.cardinality * architecture.dim)
         table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{own:,}", f"{share:.0%}")
     _print(console, table)
+    show_clusters(console, architecture)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
     console.print(f"  width {architecture.dim}, backbone {backbone}", soft_wrap=True)
     if cost := architecture.cost:
@@ -181,6 +182,30 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
             f"  factorized pairs share the embeddings of {len(factors)} columns, "
             f"{rows * architecture.pair_dim:,} parameters"
         )
+
+
+def show_clusters(console: Console, architecture: Architecture) -> None:
+    """Prints how many dims each cluster's model keeps of each field, and how a row finds its own."""
+    if architecture.router is None:
+        return
+    clusters, router = architecture.clusters, architecture.router
+    if router.kind == "all":
+        console.print(f"  an ensemble of {len(clusters)} such models, the mean of whose logits counts")
+        return
+    title = f"{len(clusters)} clusters: mean dims kept of a field's values"
+    table = _table(title, "field", *(f"cluster {number}" for number in range(1, len(clusters) + 1)))
+    for field in architecture.fields:
+        kept = [next((plan for plan in cluster.fields if plan.name == field.name), None) for cluster in clusters]
+        table.add_row(Text(field.name), *("-" if plan is None else f"{_mean_dims(plan):.1f}" for plan in kept))
+    _print(console, table)
+    reads = ", ".join(field.name for field in router.fields)
+    console.print(f"  a row's cluster is found by {router.kind} from {reads}", soft_wrap=True)
+
+
+def _mean_dims(field: FieldPlan) -> float:
+    starts = [0, *(block.stop for block in field.blocks)]
+    kept = sum((block.stop - start) * len(block.dims) for block, start in zip(field.blocks, starts, strict=False))
+    return kept / field.cardinality
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:

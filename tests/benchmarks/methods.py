@@ -17,16 +17,18 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
 
 from autoembed.data.dataset import build_dataset
 from autoembed.metrics import evaluate
+from autoembed.nn.model import RoutedModel
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
-from autoembed.trial import retrain, run_trial
+from autoembed.trial import calibrate, retrain, run_trial
 
 
 def draw(ranges, rng):
@@ -61,7 +63,7 @@ def noise_share(result, dataset):
 
 
 def best_of(space, arm, dataset, seed, number, trials, change=lambda config: config):
-    """The best by valid of some random draws: (result, test metrics of its model, mean search and retrain seconds)."""
+    """The best by valid of some random draws: (result, its model, test metrics, mean search and retrain seconds)."""
     rng = np.random.default_rng([seed, number])
     best, spent = None, [0.0, 0.0]
     for _ in range(trials):
@@ -73,14 +75,54 @@ def best_of(space, arm, dataset, seed, number, trials, change=lambda config: con
             best = result, model
     result, model = best
     test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(result.config.device)))
-    return result, test, spent
+    return result, model, test, spent
 
 
-def anew(result, dataset, seed):
+def anew(result, model, dataset, seed):
     """Test metrics of a trial's architecture, trained from fresh weights with its own recipe."""
     device = pick_device(result.config.device)
-    model, _ = retrain(result.architecture, dataset, result.config.train, device, seed, lambda values: None)
-    return evaluate(dataset.labels("test"), predict(model, dataset, "test", device))
+    router = getattr(model, "router", None)
+    fresh, _ = retrain(
+        result.architecture, dataset, result.config.train, device, seed, lambda values: None, router=router
+    )
+    return evaluate(dataset.labels("test"), predict(fresh, dataset, "test", device))
+
+
+@torch.no_grad()
+def latency(model, dataset):
+    """Milliseconds for 1,000 rows on the CPU, the median of 30 calls."""
+    ids = torch.from_numpy(dataset.ids("test")[:1000])
+    model = model.cpu().eval()
+    times = []
+    for _ in range(30):
+        start = perf_counter()
+        model(ids)
+        times.append((perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+@torch.no_grad()
+def cluster_facts(result, model, dataset):
+    """Of a routed model: rows and embedding parameters of each cluster, the router's bytes, and test with calibration.
+
+    None for one model, and for an ensemble, whose members all see all rows.
+    """
+    if getattr(model, "router", None) is None:
+        return None
+    router = [*model.router.parameters(), *model.router.buffers()]
+    cluster = model.router(torch.from_numpy(dataset.ids("test")))
+    plan = result.architecture.router.model_copy(update={"calibrate": True})
+    scaled = RoutedModel(dataset.schema, result.architecture.model_copy(update={"router": plan}))
+    scaled.load_state_dict(model.state_dict(), strict=False)
+    calibrate(scaled, dataset, torch.device("cpu"))
+    return {
+        "share": sorted((torch.bincount(cluster, minlength=len(model.models)) / len(cluster)).tolist(), reverse=True),
+        "parameters": [sum(t.numel() for t in part.embedding_weights()) for part in model.models],
+        "router_bytes": sum(
+            t.numel() * t.element_size() for t in [*model.router.parameters(), *model.router.buffers()]
+        ),
+        "calibrated": evaluate(dataset.labels("test"), predict(scaled, dataset, "test", torch.device("cpu"))),
+    }
 
 
 def prepare(space, data, seed, cache):
@@ -113,9 +155,10 @@ def main() -> None:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             dataset = prepare(space, args.data, seed, Path(cache))
             for number, arm in enumerate(rows):
-                result, test, spent = best_of(space, arm, dataset, seed, number, args.trials)
-                fresh = anew(result, dataset, seed)
-                rows[arm].append((result, test, noise_share(result, dataset), spent, fresh))
+                result, model, test, spent = best_of(space, arm, dataset, seed, number, args.trials)
+                fresh = anew(result, model, dataset, seed)
+                facts = latency(model, dataset), cluster_facts(result, model, dataset)
+                rows[arm].append((result, test, noise_share(result, dataset), spent, fresh, *facts))
                 print(
                     f"seed {seed} {arm:10} valid {result.valid.auc:.4f} test {test.auc:.4f} fresh {fresh.auc:.4f} "
                     f"embedding {result.cost.embedding_parameters:,}",
@@ -149,9 +192,9 @@ def table(rows, args, space, dataset) -> str:
         f"{dataset.rows('train'):,} / {dataset.rows('valid'):,} / {dataset.rows('test'):,} rows. "
         f"torch {torch.__version__}, {args.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}.",
         "",
-        "| arm | test AUC | test logloss | test AUC, fresh | valid AUC | embedding parameters | bytes | search s "
-        "| retrain s |" + (" noise share |" if planted else ""),
-        "|---|---|---|---|---|---|---|---|---|" + ("---|" if planted else ""),
+        "| arm | test AUC | test logloss | test AUC, fresh | valid AUC | embedding parameters | bytes "
+        "| ms per 1,000 rows | search s | retrain s |" + (" noise share |" if planted else ""),
+        "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if planted else ""),
     ]
     for arm, found in rows.items():
         results, tests = [f[0] for f in found], [f[1] for f in found]
@@ -163,6 +206,7 @@ def table(rows, args, space, dataset) -> str:
             spread([r.valid.auc for r in results]),
             f"{statistics.mean(r.cost.embedding_parameters for r in results):,.0f}",
             f"{statistics.mean(r.cost.bytes for r in results):,.0f}",
+            f"{statistics.median(f[5] for f in found):.1f}",
             f"{statistics.mean(f[3][0] for f in found):.1f}",
             f"{statistics.mean(f[3][1] for f in found):.1f}",
         ]
@@ -177,7 +221,30 @@ def table(rows, args, space, dataset) -> str:
             gaps = [auc(a) - auc(b) for a, b in zip(first, rows[arm], strict=True)]
             parts.append(f"{spread(gaps)}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}")
         lines.append(f"- {arm}: {parts[0]}; fresh {parts[1]}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + clusters(rows)) + "\n"
+
+
+def clusters(rows) -> list[str]:
+    """What the arms with clusters found, a line for each; nothing if there are none."""
+    lines = []
+    for arm, found in rows.items():
+        facts = [f[6] for f in found if f[6]]
+        if not facts:
+            continue
+        plain, scaled = ([f[1] for f in found if f[6]], [f["calibrated"] for f in facts])
+        gaps = {
+            name: spread([getattr(b, name) - getattr(a, name) for a, b in zip(plain, scaled, strict=True)])
+            for name in ("auc", "logloss")
+        }
+        shares = ["/".join(f"{share:.0%}" for share in fact["share"]) for fact in facts]
+        kept = ["/".join(f"{number:,}" for number in fact["parameters"]) for fact in facts]
+        size = statistics.mean(fact["router_bytes"] for fact in facts)
+        lines.append(
+            f"- {arm}: routed in {len(facts)} of {len(found)} seeds; rows {', '.join(shares)}; embedding parameters "
+            f"{', '.join(kept)}; router {size:,.0f} bytes; calibrated minus plain on test: AUC {gaps['auc']}, logloss "
+            f"{gaps['logloss']}"
+        )
+    return ["", "Clusters, per seed:", "", *lines] if lines else []
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def compare(space, dataset, args):
                     config = config.model_copy(update={"embedding": wide})
                 return config
 
-            result, test, seconds = best_of(space, arm, dataset, seed, number, args.trials, change)
+            result, _, test, seconds = best_of(space, arm, dataset, seed, number, args.trials, change)
             spent = sum(seconds)
             if number == 0:
                 limit = result.cost.embedding_parameters
