@@ -381,6 +381,20 @@ def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, pictu
 
 
 @app.command()
+def sync(run: Run) -> None:
+    """Write a study's folder to MLflow: what is missing there, and nothing twice."""
+    from autoembed.space import SearchSpace
+    from autoembed.study.report import stdout
+    from autoembed.study.run_dir import RunDir
+    from autoembed.study.tracking import sync as synced
+
+    folder = RunDir.existing(run)
+    with folder.locked():
+        uri = synced(folder, SearchSpace.read(folder.space))
+    stdout().print(f"{folder.name}: {len(folder.ended())} trials stand in the MLflow store {uri}", soft_wrap=True)
+
+
+@app.command()
 def ui(
     runs: Runs = Path("runs"), port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000
 ) -> None:

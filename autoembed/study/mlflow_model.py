@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 import polars as pl
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
@@ -33,8 +38,7 @@ def log_bundle(uri: str, run_id: str, bundle: Path, example: pl.DataFrame) -> st
         inputs=Schema([ColSpec(AnyType(), name) for name in example.columns]),
         outputs=Schema([ColSpec("double", "prediction")]),
     )
-    mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
+    with _tracking(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).absolute()),
@@ -44,6 +48,32 @@ def log_bundle(uri: str, run_id: str, bundle: Path, example: pl.DataFrame) -> st
             pip_requirements=[f"autoembed=={__version__}"],
         )
     return str(info.model_uri)
+
+
+@contextmanager
+def _tracking(uri: str) -> Iterator[None]:
+    """Makes a store MLflow's current one for a while: MLflow also writes it to the environment, which is put back."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def register(client: MlflowClient, name: str, uri: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """Makes a logged model a version of the registered model `name`; the version."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        name, uri, run_id, tags=dict(tags), await_creation_for=30, model_id=uri.removeprefix("models:/")
+    )
+    return str(version.version)
 
 
 set_model(BundleModel())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _BARS = 40
 _CELLS = 40
+_FIELDS = 200
 _CHOICES = {"naive": "#e8e8e8", "factorize": "#4c9be8", "memorize": "#e8743b", "open": "#ffffff"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #222 }
@@ -86,6 +87,27 @@ def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> F
         rows = zip(synergy["a"], synergy["b"], synergy["synergy_z"], strict=True)
         _draw_matrix(figure, axes[1], names, _matrix(names, rows))
         axes[1].set_title("synergy, z")
+    return figure
+
+
+def dims_matrix(architecture: Architecture) -> Figure:
+    """How many dims each field keeps in each of its blocks, frequent values on the left."""
+    fields = architecture.fields[:_FIELDS]
+    kept = np.full((len(fields), max(len(field.blocks) for field in fields)), np.nan)
+    for row, field in enumerate(fields):
+        kept[row, : len(field.blocks)] = [len(block.dims) for block in field.blocks]
+    figure, axes = _figure(4 + 0.4 * kept.shape[1], 1.5 + 0.24 * len(fields))
+    image = axes.imshow(kept, cmap="viridis", vmin=0, vmax=architecture.dim, aspect="auto")
+    for (row, column), dims in np.ndenumerate(kept):
+        if np.isfinite(dims):
+            colour = "black" if dims > 0.6 * architecture.dim else "white"
+            axes.text(column, row, f"{dims:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(kept.shape[1]), [str(block + 1) for block in range(kept.shape[1])])
+    axes.set_yticks(range(len(fields)), [field.name for field in fields], fontsize=8)
+    axes.set_xlabel("block, frequent values first")
+    more = f", the first {_FIELDS} fields" if len(architecture.fields) > _FIELDS else ""
+    axes.set_title(f"dims kept of {architecture.dim}{more}")
+    figure.colorbar(image, ax=axes, shrink=0.7)
     return figure
 
 

@@ -1,8 +1,9 @@
 """The run folder of a study: the truth about it. MLflow only mirrors what stands here.
 
-runs/<study>/ space.yaml, dataset.json, ranking.parquet, ranking.html, mlflow.json, optuna.db, leaderboard.json,
-  retrain.json
-  trials/<id>/ config.json, result.json, architecture.json, weights.safetensors, DONE | PRUNED | error.txt
+runs/<study>/ study.json, space.yaml, dataset.json, ranking.parquet, ranking.html, mlflow.json, optuna.db,
+  leaderboard.json, retrain.json
+  trials/<id>/ config.json, curves.jsonl, result.json, architecture.json, weights.safetensors, and
+    DONE | PRUNED | error.txt
   best/ (a bundle), ray/ (Ray's own state)
 """
 
@@ -11,7 +12,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,7 @@ from autoembed.trial import TrialConfig, TrialResult
 State = Literal["done", "pruned", "failed"]
 MARKS: dict[State, str] = {"done": "DONE", "pruned": "PRUNED", "failed": "error.txt"}
 HASHED = ("result.json", "weights.safetensors")
+CURVES = "curves.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,15 @@ class RunDir:
         return Ranking.read(path).pairs if path.is_file() else None
 
     @property
+    def identity(self) -> str:
+        """What stays the same when the folder is moved or renamed; made when it is first asked for."""
+        facts = self.read_json("study.json")
+        if facts is None:
+            facts = {"id": uuid.uuid4().hex}
+            self.write_json("study.json", facts)
+        return str(facts["id"])
+
+    @property
     def space(self) -> Path:
         return self.path / "space.yaml"
 
@@ -105,10 +119,14 @@ class RunDir:
         try:
             lock.acquire()
         except Timeout:
-            raise StudyError(f"another process is running the study in {self.path}: wait for it or end it") from None
+            holder = self.read_json(".holder.json") or {}
+            who = "process {pid} on {host}".format_map({"pid": "?", "host": "?"} | holder)
+            raise StudyError(f"{who} is running the study in {self.path}: wait for it or end it") from None
         try:
+            self.write_json(".holder.json", {"pid": os.getpid(), "host": socket.gethostname()})
             yield
         finally:
+            (self.path / ".holder.json").unlink(missing_ok=True)
             lock.release()
 
     def write_json(self, name: str, content: Any) -> None:
@@ -128,6 +146,22 @@ class RunDir:
         folder = self.trial(trial_id)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", config.model_dump_json(indent=1) + "\n")
+        # A trial whose process was lost is run again from its beginning.
+        (folder / CURVES).unlink(missing_ok=True)
+
+    def add_point(self, trial_id: str, values: Mapping[str, float]) -> None:
+        """Appends what a trial reported of an epoch to its curves, with the time in milliseconds."""
+        point = {"time": int(time.time() * 1000), **values}
+        with (self.trial(trial_id) / CURVES).open("a") as file:
+            file.write(json.dumps(point) + "\n")
+
+    def curves(self, trial_id: str, start: int = 0) -> list[dict[str, Any]]:
+        """What a trial reported, from point `start` on; a line that is still being written is left out."""
+        try:
+            lines = (self.trial(trial_id) / CURVES).read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines[start:]]
 
     def finish_trial(self, trial_id: str, result: TrialResult, model: Model) -> None:
         """Writes a trial so that a kill at any moment leaves it either without DONE or whole."""
@@ -159,7 +193,8 @@ class RunDir:
             state = self.state(folder.name)
             if state is None:
                 continue
-            reason = (folder / MARKS["failed"]).read_text().splitlines()[0] if state == "failed" else ""
+            text = (folder / MARKS["failed"]).read_text() if state == "failed" else ""
+            reason = next(iter(text.splitlines()), "its reason was not written") if state == "failed" else ""
             found.append(Ended(id=folder.name, arm=arm_of(folder.name), state=state, reason=reason))
         return found
 
@@ -198,6 +233,9 @@ class RunDir:
 
     def _folders(self) -> list[Path]:
         folders = [path for path in (self.path / "trials").glob("*") if path.is_dir()]
+        for path in folders:
+            if not path.name.rpartition("-")[2].isdecimal():
+                raise StudyError(f"{path} is no trial's folder (ARM-NUMBER): move it away")
         return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
 
 

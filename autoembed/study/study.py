@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from autoembed.bundle import load_bundle, write_bundle
+from autoembed import __version__
+from autoembed.bundle import write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace
 from autoembed.study import leaderboard
+from autoembed.study.commit import commit_of
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
@@ -60,6 +62,8 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
         if run.space.exists():
             _check_same(run, space)
         write_text(run.space, _space_text(request))
+        made = {"id": run.identity, "autoembed": __version__, "commit": commit_of(request.space.absolute().parent)}
+        run.write_json("study.json", made)
         dataset = prepare(run, space, request.data, bar)
         board = _complete(run, space) or _tracked(run, space, dataset, request, bar)
     return run, board
@@ -78,7 +82,7 @@ def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
     if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
         return None
     mirrored = mirror.get("tracking_uri") == store(run.path.parent) and mirror.get("status") == "FINISHED"
-    if not mirrored or not ended <= set(mirror["closed"]) or not (run.best / "manifest.json").is_file():
+    if not mirrored or not (run.best / "manifest.json").is_file():
         return None
     return board
 
@@ -91,22 +95,21 @@ def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request
     tracker = Tracker(run, space, bar.warn)
     status = "FAILED"
     try:
-        tracker.catch_up()
         tracker.data()
         _run_trials(run, space, dataset, request, bar, tracker)
         bar.step("final", 0, 3)
         board = leaderboard.build(run, space, dataset)
         bar.step("final", 1, 3)
         export(run, space, dataset, board.winner, run.best)
+        tracker.result(board)
         bar.step("final", 2, 3)
-        tracker.result(board, load_bundle(run.best).example())
-        bar.step("final", 3, 3)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
         tracker.finish(status)
+    bar.step("final", 3, 3)
     return board
 
 

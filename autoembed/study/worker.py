@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
     try:
         trial = space.config(config["arm"], config["values"], space.seed)
         folder.begin_trial(config["trial"], trial)
-        result, model = run_trial(trial, Dataset.open(dataset), Reporter(trial, space))
+        report = Reporter(trial, space, partial(folder.add_point, config["trial"]))
+        result, model = run_trial(trial, Dataset.open(dataset), report)
         folder.finish_trial(config["trial"], result, model)
     except Exception as error:
         folder.mark(config["trial"], "failed", reason_of(error))
@@ -52,16 +54,18 @@ def reason_of(error: Exception) -> str:
 
 
 class Reporter:
-    """Passes a trial's epochs to Tune, with the objective of the epoch that would be kept.
+    """Passes a trial's epochs to its folder, and to Tune with the objective of the epoch that would be kept.
 
     RUNG is what the scheduler compares at. The last epoch has none: a trial that is through is not stopped.
     """
 
-    def __init__(self, trial: TrialConfig, space: SearchSpace) -> None:
+    def __init__(self, trial: TrialConfig, space: SearchSpace, keep: Callable[[Mapping[str, float]], None]) -> None:
+        self.keep = keep
         self.epochs, self.metric = trial.train.epochs, space.objective.metric
         self.best_auc, self.objective = float("-inf"), float("nan")
 
     def __call__(self, values: Mapping[str, float]) -> None:
+        self.keep(values)
         report = dict(values)
         if "valid_auc" in report:
             if report["valid_auc"] > self.best_auc:

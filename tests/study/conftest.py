@@ -1,3 +1,4 @@
+import os
 import socket
 
 import pytest
@@ -38,10 +39,17 @@ def ray_here():
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def _store():
+    """mlflow.set_tracking_uri writes to the environment, where the next test's study would read it."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture
-def write_space(tmp_path, monkeypatch):
+def write_space(tmp_path):
     """Writes a small space with some sections changed; its path."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def write(name="tiny", **changes):
         path = tmp_path / f"{name}.yaml"

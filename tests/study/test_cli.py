@@ -16,7 +16,7 @@ def test_version_and_help(cli):
     assert cli("--version")[:2] == (0, f"autoembed {__version__}\n")
     status, out, _ = cli("--help")
     assert status == 0
-    for command in ("search", "rank", "retrain", "export", "predict", "show", "ui"):
+    for command in ("search", "rank", "retrain", "export", "predict", "show", "sync", "ui"):
         assert command in out
 
 
@@ -40,6 +40,7 @@ def test_rank_a_bare_table(cli, table, tmp_path):
         (["show", "{tmp}"], "is no run folder"),
         (["export", "{tmp}/none", "{tmp}/out"], "is no run folder"),
         (["retrain", "{tmp}/none"], "is no run folder"),
+        (["sync", "{tmp}/none"], "is no run folder"),
         (["predict", "{tmp}/none", "{table}"], "is no bundle"),
         (["predict", "{tmp}/none", "{table}", "--out", "x.json"], "--out must end in .parquet or .csv"),
         (["ui", "--runs", "{tmp}/none"], "nothing to show"),

@@ -12,11 +12,10 @@ from mlflow import MlflowClient
 
 from autoembed import trial as trial_module
 from autoembed.cli import main
-from autoembed.errors import BundleError, StudyError, TrialError
+from autoembed.errors import BundleError, TrialError
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir
 from autoembed.study.study import Request, run_study
-from autoembed.study.tracking import Tracker
 from autoembed.study.worker import reason_of
 
 LONG = {
@@ -103,14 +102,6 @@ def test_mlflow_that_goes_away_is_one_warning(write_space, ray_here, tmp_path, m
     found = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
     assert [one.info.status for one in found] == ["FINISHED"] * 3
     assert all("final_valid_auc" in one.data.metrics for one in found if one.data.tags.get("arm"))
-
-
-def test_a_store_that_cannot_be_used_is_named_at_the_start(write_space, tmp_path, monkeypatch):
-    space = write_space()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(StudyError, match=r"cannot use the MLflow store http://127.0.0.1:9"):
-        Tracker(RunDir(tmp_path / "runs" / "tiny"), SearchSpace.read(space), print)
 
 
 def test_a_mirror_that_was_deleted_is_written_anew(finished, tmp_path, monkeypatch):

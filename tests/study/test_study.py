@@ -160,8 +160,10 @@ def test_resources_that_are_not_there_are_named(write_space, ray_here, tmp_path)
 
 def test_two_studies_in_one_folder_are_refused(write_space, tmp_path):
     run = RunDir(tmp_path / "runs" / "tiny")
-    with run.locked(), pytest.raises(StudyError, match="another process is running the study"):
+    with run.locked(), pytest.raises(StudyError, match=rf"process {os.getpid()} on \S+ is running the study") as raised:
         run_study(Request(space=write_space(), runs=tmp_path / "runs"))
+    assert "\n" not in str(raised.value)
+    assert not run.space.exists()
 
 
 def test_pruning_by_rank_reaches_the_model(write_space, ray_here, tmp_path):

@@ -1,0 +1,289 @@
+"""A run folder written to MLflow: a run per study, with a nested run per trial.
+
+Every method may be called again and again, and adds only what MLflow lacks: runs are found by tags that hold the run
+folder's identity and the trial's id, points of curves by the time that stands in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as LoggedDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+
+from autoembed.bundle import load_bundle
+from autoembed.errors import StudyError
+from autoembed.ranking.ranking import Ranking
+from autoembed.space import SearchSpace
+from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.page import choice_matrix, dims_matrix
+from autoembed.study.run_dir import Ended, RunDir, arm_of, store
+
+for _name in ("mlflow", "alembic", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="mlflow")
+
+CHAMPION = "champion"
+EPOCH = "_epoch"
+BATCH = 1000  # what MLflow takes at once
+BEST = ("valid_auc", "valid_logloss", "embedding_parameters", "parameters", "bytes")
+# Tags by which a study's runs are found again.
+FOLDER, TRIAL = "autoembed.folder", "trial"
+# Set when everything of a trial, or the data of a study, is there.
+WHOLE = "autoembed.mirrored"
+
+
+class Mirror:
+    """The runs of one study in an MLflow store. Raises what the store raises."""
+
+    def __init__(self, run: RunDir, space: SearchSpace) -> None:
+        self.run, self.uri = run, store(run.path.parent)
+        self.client = MlflowClient(tracking_uri=self.uri)
+        self.experiment = self._experiment()
+        facts = run.read_json("dataset.json") or {}
+        study = run.read_json("study.json") or {}
+        self._common = {
+            FOLDER: run.identity,
+            "dataset.fingerprint": facts.get("fingerprint"),
+            "mlflow.source.git.commit": study.get("commit"),
+            "mlflow.source.name": str(run.space),
+        }
+        self._runs = self._find()
+        self._described: set[str] = set()
+        self._logged: dict[str, int] = {}
+        self._phase: dict[str, str] = {}
+        tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
+        self.parent = self._ensure("", run.name, tags).info.run_id
+        self._note(None)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.run.name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise StudyError(f"its experiment {self.run.name!r} is deleted: restore it, or choose another --name")
+            return str(found.experiment_id)
+        local = self.uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" not in os.environ
+        place = (self.run.path.parent / "mlartifacts" / self.run.name).as_uri() if local else None
+        return str(self.client.create_experiment(self.run.name, artifact_location=place))
+
+    def _find(self) -> dict[str, Run]:
+        """The runs of this folder that are there, by trial; the study's own under ""."""
+        found: dict[str, Run] = {}
+        page = None
+        while page != "":
+            part = self.client.search_runs(
+                [self.experiment], f"tags.`{FOLDER}` = '{self.run.identity}'", max_results=1000, page_token=page
+            )
+            found |= {one.data.tags.get(TRIAL, ""): one for one in part}
+            page = part.token or ""
+        return found
+
+    def _ensure(self, key: str, name: str, tags: Mapping[str, str]) -> Run:
+        if key not in self._runs:
+            given = {**self._common, **tags}
+            self._runs[key] = self.client.create_run(
+                self.experiment, run_name=name, tags={tag: value for tag, value in given.items() if value}
+            )
+        return self._runs[key]
+
+    def _child(self, trial: str) -> Run:
+        tags = {"mlflow.parentRunId": self.parent, "arm": arm_of(trial), TRIAL: trial}
+        return self._ensure(trial, trial, tags)
+
+    def _note(self, status: str | None) -> None:
+        """Says in the run folder where its mirror is, and whether it is whole."""
+        facts = {"tracking_uri": self.uri, "experiment": self.experiment, "parent": self.parent, "status": status}
+        self.run.write_json("mlflow.json", facts)
+
+    def live(self, trial: str) -> None:
+        """Brings a trial's run up to what its folder holds: parameters, curves, the phase that it is in."""
+        run_id = self._child(trial).info.run_id
+        self._describe(trial, run_id)
+        start = self._logged.get(trial, 0)
+        points = self.run.curves(trial, start)
+        metrics: list[Metric] = []
+        for point in points:
+            phase = next((name for name in point if name.endswith(EPOCH)), "")
+            step = int(point.get(phase, 0))
+            metrics += [
+                Metric(name, float(value), point["time"], step)
+                for name, value in point.items()
+                if name not in ("time", phase)
+            ]
+        for place in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[place : place + BATCH])
+        self._logged[trial] = start + len(points)
+        if points:
+            stage = phase.removesuffix(EPOCH)
+            if self._phase.get(trial) != stage:
+                self.client.set_tag(run_id, "stage", stage)
+                self._phase[trial] = stage
+
+    def _describe(self, trial: str, run_id: str) -> None:
+        """A trial's parameters, and the tags and inputs that they tell, once its configuration is there."""
+        path = self.run.trial(trial) / "config.json"
+        if trial in self._described or not path.is_file():
+            return
+        config = json.loads(path.read_text())
+        params = [Param(name, str(value)[:6000]) for name, value in flat(config).items()]
+        method = "+".join(stage["method"] for stage in config["stages"])
+        tags = {"method": method, "backbone": config["backbone"]["name"]}
+        self.client.log_batch(run_id, params=params, tags=[RunTag(*tag) for tag in tags.items()])
+        self._inputs(run_id)
+        self._described.add(trial)
+
+    def _inputs(self, run_id: str) -> None:
+        facts = self.run.read_json("dataset.json")
+        kinds = {"categorical": "string", "numeric": "double"}
+        columns = [
+            {"name": field["name"], "type": kinds.get(field["kind"], "string"), "required": False}
+            for field in facts["schema"]["fields"]
+        ]
+        dataset = LoggedDataset(
+            name=facts["name"],
+            digest=facts["fingerprint"],
+            source_type="local",
+            source=facts["source"],
+            schema=json.dumps({"mlflow_colspec": columns}) if len(columns) <= 1000 else None,
+            profile=json.dumps({f"{split}_rows": rows for split, rows in facts["rows"].items()}),
+        )
+        self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def close(self, ended: Ended) -> None:
+        """Writes the end of a trial's run: what it was, what came of it, and its status."""
+        run = self._child(ended.id)
+        if run.data.tags.get(WHOLE):
+            return
+        run_id = run.info.run_id
+        self.live(ended.id)
+        folder = self.run.trial(ended.id)
+        if ended.state == "done":
+            result = self.run.read_trial(ended.id).result
+            self._facts(
+                run,
+                {
+                    "final_valid_auc": result.valid.auc,
+                    "final_valid_logloss": result.valid.logloss,
+                    "best_epoch": result.best_epoch,
+                    "embedding_parameters": result.cost.embedding_parameters,
+                    "parameters": result.cost.parameters,
+                    "bytes": result.cost.bytes,
+                    "search_seconds": result.search_seconds,
+                    "retrain_seconds": result.retrain_seconds,
+                },
+            )
+            self.client.log_artifact(run_id, str(folder / "architecture.json"))
+            self._pictures(run_id, ended.id)
+        tags = {"state": ended.state, "reason": ended.reason[:5000], WHOLE: "true"}
+        self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items() if text])
+        status = {"done": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}[ended.state]
+        self.client.set_terminated(run_id, status=status)
+        run.data.tags[WHOLE] = "true"
+
+    def _facts(self, run: Run, values: Mapping[str, float | None]) -> None:
+        """Logs numbers that have no step, unless the run has them already."""
+        known, now = run.data.metrics, int(time.time() * 1000)
+        new = {name: float(value) for name, value in values.items() if value is not None and known.get(name) != value}
+        if new:
+            self.client.log_batch(run.info.run_id, metrics=[Metric(name, new[name], now, 0) for name in new])
+            known.update(new)
+
+    def _pictures(self, run_id: str, trial: str) -> None:
+        found = self.run.read_trial(trial).result.architecture
+        self.client.log_figure(run_id, dims_matrix(found), "dims.png")
+        if found.pairs:
+            self.client.log_figure(run_id, choice_matrix(found, self.run.synergy()), "pairs.png")
+
+    def catch_up(self) -> None:
+        """Closes the runs of all ended trials, and as KILLED those of trials that are no longer running."""
+        ended = self.run.ended()
+        for trial in ended:
+            self.close(trial)
+        names = {"", *(trial.id for trial in ended)}
+        for trial_id, run in self._runs.items():
+            if trial_id not in names and not run.data.tags.get(WHOLE):
+                self.client.set_tag(run.info.run_id, WHOLE, "true")
+                self.client.set_terminated(run.info.run_id, status="KILLED")
+                run.data.tags[WHOLE] = "true"
+
+    def data(self) -> None:
+        """Logs the space, the ranking and the dataset on the study's run."""
+        run = self._runs[""]
+        if run.data.tags.get(WHOLE):
+            return
+        self._inputs(self.parent)
+        for name in ("space.yaml", "ranking.parquet", "ranking.html"):
+            self.client.log_artifact(self.parent, str(self.run.path / name))
+        ranking = Ranking.read(self.run.path / "ranking.parquet")
+        self.client.log_text(self.parent, ranking.table.write_csv(), "ranking.csv")
+        self.client.set_tag(self.parent, WHOLE, "true")
+        run.data.tags[WHOLE] = "true"
+
+    def result(self, board: Leaderboard) -> None:
+        """Logs the leaderboard, test metrics of each arm's best trial, and the best bundle as the champion."""
+        parent = self._runs[""]
+        rows = [row.model_dump(mode="json", exclude={"valid", "test"}) for row in board.rows]
+        for plain, row in zip(rows, board.rows, strict=True):
+            for split, metrics in (("valid", row.valid), ("test", row.test)):
+                for name in ("auc", "logloss"):
+                    plain[f"{split}_{name}"] = getattr(metrics, name, None)
+            if row.trial and row.test:
+                test = {"test_auc": row.test.auc, "test_logloss": row.test.logloss}
+                self._facts(self._child(row.trial), test)
+                if row.trial == board.winner:
+                    self._facts(parent, {"best_" + name: plain[name] for name in BEST} | test)
+        self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
+        if parent.data.tags.get("best.trial") != board.winner:
+            self._pictures(self.parent, board.winner)
+        self._champion(board.winner)
+        self.client.set_tag(self.parent, "best.trial", board.winner)
+        parent.data.tags["best.trial"] = board.winner
+
+    def _champion(self, winner: str) -> None:
+        """Registers the best bundle under the study's name, unless it is, and points the alias at it."""
+        from autoembed.study.mlflow_model import log_bundle, register
+
+        name = model_name(self.run)
+        tags = {FOLDER: self.run.identity, TRIAL: winner}
+        versions = self.client.search_model_versions(f"name = '{name}'", max_results=1000)
+        version = next((one.version for one in versions if tags.items() <= one.tags.items()), None)
+        if version is None:
+            uri = log_bundle(self.uri, self.parent, self.run.best, load_bundle(self.run.best).example())
+            version = register(self.client, name, uri, self.parent, tags)
+        self.client.set_registered_model_alias(name, CHAMPION, version)
+
+    def begin(self) -> None:
+        """Shows the study as running, and settles what an earlier driver left."""
+        self.client.update_run(self.parent, status="RUNNING")
+        self.catch_up()
+
+    def end(self, status: str) -> None:
+        """Leaves no run of the study RUNNING, and notes that the mirror is whole."""
+        self.catch_up()
+        self.client.set_terminated(self.parent, status=status)
+        self._note(status)
+
+
+def model_name(run: RunDir) -> str:
+    """A study's name as the registry takes it."""
+    return run.name.replace(":", "-").replace("'", "-")
+
+
+def flat(node: Any, place: str = "") -> dict[str, Any]:
+    """Nested plain data as one level of dotted names; lists of plain values stay whole."""
+    if isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
+        node = {str(number): item for number, item in enumerate(node)}
+    if not isinstance(node, dict):
+        return {place: node}
+    found: dict[str, Any] = {}
+    for key, child in node.items():
+        found |= flat(child, f"{place}.{key}" if place else str(key))
+    return found

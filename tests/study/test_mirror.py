@@ -1,0 +1,276 @@
+"""The mirror in MLflow: what stands there, that it can be rebuilt without duplicates, and stores that fail."""
+
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from autoembed.bundle import load_bundle
+from autoembed.space import SearchSpace
+from autoembed.study import tracking
+from autoembed.study.mirror import Mirror
+from autoembed.study.run_dir import RunDir
+from autoembed.study.study import Request, run_study
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished study's folder in another place: (run folder, leaderboard)."""
+    run, board = finished
+    return RunDir(Path(shutil.copytree(run.path, tmp_path / "runs" / run.name))), board
+
+
+def content(uri, run):
+    """All that MLflow holds of a study, without what only the time of writing decides."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(run.name).experiment_id
+    found = {}
+    for one in client.search_runs([experiment]):
+        histories = {name: client.get_metric_history(one.info.run_id, name) for name in one.data.metrics}
+        name = one.info.run_name
+        assert name not in found, f"{name} is there twice"
+        found[name] = {
+            "status": one.info.status,
+            "params": one.data.params,
+            "tags": {
+                k: v for k, v in one.data.tags.items() if k not in ("mlflow.parentRunId", "mlflow.log-model.history")
+            },
+            "curves": {name: [(point.step, point.value) for point in points] for name, points in histories.items()},
+            "artifacts": sorted(file.path for file in client.list_artifacts(one.info.run_id)),
+            "inputs": [(i.dataset.name, i.dataset.digest) for i in one.inputs.dataset_inputs],
+        }
+    listed = client.search_model_versions(f"name = '{run.name}'")
+    versions = [client.get_model_version(run.name, one.version) for one in listed]
+    return found | {"versions": sorted((int(one.version), tuple(one.aliases), one.tags["trial"]) for one in versions)}
+
+
+def test_runs_have_tags_inputs_curves_and_pictures(finished):
+    run, board = finished
+    mirrored = content(run.read_json("mlflow.json")["tracking_uri"], run)
+    trial = mirrored["dnis-1"]
+    fingerprint = run.read_json("dataset.json")["fingerprint"]
+    assert trial["tags"].items() >= {
+        "method": "dnis", "arm": "dnis", "stage": "retrain", "backbone": "deepfm", "state": "done", "trial": "dnis-1",
+        "dataset.fingerprint": fingerprint, "autoembed.folder": run.identity,
+    }.items()  # fmt: skip
+    assert trial["inputs"] == mirrored[run.name]["inputs"] == [("planted", fingerprint)]
+    assert {"search_alpha_mean", "search_alpha_zero", "warm_valid_auc", "valid_auc"} <= set(trial["curves"])
+    assert "dims.png" in trial["artifacts"]
+    assert "dims.png" in mirrored[run.name]["artifacts"]
+    assert mirrored["uniform-1"]["tags"]["method"] == "uniform"
+    assert mirrored["versions"] == [(1, ("champion",), board.winner)]
+
+
+def test_a_study_in_a_repository_has_its_commit(write_space, tmp_path):
+    space = write_space()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    from autoembed.study.commit import commit_of
+
+    assert commit_of(tmp_path) is None
+    for words in (["init", "-q"], ["add", space.name], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True, timeout=20)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, timeout=20, capture_output=True, text=True).stdout
+    assert commit_of(tmp_path) == head.strip()
+    space.write_text("changed")
+    assert commit_of(tmp_path) == f"{head.strip()}-dirty"
+
+
+def test_the_champion_loads_by_its_alias_and_predicts(finished):
+    run, _ = finished
+    mlflow.set_tracking_uri(run.read_json("mlflow.json")["tracking_uri"])
+    example = load_bundle(run.best).example()
+    scores = mlflow.pyfunc.load_model(f"models:/{run.name}@champion").predict(example.to_pandas())
+    assert scores["prediction"][0] == pytest.approx(load_bundle(run.best).predict(example)[0])
+
+
+def test_sync_rebuilds_the_mirror_and_twice_is_once(copied, finished, cli, tmp_path, monkeypatch):
+    run, _ = copied
+    live = content(finished[0].read_json("mlflow.json")["tracking_uri"], run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    for _ in range(2):
+        status, out, err = cli("sync", run.path)
+        assert (status, err) == (0, "")
+        assert "4 trials stand in the MLflow store" in out
+        rebuilt = content(f"sqlite:///{tmp_path}/other.db", run)
+        for one in rebuilt.values():
+            if isinstance(one, dict):
+                one["tags"]["mlflow.source.name"] = one["tags"]["mlflow.source.name"].replace(
+                    str(run.path), str(finished[0].path)
+                )
+        assert rebuilt == live
+    # Without its notes a folder still knows its runs.
+    (run.path / "mlflow.json").unlink()
+    assert cli("sync", run.path)[0] == 0
+    assert len(content(f"sqlite:///{tmp_path}/other.db", run)) == len(live)
+
+
+def test_sync_closes_what_a_killed_driver_left_running(copied, cli, tmp_path, monkeypatch):
+    run, _ = copied
+    uri = f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for name in ("leaderboard.json", "trials/dnis-2/DONE"):
+        (run.path / name).unlink()
+    mirror = Mirror(run, SearchSpace.read(run.space))
+    mirror.begin()
+    mirror.live("dnis-2")
+    assert {one["status"] for name, one in content(uri, run).items() if name in ("tiny", "dnis-2")} == {"RUNNING"}
+    assert cli("sync", run.path)[0] == 0
+    after = content(uri, run)
+    assert {name: one["status"] for name, one in after.items() if name != "versions"} == {
+        "tiny": "KILLED", "dnis-1": "FINISHED", "dnis-2": "KILLED", "uniform-1": "FINISHED", "uniform-2": "FINISHED"
+    }  # fmt: skip
+    assert [step for step, _ in after["dnis-2"]["curves"]["valid_auc"]] == [1, 2]
+
+
+def test_sync_says_why_it_cannot(copied, cli, tmp_path, monkeypatch):
+    run, _ = copied
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    status, _, err = cli("sync", run.path)
+    assert status == 2
+    assert err.startswith("error: cannot write to the MLflow store http://127.0.0.1:9")
+    assert err.count("\n") == 1
+    with run.locked():
+        assert f"process {os.getpid()}" in cli("sync", run.path)[2]
+    (run.path / "dataset.json").unlink()
+    assert "nothing to write to MLflow yet" in cli("sync", run.path)[2]
+
+
+def test_a_study_does_not_wait_for_a_server_that_hangs(write_space, ray_here, tmp_path, monkeypatch, capsys):
+    """The server takes connections and answers after a minute: the study ends with one warning, its trials done."""
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            awake.wait(60)
+
+        do_POST = do_GET  # noqa: N815
+
+    awake = threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    space = write_space(baselines=[])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    try:
+        start = time.monotonic()
+        _, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+        assert time.monotonic() - start < 50
+    finally:
+        awake.set()
+        server.shutdown()
+        server.server_close()
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1
+    assert "autoembed sync" in err
+    assert board.trials[0] == 2
+
+
+@contextlib.contextmanager
+def serving(store, port):
+    """A real MLflow server on loopback: its address."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{store}/server.db"]
+    command += ["--artifacts-destination", f"{store}/artifacts", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, "--workers", "1"],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        answers(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        end(server)
+
+
+def answers(url, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while True:
+        assert process.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, "the server did not answer"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            assert answer.status == 200
+            return
+        time.sleep(0.2)
+
+
+def end(process):
+    """Ends a process of ours and its children, by their ids."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs([psutil.Process(one.pid) for one in family[1:]], timeout=10)
+    for one in alive:
+        one.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    process.kill()
+    process.wait(timeout=10)
+
+
+@pytest.mark.slow
+def test_a_real_server_that_comes_and_goes(write_space, ray_here, tmp_path, unused_port, cli, monkeypatch, capsys):
+    space = write_space()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused_port}")
+    # Down from the start: one warning, and the study is whole.
+    run, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 1
+    assert board.trials[0] == 4
+    with serving(tmp_path, unused_port) as uri:
+        for _ in range(2):
+            assert cli("sync", run.path)[0] == 0
+        rebuilt = content(uri, run)
+        assert len(rebuilt) == 6
+        assert rebuilt["versions"] == [(1, ("champion",), board.winner)]
+        # Up: the same study under another name is mirrored live, and its model loads over HTTP.
+        other, _ = run_study(Request(space=space, runs=tmp_path / "runs", name="live"))
+        assert "warning" not in capsys.readouterr().err
+        live = content(uri, other)
+        for name in set(live) - {"versions", "live"}:
+            for part in ("params", "artifacts", "inputs", "status"):
+                assert live[name][part] == rebuilt[name][part]
+        mlflow.set_tracking_uri(uri)
+        example = load_bundle(other.best).example()
+        scores = mlflow.pyfunc.load_model("models:/live@champion").predict(example.to_pandas())
+        assert scores["prediction"][0] == pytest.approx(load_bundle(other.best).predict(example)[0])
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_champion(finished, unused_port):
+    run, _ = finished
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{run.name}@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(unused_port)]
+    server = subprocess.Popen(
+        command,
+        env=os.environ | {"MLFLOW_TRACKING_URI": run.read_json("mlflow.json")["tracking_uri"]},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    example = load_bundle(run.best).example()
+    rows = {"dataframe_split": {"columns": example.columns, "data": [list(row) for row in example.iter_rows()]}}
+    try:
+        answers(f"http://127.0.0.1:{unused_port}/ping", server)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{unused_port}/invocations",
+            data=json.dumps(rows).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            scores = json.loads(answer.read())
+    finally:
+        end(server)
+    assert scores["predictions"][0]["prediction"] == pytest.approx(load_bundle(run.best).predict(example)[0])
