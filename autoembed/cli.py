@@ -70,7 +70,7 @@ def search(
     ] = None,
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
-    from autoembed.study.report import show_leaderboard, stdout
+    from autoembed.study.report import show_leaderboard, show_unfinished, stdout
     from autoembed.study.study import Request, run_study
 
     request = Request(
@@ -84,7 +84,12 @@ def search(
         cpus=cpus,
         address=address,
     )
-    run, board = run_study(request)
+    try:
+        run, board = run_study(request)
+    except KeyboardInterrupt:
+        if request.run.ended():
+            show_unfinished(stdout(), request.run)
+        raise
     show_leaderboard(stdout(), run, board)
 
 

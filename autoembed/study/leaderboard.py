@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoembed.architecture import Architecture
+from autoembed.architecture import Architecture, first_line
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
 from autoembed.metrics import Metrics, evaluate
@@ -65,9 +65,12 @@ class Leaderboard(_Frozen):
 
     @classmethod
     def read(cls, run: RunDir) -> Leaderboard | None:
-        """The leaderboard as it was written at the end of the study, or None."""
+        """The leaderboard as it was written at the end of the study, or None; StudyError if it is corrupt."""
         content = run.read_json(FILE)
-        return None if content is None else cls.model_validate(content)
+        try:
+            return None if content is None else cls.model_validate(content)
+        except ValidationError as error:
+            raise StudyError(f"{run.path / FILE} is corrupt ({first_line(error)}): delete it and --resume") from None
 
     @property
     def trials(self) -> tuple[int, int, int]:

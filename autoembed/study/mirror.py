@@ -58,7 +58,7 @@ class Mirror:
         }
         self._runs = self._find()
         self._described: set[str] = set()
-        self._logged: dict[str, int] = {}
+        self._logged: dict[str, tuple[int, int]] = {}
         self._phase: dict[str, str] = {}
         tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
         self.parent = self._ensure("", run.name, tags).info.run_id
@@ -107,8 +107,11 @@ class Mirror:
         """Brings a trial's run up to what its folder holds: parameters, curves, the phase that it is in."""
         run_id = self._child(trial).info.run_id
         self._describe(trial, run_id)
-        start = self._logged.get(trial, 0)
-        points = self.run.curves(trial, start)
+        whole = self.run.curves(trial)
+        first = whole[0]["time"] if whole else 0
+        before, start = self._logged.get(trial, (first, 0))
+        # A trial that was run again from its beginning has other curves.
+        points = whole[start if before == first else 0 :]
         metrics: list[Metric] = []
         for point in points:
             phase = next((name for name in point if name.endswith(EPOCH)), "")
@@ -120,7 +123,7 @@ class Mirror:
             ]
         for place in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[place : place + BATCH])
-        self._logged[trial] = start + len(points)
+        self._logged[trial] = (first, len(whole))
         if points:
             stage = phase.removesuffix(EPOCH)
             if self._phase.get(trial) != stage:

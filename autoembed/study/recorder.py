@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ray import tune
 
 from autoembed.study.run_dir import RunDir
-from autoembed.study.worker import FINISHED
+from autoembed.study.worker import FAILED, FINISHED, NO_SPACE
+
+RETRIES = 1  # how often a trial is run again whose process was lost
 
 
 class Watcher(Protocol):
@@ -37,7 +41,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get(FINISHED):
+        if result.get(NO_SPACE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.run.path))
+        if not (result.get(FINISHED) or result.get(FAILED)):
             for watcher in self.watchers:
                 watcher.reported(trial.config["trial"], metrics_of(result))
 
@@ -51,7 +57,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         name = trial.config["trial"]
         if self.run.state(name) is None:
             # A worker writes its own reason: without one, its process is gone.
-            self.run.mark(name, "failed", "the trial's process ended: it was killed, or memory ran out on this machine")
+            reason = (
+                f"the trial's process ended {RETRIES + 1} times: it was killed, or memory ran out, or its node is gone"
+            )
+            self.run.mark(name, "failed", reason)
         self._ended(name)
 
     def _ended(self, name: str) -> None:

@@ -124,12 +124,21 @@ def show_failures(console: Console, ended: list[Ended]) -> None:
 
 
 def show_unfinished(console: Console, run: RunDir) -> None:
-    """Prints how far a study without a leaderboard has come."""
-    ended = run.ended()
-    table = _table(f"{run.name}: not finished", "arm", "done", "pruned", "failed")
+    """Prints how far a study without a leaderboard has come, by valid: test is read at the end only."""
+    from autoembed.space import SearchSpace
+    from autoembed.study.leaderboard import best
+
+    space, ended, done = SearchSpace.read(run.space), run.ended(), run.trials()
+    names = ("arm", "best trial so far", "valid\nAUC", "valid\nlogloss", "done", "pruned", "failed")
+    table = _table(f"{run.name}: not finished", *names, left=2)
     counts = Counter((trial.arm, trial.state) for trial in ended)
     for arm in dict.fromkeys(trial.arm for trial in ended):
-        table.add_row(arm, *(str(counts[arm, state]) for state in ("done", "pruned", "failed")))
+        own = [trial for trial in done if trial.arm == arm]
+        first = best(own, space) if own else None
+        valid = first.result.valid if first else None
+        cells = (f"{valid.auc:.4f}", f"{valid.logloss:.4f}") if valid else ("-", "-")
+        numbers = (str(counts[arm, state]) for state in ("done", "pruned", "failed"))
+        table.add_row(arm, first.id if first else "-", *cells, *numbers)
     _print(console, table)
     show_failures(console, ended)
     console.print("  Go on with it: autoembed search SPACE --resume (and --name, if it has one)")

@@ -9,6 +9,7 @@ runs/<study>/ study.json, space.yaml, dataset.json, ranking.parquet, ranking.htm
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -155,13 +156,13 @@ class RunDir:
         with (self.trial(trial_id) / CURVES).open("a") as file:
             file.write(json.dumps(point) + "\n")
 
-    def curves(self, trial_id: str, start: int = 0) -> list[dict[str, Any]]:
-        """What a trial reported, from point `start` on; a line that is still being written is left out."""
+    def curves(self, trial_id: str) -> list[dict[str, Any]]:
+        """What a trial reported, epoch by epoch; a line that is still being written is left out."""
         try:
             lines = (self.trial(trial_id) / CURVES).read_text().split("\n")[:-1]
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines[start:]]
+        return [json.loads(line) for line in lines]
 
     def finish_trial(self, trial_id: str, result: TrialResult, model: Model) -> None:
         """Writes a trial so that a kill at any moment leaves it either without DONE or whole."""
@@ -172,6 +173,10 @@ class RunDir:
         for name in ("architecture.json", "weights.safetensors"):
             _sync(folder / name)
         write_text(folder / "DONE", json.dumps({name: sha256(folder / name) for name in HASHED}) + "\n")
+
+    def drop_trial(self, trial_id: str) -> None:
+        """Removes a trial that has not ended, which makes room on a disk that is full."""
+        shutil.rmtree(self.trial(trial_id), ignore_errors=True)
 
     def mark(self, trial_id: str, state: Literal["pruned", "failed"], text: str) -> None:
         """Records that a trial ended without a result: its last metrics, or the reason in the first line."""
@@ -256,9 +261,23 @@ def arm_of(trial_id: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replaces a file in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def no_space(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: Python's own, or one that only says so (safetensors, SQLite, Tune)."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left on device", "disk is full", "Disk quota exceeded")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from autoembed.space import Range, SearchSpace
 from autoembed.study.run_dir import RunDir, trial_id
-from autoembed.study.worker import FINISHED, OBJECTIVE
+from autoembed.study.worker import FAILED, FINISHED, OBJECTIVE
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -64,8 +64,9 @@ class Search(OptunaSearch):  # type: ignore[misc]
             super().on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        finished = bool(result and result.get(FINISHED)) and not error
-        super().on_trial_complete(trial_id, result if finished else None, error)
+        ended = {} if error or result is None else result
+        failed = error or bool(ended.get(FAILED))
+        super().on_trial_complete(trial_id, ended if ended.get(FINISHED) else None, failed)
 
 
 def searcher(run: RunDir, space: SearchSpace, left: Mapping[str, int]) -> Arms:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from autoembed.study.commit import commit_of
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
-from autoembed.study.run_dir import RunDir, store, write_text
+from autoembed.study.run_dir import RunDir, no_space, store, write_text
 
 if TYPE_CHECKING:
     from autoembed.study.tracking import Tracker
@@ -43,6 +45,14 @@ class Request:
     cpus: int | None = None
     address: str | None = None
 
+    @property
+    def run(self) -> RunDir:
+        """The study's folder; StudyError if its name is none."""
+        name = self.name or self.space.stem
+        if Path(name).name != name or name.startswith("."):
+            raise StudyError(f"--name must be a plain folder name, but got {name!r}")
+        return RunDir(self.runs / name)
+
 
 def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
     """Runs a study, or what is left of it, and returns its folder and leaderboard.
@@ -50,15 +60,12 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
     StudyError if the folder exists without `resume`, if data or space changed since, or if every trial failed.
     """
     space = _space(request)
-    name = request.name or request.space.stem
-    if Path(name).name != name or name.startswith("."):
-        raise StudyError(f"--name must be a plain folder name, but got {name!r}")
-    run = RunDir(request.runs / name)
+    run = request.run
     if request.resume and not run.space.exists():
         raise StudyError(f"{run.path} holds no study to go on with: leave out --resume, or check --name and --runs")
     if run.space.exists() and not request.resume:
         raise StudyError(f"{run.path} holds a study already: go on with it by --resume, or choose another --name")
-    with run.locked(), Bar() as bar:
+    with _room(run), run.locked(), Bar() as bar:
         if run.space.exists():
             _check_same(run, space)
         write_text(run.space, _space_text(request))
@@ -67,6 +74,19 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
         dataset = prepare(run, space, request.data, bar)
         board = _complete(run, space) or _tracked(run, space, dataset, request, bar)
     return run, board
+
+
+@contextmanager
+def _room(run: RunDir) -> Iterator[None]:
+    """Turns whatever a full disk led to into one line that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if no_space(error):
+            raise StudyError(
+                f"no space is left on the disk of {run.path}: free some and go on with --resume; what has ended is kept"
+            ) from None
+        raise
 
 
 def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:

@@ -14,7 +14,7 @@ from ray import tune
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
-from autoembed.study.recorder import Recorder, Watcher
+from autoembed.study.recorder import RETRIES, Recorder, Watcher
 from autoembed.study.run_dir import RunDir
 from autoembed.study.sampler import searcher
 from autoembed.study.scheduler import PerArm
@@ -77,7 +77,7 @@ def run_trials(
 ) -> None:
     """Runs `left` more trials of each arm and returns when they have ended.
 
-    A trial that fails is recorded as failed and does not end the study.
+    A trial that fails is recorded as failed and does not end the study. One whose process was lost is run again.
     """
     budget = space.budget
     trainable = tune.with_resources(
@@ -98,7 +98,7 @@ def run_trials(
             name="tune",
             storage_path=str(run.path / "ray"),
             callbacks=[Recorder(run, watchers)],
-            failure_config=tune.FailureConfig(max_failures=0),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )

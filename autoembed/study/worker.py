@@ -14,11 +14,13 @@ from ray import tune
 from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
 from autoembed.space import SearchSpace
-from autoembed.study.run_dir import RunDir
+from autoembed.study.run_dir import RunDir, no_space
 from autoembed.trial import TrialConfig, run_trial
 
 OBJECTIVE = "objective"
 FINISHED = "finished"
+FAILED = "failed"
+NO_SPACE = "no_space"
 RUNG = "rung"
 
 
@@ -32,17 +34,24 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
         dataset: the folder of the encoded data, opened as a memory map.
     """
     torch.set_num_threads(max(1, int(space.budget.cpus_per_trial)))
-    folder = RunDir(run)
+    folder, name = RunDir(run), config["trial"]
     try:
         trial = space.config(config["arm"], config["values"], space.seed)
-        folder.begin_trial(config["trial"], trial)
-        report = Reporter(trial, space, partial(folder.add_point, config["trial"]))
+        folder.begin_trial(name, trial)
+        report = Reporter(trial, space, partial(folder.add_point, name))
         result, model = run_trial(trial, Dataset.open(dataset), report)
-        folder.finish_trial(config["trial"], result, model)
+        folder.finish_trial(name, result, model)
+        end: dict[str, Any] = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
     except Exception as error:
-        folder.mark(config["trial"], "failed", reason_of(error))
-        raise
-    tune.report({FINISHED: True, OBJECTIVE: space.objective.of(result.valid)})
+        if no_space(error):
+            # Not the trial's fault: it is run again when there is room.
+            folder.drop_trial(name)
+            end = {NO_SPACE: True}
+        else:
+            folder.mark(name, "failed", reason_of(error))
+            end = {FAILED: True}
+    # A failure is told, not raised: Tune runs a trial again that ended without a word, since its process is lost.
+    tune.report(end)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,5 +1,8 @@
 """Ends other than the good one: signals, a dead worker, MLflow away, damaged folders, memory that runs out."""
 
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +35,7 @@ def start(*words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -45,42 +49,139 @@ def wait_for(condition, process, seconds=90):
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_study_in_order(write_space, tmp_path, sent, status):
-    space, run = write_space(**LONG), RunDir(tmp_path / "runs" / "tiny")
+    long = {"method": "dnis", "warm_epochs": 1, "epochs": 200}
+    space, run = write_space(stages=[{"method": "uniform"}], baselines=[long]), RunDir(tmp_path / "runs" / "tiny")
     driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1")
     try:
-        wait_for(lambda: list(run.path.glob("trials/*/config.json")), driver)
+        wait_for(lambda: run.state("uniform-1") and run.curves("dnis-1"), driver)
         children = psutil.Process(driver.pid).children(recursive=True)
-        driver.send_signal(sent)
-        _, err = driver.communicate(timeout=60)
+        if sent == signal.SIGINT:
+            # A terminal's Ctrl-C goes to every process of the group.
+            os.killpg(driver.pid, sent)
+        else:
+            driver.send_signal(sent)
+        out, err = driver.communicate(timeout=60)
     finally:
         driver.kill()
     assert driver.returncode == status, err
     assert "Traceback" not in err
     if sent == signal.SIGINT:
         assert "--resume" in err
+        assert "uniform-1" in out
+        assert f"{run.read_trial('uniform-1').result.valid.auc:.4f}" in out
+    assert [ended.id for ended in run.ended()] == ["uniform-1"]
     known = run.read_json("mlflow.json")
     runs = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
-    assert {found.info.status for found in runs} == {"KILLED"}
-    assert not run.ended()
+    assert {found.info.run_name: found.info.status for found in runs} == {
+        "tiny": "KILLED",
+        "uniform-1": "FINISHED",
+        "dnis-1": "KILLED",
+    }
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_one_failed_trial(write_space, tmp_path):
+def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path):
+    """The first trial's process is killed twice, the second's once."""
     space, run = write_space(**LONG | {"stages": [{"method": "dnis", "epochs": 40}]}), RunDir(tmp_path / "runs/tiny")
     driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1")
+
+    def workers():
+        family = psutil.Process(driver.pid).children(recursive=True)
+        return {p.pid: p for p in family if p.name().startswith("ray::Impl") and p.is_running()}
+
+    killed = set()
     try:
-        wait_for(lambda: run.trial("dnis-1").joinpath("config.json").exists(), driver)
-        workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name().startswith("ray::Impl")]
-        workers[0].kill()
+        for name in ("dnis-1", "dnis-1", "dnis-2"):
+            wait_for(lambda name=name: run.curves(name) and workers().keys() - killed, driver)
+            for pid, worker in workers().items():
+                killed.add(pid)
+                worker.kill()
+            wait_for(lambda name=name: run.state(name) or not workers().keys() & killed, driver)
+            (run.trial(name) / "curves.jsonl").unlink(missing_ok=True)
         out, err = driver.communicate(timeout=150)
     finally:
         driver.kill()
     assert driver.returncode == 0, err
     assert [(ended.id, ended.state) for ended in run.ended()] == [("dnis-1", "failed"), ("dnis-2", "done")]
-    assert "the trial's process ended" in run.ended()[0].reason
+    assert "the trial's process ended 2 times" in run.ended()[0].reason
     assert "1 of 2 trials failed" in out
+    known = run.read_json("mlflow.json")
+    found = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
+    assert {one.info.run_name: one.info.status for one in found} == {
+        "tiny": "FINISHED",
+        "dnis-1": "FAILED",
+        "dnis-2": "FINISHED",
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 512 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True, timeout=20)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_study_in_one_line_and_nothing_is_lost(write_space, tmp_path, small_disk):
+    space, run = write_space(baselines=[]), RunDir(tmp_path / "runs" / "tiny")
+    run.path.mkdir(parents=True)
+    (run.path / "trials").symlink_to(small_disk)
+    command = ("search", space, "--runs", tmp_path / "runs", "--cpus", "1", "--resume", "--trials")
+    first = start(*command[:-2], "--trials", "1")
+    assert first.wait(timeout=120) == 0, first.communicate()
+    done = (run.trial("dnis-1") / "DONE").stat().st_mtime_ns
+    # Room for a trial's first files, but not for its weights.
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 16384))
+    full = start(*command, "2")
+    _, err = full.communicate(timeout=120)
+    assert full.returncode == 2
+    assert err.strip().splitlines()[-1].startswith("error: no space is left on the disk of")
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert [ended.id for ended in run.ended()] == ["dnis-1"]
+    known = run.read_json("mlflow.json")
+    client = MlflowClient(known["tracking_uri"])
+    assert "RUNNING" not in {one.info.status for one in client.search_runs([known["experiment"]])}
+    filler.unlink()
+    again = start(*command, "2")
+    assert again.wait(timeout=120) == 0, again.communicate()
+    assert [(ended.arm, ended.state) for ended in run.ended()] == [("dnis", "done"), ("dnis", "done")]
+    assert (run.trial("dnis-1") / "DONE").stat().st_mtime_ns == done
+
+
+HUNGRY = """
+from autoembed.search import dnis
+
+Config = dnis.Config
+
+
+class Supernet(dnis.Supernet):
+    def forward(self, ids):
+        raise MemoryError("cannot allocate 80 GB")
+"""
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_that_runs_out_of_memory_fails_alone(write_space, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "hungry.py").write_text(HUNGRY)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    space, run = write_space(stages=[{"method": "mine.hungry"}]), RunDir(tmp_path / "runs" / "tiny")
+    driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "2", "--trials", "1")
+    out, err = driver.communicate(timeout=150)
+    assert driver.returncode == 0, err
+    assert [(ended.id, ended.state) for ended in run.ended()] == [("mine.hungry-1", "failed"), ("uniform-1", "done")]
+    assert "memory ran out (cannot allocate 80 GB): lower embedding.dim=6, train.batch_size=512" in out
 
 
 def test_mlflow_that_goes_away_is_one_warning(write_space, ray_here, tmp_path, monkeypatch, capsys):
@@ -115,6 +216,23 @@ def test_a_mirror_that_was_deleted_is_written_anew(finished, tmp_path, monkeypat
         assert {one.info.status for one in found} == {"FINISHED"}
     finally:
         (run.path / "mlflow.json").write_text(before)
+
+
+def test_a_damaged_run_folder_is_named_with_what_to_do(finished, cli, tmp_path):
+    run = RunDir(shutil.copytree(finished[0].path, tmp_path / "runs" / "tiny"))
+    (run.path / "trials" / "notes").mkdir()
+    (run.path / "trials" / "uniform-9").mkdir()
+    (run.path / "trials" / "uniform-9" / "error.txt").touch()
+    (run.path / "leaderboard.json").write_text("{}")
+    assert re.search(r"leaderboard.json is corrupt .*: delete it and --resume\n$", cli("show", run.path)[2])
+    (run.path / "leaderboard.json").unlink()
+    assert re.search(r"trials/notes is no trial's folder \(ARM-NUMBER\): move it away\n$", cli("show", run.path)[2])
+    (run.path / "trials" / "notes").rmdir()
+    status, out, _ = cli("show", run.path)
+    assert status == 0
+    assert "its reason was not written" in out
+    (run.trial("dnis-1") / "result.json").write_text("{}")
+    assert "delete" in cli("show", run.path)[2]
 
 
 def test_a_damaged_trial_is_named_with_what_to_do(write_space, ray_here, tmp_path):
