@@ -65,6 +65,11 @@ def _tracking(uri: str) -> Iterator[None]:
 
 def register(client: MlflowClient, name: str, uri: str, run_id: str, tags: Mapping[str, str]) -> str:
     """Makes a logged model a version of the registered model `name`; the version."""
+    with _tracking(client.tracking_uri):  # a version's model is looked for in the current store, not in the client's
+        return _register(client, name, uri, run_id, tags)
+
+
+def _register(client: MlflowClient, name: str, uri: str, run_id: str, tags: Mapping[str, str]) -> str:
     try:
         client.create_registered_model(name)
     except MlflowException as error:

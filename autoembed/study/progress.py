@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 
 class Bar:
-    """One line per phase: encode, rank, trials, final."""
+    """One line per phase: encode, rank, trials, final; with `lines`, also plain text for each trial that has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lines: bool = False) -> None:
+        self._lines = lines
         self._console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
@@ -66,6 +67,9 @@ class Bar:
     def ended(self, trial: str) -> None:
         self._done += 1
         self._show(trial)
+        if self._lines:
+            best = "none yet" if self._best is None else f"{self._best:.4f}"
+            print(f"trial {trial} has ended, {self._done} of {self._total}; best valid AUC so far {best}", flush=True)
 
     def _show(self, trial: str) -> None:
         best = "" if self._best is None else f"best valid AUC {self._best:.4f} · "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -267,6 +268,12 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_path(runs: Path) -> None:
+    """StudyError for a URI: trials write to the run folder as to any other."""
+    if re.match(r"\w+:/", str(runs)):
+        raise StudyError(f"--runs must be a path, which a cluster's nodes share, but got the URI {runs}: mount it")
 
 
 def no_space(error: BaseException | None) -> bool:

@@ -22,7 +22,7 @@ from autoembed.study.commit import commit_of
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
-from autoembed.study.run_dir import RunDir, no_space, store, write_text
+from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
 
 if TYPE_CHECKING:
     from autoembed.study.tracking import Tracker
@@ -44,6 +44,7 @@ class Request:
     device: str | None = None
     cpus: int | None = None
     address: str | None = None
+    lines: bool = False
 
     @property
     def run(self) -> RunDir:
@@ -51,6 +52,7 @@ class Request:
         name = self.name or self.space.stem
         if Path(name).name != name or name.startswith("."):
             raise StudyError(f"--name must be a plain folder name, but got {name!r}")
+        require_path(self.runs)
         return RunDir(self.runs / name)
 
 
@@ -65,7 +67,7 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
         raise StudyError(f"{run.path} holds no study to go on with: leave out --resume, or check --name and --runs")
     if run.space.exists() and not request.resume:
         raise StudyError(f"{run.path} holds a study already: go on with it by --resume, or choose another --name")
-    with _room(run), run.locked(), Bar() as bar:
+    with _room(run), run.locked(), Bar(lines=request.lines) as bar:
         if run.space.exists():
             _check_same(run, space)
         write_text(run.space, _space_text(request))

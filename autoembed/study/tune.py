@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
@@ -22,6 +25,7 @@ from autoembed.study.signals import ended_by_sigterm
 from autoembed.study.worker import work
 
 OBJECT_STORE = 100 * 2**20
+ANSWER = 120.0  # seconds that a node may take to start a worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,37 @@ def concurrency(space: SearchSpace) -> int:
     return min(*limits, budget.concurrent or limits[0])
 
 
+def require_shared(run: RunDir) -> None:
+    """StudyError names a node that does not see the run folder, where its trials would write."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    answers = []
+    for node in nodes:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answer = look.options(scheduling_strategy=place).remote(run.path, run.identity)
+        answers.append((node["NodeManagerAddress"], answer))
+    for address, answer in answers:
+        try:
+            if ray.get(answer, timeout=ANSWER):
+                continue
+        except ray.exceptions.RayError as error:
+            raise StudyError(f"node {address} of the cluster cannot run autoembed: {_last_line(error)}") from None
+        raise StudyError(f"node {address} does not see {run.path}: choose --runs on storage that all nodes share")
+
+
+def _sees(path: Path, identity: str) -> bool:
+    try:
+        return bool(json.loads((path / "study.json").read_text())["id"] == identity)
+    except (OSError, ValueError):
+        return False
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
 def run_trials(
     run: RunDir, space: SearchSpace, dataset: Dataset, left: Mapping[str, int], watchers: Sequence[Watcher]
 ) -> None:
@@ -79,6 +114,7 @@ def run_trials(
 
     A trial that fails is recorded as failed and does not end the study. One whose process was lost is run again.
     """
+    require_shared(run)
     budget = space.budget
     trainable = tune.with_resources(
         tune.with_parameters(work, run=run.path, space=space, dataset=dataset.path),
@@ -106,4 +142,4 @@ def run_trials(
     unrecorded = [error for error in results.errors if error is not None]
     ended = sum(trial.state == "failed" for trial in run.ended())
     if len(unrecorded) > ended:
-        raise StudyError(f"Ray Tune ended with an error: {str(unrecorded[0]).splitlines()[-1]}")
+        raise StudyError(f"Ray Tune ended with an error: {_last_line(unrecorded[0])}")
