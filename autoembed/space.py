@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,10 +24,16 @@ KINDS = ("choice", "uniform", "log", "int", "log_int")
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a leaf of a search space may be: one of `values` (choice), or a number from `values[0]` to `values[1]`."""
+    """What a leaf of a search space may be: one of `values` (choice), or a number from `values[0]` to `values[1]`.
+
+    A choice among stages has them as `options` and their names as `values`; the ranges inside an option are drawn only
+    where it is taken. `given` tells which options of such choices a range stands in: (place, value).
+    """
 
     kind: Literal["choice", "uniform", "log", "int", "log_int"]
     values: tuple[Any, ...]
+    options: tuple[Any, ...] = ()
+    given: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, place: str, node: Mapping[str, Any]) -> Range:
@@ -40,7 +47,15 @@ class Range:
                 raise SpaceError(f"{place}: {kind} must hold two rising {'whole ' * whole}numbers, but got {values!r}")
             if kind.startswith("log") and values[0] <= 0:
                 raise SpaceError(f"{place}: {kind} must start above 0, but got {values!r} (write 1.0e-4, not 1e-4)")
-        return cls(kind=kind, values=tuple(values))  # type: ignore[arg-type]
+        options = tuple(values) if kind == "choice" and all(map(_is_stage, values)) else ()
+        if options:
+            values = ["+".join(map(_method, option if isinstance(option, list) else [option])) for option in options]
+            values = _numbered(values)
+        return cls(kind=kind, values=tuple(values), options=options)  # type: ignore[arg-type]
+
+    def option(self, value: Any) -> Any:
+        """What a value stands for."""
+        return self.options[self.values.index(value)] if self.options else value
 
     @property
     def first(self) -> Any:
@@ -133,7 +148,7 @@ class SearchSpace(BaseModel):
     data: DataSpec = DataSpec()
     features: FeatureSpec = FeatureSpec()
     embedding: dict[str, Any] = {}
-    stages: list[dict[str, Any]] = Field(min_length=1)
+    stages: Any
     baselines: list[str | dict[str, Any]] = []
     backbone: Any = "deepfm"
     train: dict[str, Any] = {}
@@ -142,6 +157,19 @@ class SearchSpace(BaseModel):
     objective: Objective = Objective()
     seed: int = 0
     device: Any = "auto"
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_are_mappings(cls, stages: Any) -> Any:
+        """A list of stages, any of them a choice among stages; or a choice among such lists."""
+        if _is_range(stages):
+            options = stages.get("choice", ())
+            lists = options if isinstance(options, list) and all(isinstance(o, list) for o in options) else ()
+        else:
+            lists = [stages]
+        if not lists or not all(isinstance(s, list) and s and all(isinstance(x, dict) for x in s) for s in lists):
+            raise ValueError(f"must be a list of stages, or a choice among such lists, but got {stages!r}")
+        return stages
 
     @classmethod
     def read(cls, path: Path) -> SearchSpace:
@@ -178,11 +206,11 @@ class SearchSpace(BaseModel):
     def arms(self) -> tuple[str, ...]:
         """What is compared: the stages' methods joined by "+", then each baseline; a name's second is NAME-2.
 
-        With variants, all of these under each: NAME@VARIANT.
+        Stages that Optuna chooses are called auto. With variants, all of these under each: NAME@VARIANT.
         """
-        names = ["+".join(map(_method, self.stages)), *map(_method, self.baselines)]
-        before = [names[:place].count(name) for place, name in enumerate(names)]
-        arms = [f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
+        chosen = _is_range(self.stages) or any(map(_is_range, self.stages))
+        searched = "auto" if chosen else "+".join(map(_method, self.stages))
+        arms = _numbered([searched, *map(_method, self.baselines)])
         return tuple(f"{arm}@{variant}" for variant in self.variants for arm in arms) or tuple(arms)
 
     def template(self, arm: str) -> dict[str, Any]:
@@ -210,21 +238,35 @@ class SearchSpace(BaseModel):
         }
 
     def ranges(self, arm: str) -> dict[str, Range]:
-        """The ranges of an arm by dotted place, such as {"train.lr": Range(...), "stages.0.l1": Range(...)}."""
-        return dict(_ranges("", self.template(arm)))
+        """The ranges of an arm by dotted place, such as {"train.lr": Range(...), "stages.0.l1": Range(...)}.
+
+        One inside an option of a choice has the option's name in its place: "stages.0.dnis.l1".
+        """
+        return dict(_ranges("", self.template(arm), ()))
+
+    def draw(self, arm: str, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
+        """The values of an arm's ranges as `pick` gives them, asked only for those that the choices before leave."""
+        values: dict[str, Any] = {}
+
+        def note(place: str, leaf: Range) -> Any:
+            values[place] = pick(place, leaf)
+            return values[place]
+
+        _filled("", self.template(arm), note)
+        return values
 
     def config(self, arm: str, values: Mapping[str, Any], seed: int = 0) -> TrialConfig:
         """The trial configuration with `values` for the ranges; a range without a value is an error."""
-        return check({**_filled("", self.template(arm), values), "seed": seed})
+        return check({**_filled("", self.template(arm), partial(_value, values)), "seed": seed})
 
     def corners(self, arm: str) -> Iterator[dict[str, Any]]:
         """Configurations that show every choice and both ends of every number once, to check them before a study."""
         ranges = self.ranges(arm)
         base = {place: leaf.first for place, leaf in ranges.items()}
-        yield _filled("", self.template(arm), base)
-        for place, leaf in ranges.items():
-            for value in leaf.values[1:]:
-                yield _filled("", self.template(arm), {**base, place: value})
+        for place, leaf in [("", Range(kind="choice", values=(None,))), *ranges.items()]:
+            for value in leaf.values[1 if place and not leaf.given else 0 :]:
+                values = {**base, **dict(leaf.given), place: value}
+                yield _filled("", self.template(arm), partial(_value, values))
 
 
 def _method(baseline: str | dict[str, Any]) -> str:
@@ -238,21 +280,42 @@ def _is_range(node: Any) -> bool:
     return isinstance(node, dict) and len(node) == 1 and next(iter(node)) in KINDS
 
 
-def _ranges(place: str, node: Any) -> Iterator[tuple[str, Range]]:
+def _value(values: Mapping[str, Any], place: str, leaf: Range) -> Any:
+    return values[place]
+
+
+def _is_stage(option: Any) -> bool:
+    """Whether an option of a choice is a stage or a list of stages."""
+    stages = option if isinstance(option, list) else [option]
+    return bool(stages) and all(isinstance(stage, dict) and "method" in stage for stage in stages)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names made unique: the second of NAME is NAME-2."""
+    before = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
+
+
+def _ranges(place: str, node: Any, given: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, Range]]:
     if _is_range(node):
-        yield place, Range.parse(place, node)
+        leaf = replace(Range.parse(place, node), given=given)
+        yield place, leaf
+        for name, option in zip(leaf.values, leaf.options, strict=False):
+            yield from _ranges(f"{place}.{name}", option, (*given, (place, name)))
     elif isinstance(node, (dict, list, tuple)):
         for key, child in _items(node):
-            yield from _ranges(f"{place}.{key}" if place else str(key), child)
+            yield from _ranges(f"{place}.{key}" if place else str(key), child, given)
 
 
-def _filled(place: str, node: Any, values: Mapping[str, Any]) -> Any:
+def _filled(place: str, node: Any, pick: Callable[[str, Range], Any]) -> Any:
     if _is_range(node):
-        return values[place]
+        leaf = Range.parse(place, node)
+        value = pick(place, leaf)
+        return _filled(f"{place}.{value}", leaf.option(value), pick) if leaf.options else value
     if isinstance(node, dict):
-        return {key: _filled(f"{place}.{key}" if place else str(key), child, values) for key, child in node.items()}
+        return {key: _filled(f"{place}.{key}" if place else str(key), child, pick) for key, child in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_filled(f"{place}.{key}" if place else str(key), child, values) for key, child in enumerate(node)]
+        return [_filled(f"{place}.{key}" if place else str(key), child, pick) for key, child in enumerate(node)]
     return node
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -16,11 +17,13 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
-from autoembed.nn.model import Model, RoutedModel, build_model, measure
+from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, measure
 from autoembed.nn.router import Router
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import SearchConfig, configure, load, uniform_budget
+from autoembed.search.supernet import SearchConfig, Supernet, configure, load, uniform_budget
 from autoembed.training import Fit, Report, TrainConfig, batches, fit, pick_device, predict
+
+_LATENCY_ROWS = 1000
 
 
 class EmbeddingConfig(BaseModel):
@@ -34,12 +37,15 @@ class EmbeddingConfig(BaseModel):
 
 
 class Limit(BaseModel):
-    """Embedding parameters that an architecture may have: a number, or as many as `width` dims for every value take."""
+    """What an architecture may cost: embedding parameters, as a number or as many as `width` dims for every value take,
+    and `bytes` of the whole compact model in memory.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: int | None = Field(default=None, ge=1)
     width: float | None = Field(default=None, gt=0)
+    bytes: int | None = Field(default=None, ge=1)
 
     def resolve(self, root: Architecture) -> int | None:
         """The limit in parameters for a root architecture, or None if there is none."""
@@ -64,7 +70,10 @@ class TrialConfig(BaseModel):
 
 
 class TrialResult(BaseModel):
-    """What a trial found, and what it cost; `weights` are kept apart in a safetensors file."""
+    """What a trial found, and what it cost; `weights` are kept apart in a safetensors file.
+
+    `latency_ms` is the compact model's time for a batch of 1,000 rows on the trial's device.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,6 +85,7 @@ class TrialResult(BaseModel):
     best_epoch: int
     search_seconds: float
     retrain_seconds: float
+    latency_ms: float | None = None
 
 
 def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
@@ -98,8 +108,19 @@ def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[Tr
     carries `valid_auc`, so no scheduler can compare the phases. Raises TrialError on a loss that is not finite and on
     memory that ran out.
     """
+    (found,) = run_limits(config, [config.limit], dataset, report)
+    return found
+
+
+def run_limits(
+    config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report
+) -> list[tuple[TrialResult, Model]]:
+    """One search whose answer is read off within each of several limits; each architecture is retrained by itself.
+
+    The results' configurations name the limit that they were found within.
+    """
     try:
-        return _run(config, dataset, report)
+        return _run(config, limits, dataset, report)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise TrialError(_no_memory(config, error)) from None
     except RuntimeError as error:
@@ -116,37 +137,82 @@ def _no_memory(config: TrialConfig, error: BaseException) -> str:
     )
 
 
-def _run(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, Model]:
+def _run(
+    config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report
+) -> list[tuple[TrialResult, Model]]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    architecture = root_architecture(config, dataset)
-    limit = config.limit.resolve(architecture)
+    root = architecture = root_architecture(config, dataset)
     start = perf_counter()
-    model: Model | None = None
-    router: Router | None = None
-    for number, stage in enumerate(config.stages):
+    net, trained = None, None
+    for stage in config.stages:
+        if net is not None:
+            width = net.config.width
+            architecture = net.derive(None if width is None else uniform_budget(root, width))
         method = configure(stage)
         net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
+        if isinstance(method, SearchConfig):
+            if trained is not None and method.carry:
+                net.receive(trained)
+            trained = net
         search(net, dataset, config.train, device=device, seed=config.seed, report=report)
-        last = number == len(config.stages) - 1
-        architecture = net.derive(limit if last else None)
-        inherits = isinstance(method, SearchConfig) and method.retrain == "inherit"
-        model = net.compact(architecture) if last and inherits else None
-        router = net.router
-    searched = perf_counter() - start
-    model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, model, router)
-    cost = measure(model)
-    result = TrialResult(
-        config=config,
-        valid=fitted.valid,
-        cost=cost,
-        architecture=architecture.model_copy(update={"cost": cost}),
-        fingerprint=dataset.fingerprint,
-        best_epoch=fitted.epoch,
-        search_seconds=searched,
-        retrain_seconds=fitted.seconds,
-    )
-    return result, model
+    assert net is not None
+    searched, found = perf_counter() - start, []
+    for limit in limits:
+        net.reopen()
+        architecture = within(net, limit, root)
+        inherits = isinstance(net.config, SearchConfig) and net.config.retrain == "inherit"
+        model = net.compact(architecture) if inherits else None
+        model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, model, net.router)
+        cost = measure(model)
+        result = TrialResult(
+            config=config.model_copy(update={"limit": limit}),
+            valid=fitted.valid,
+            cost=cost,
+            architecture=architecture.model_copy(update={"cost": cost}),
+            fingerprint=dataset.fingerprint,
+            best_epoch=fitted.epoch,
+            search_seconds=searched,
+            retrain_seconds=fitted.seconds,
+            latency_ms=latency(model, dataset, device),
+        )
+        found.append((result, model))
+    return found
+
+
+def within(net: Supernet, limit: Limit, root: Architecture) -> Architecture:
+    """What a net derives within a limit; SpaceError if even its smallest answer takes too many bytes."""
+    budget = limit.resolve(root)
+    if limit.bytes is None:
+        return net.derive(budget)
+    budget = min(budget or limit.bytes, limit.bytes // 4)
+    while True:
+        # A parameter is four bytes, and with the fewer come fewer inputs of the tower: a few rounds settle it.
+        architecture = net.derive(budget)
+        over = cost_of(architecture).bytes - limit.bytes
+        if over <= 0:
+            return architecture
+        budget -= -(-over // 4)
+        if budget < 1:
+            raise SpaceError(
+                f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
+                f"{architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
+            )
+        net.reopen()
+
+
+@torch.no_grad()
+def latency(model: Model, dataset: Dataset, device: torch.device) -> float:
+    """Milliseconds that a model takes for 1,000 rows, the median of 15 calls after one to warm up."""
+    ids = torch.from_numpy(dataset.ids("valid")[:_LATENCY_ROWS])
+    ids = ids.repeat(-(-_LATENCY_ROWS // len(ids)), 1)[:_LATENCY_ROWS].to(device)
+    model.eval()
+    times = []
+    for _ in range(16):
+        start = perf_counter()
+        model(ids).sum().item()
+        times.append((perf_counter() - start) * 1e3)
+    return statistics.median(times[1:])
 
 
 def retrain(

@@ -30,6 +30,8 @@ def test_every_shipped_space_is_valid(path):
         assert all(arm.startswith("uniform@") and not space.ranges(arm) for arm in space.arms())
     elif path.stem.endswith("_pairs"):
         assert "optinter" in space.arms()[0]
+    elif path.stem.endswith("_clusters"):
+        assert space.arms()[:2] == ("ihas", "one_cluster")
     else:
         assert space.arms()[:2] == ("dnis", "uniform")
 

@@ -233,6 +233,10 @@ class Supernet(supernet.Supernet):
             update={"clusters": tuple(self.parent.with_mask(mask) for mask in masks), "router": plan}
         )
 
+    def reopen(self) -> None:
+        super().reopen()
+        self.derived = False
+
     def within(self, budget: int, allowed: Array) -> Array:
         """Kept dims bool [K, S, D] of all clusters, whose parameters and the router's fit the budget together."""
         router = sum(table.numel() for table in self.router.tables()) if self.router is not None else 0

@@ -130,6 +130,10 @@ class Supernet(supernet.Supernet):
             order = [CHOICES[choice] for choice in np.argsort(-theta[row], kind="stable")]
             yield places[row], order[: order.index("naive")]
 
+    def reopen(self) -> None:
+        super().reopen()
+        self.chosen = self.chosen[:0]
+
     def derive(self, budget: int | None) -> Architecture:
         architecture = pairs.fill(self.parent, self.wishes(), self.config.pair_dim, budget)
         choice = {pair.name: pair.choice for pair in architecture.pairs}

@@ -31,22 +31,29 @@ BASES = ("supernet", "bilevel", "pairs")
 
 
 class MethodConfig(BaseModel):
-    """Options of a method that decides without training."""
+    """Options of a method that decides without training.
+
+    `width` is the stage's own limit where another stage follows: as many embedding parameters as that many dims for
+    every value take. The last stage has the study's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
+    width: float | None = Field(default=None, gt=0)
 
 
 class SearchConfig(MethodConfig):
     """Options of a method that trains a supernet.
 
     `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
-    compact model from the supernet's weights ("inherit") or anew ("fresh").
+    compact model from the supernet's weights ("inherit") or anew ("fresh"). With `carry`, a stage after another one
+    starts from the weights that this one has trained.
     """
 
     warm_epochs: int = Field(default=10, ge=0)
     retrain: Literal["inherit", "fresh"] = "inherit"
+    carry: bool = True
 
 
 class GateConfig(SearchConfig):
@@ -208,6 +215,32 @@ class Supernet(nn.Module):
         alive = [name in architecture.names for name in self.parent.names]
         self.backbone.alive[: len(alive)] = torch.tensor(alive)
         return architecture
+
+    def reopen(self) -> None:
+        """Undoes `derive`, so that another budget may be tried."""
+        self.mask.copy_(torch.tensor(self._with_first_order(self.parent.mask())))
+        self.backbone.alive.fill_(True)
+
+    @torch.no_grad()
+    def receive(self, source: Supernet) -> None:
+        """Takes over the weights of a net from whose answer the parent here was narrowed.
+
+        Tables come with their gates folded in; the backbone comes if the source has all of its inputs.
+        """
+        if source.parent.dim != self.parent.dim or source.first_order != self.first_order:
+            return
+        rows = torch.as_tensor(source.parent.block_rows(), device=source.weight.device)
+        table = source.weight * source.gates().repeat_interleave(rows, dim=0)
+        parts = torch.split(table, [field.cardinality for field in source.parent.fields])
+        fields = [source.parent.names.index(name) for name in self.parent.names]
+        self.weight.copy_(torch.cat([parts[field] for field in fields]))
+        own = {name: part for pairs in source.pairs for name, part in pairs.own().items()}
+        for pairs in self.pairs:
+            pairs.load({name: own.get(name, part) for name, part in pairs.own().items()})
+        names = [pair.name for pair in source.inputs]
+        if {pair.name for pair in self.inputs} <= set(names):
+            fields += [len(source.parent.fields) + names.index(pair.name) for pair in self.inputs]
+            inherit(source.backbone, self.backbone, fields)
 
     def compact(self, architecture: Architecture) -> Model:
         """The compact model of an architecture derived here, with this net's weights, gates folded in."""

@@ -17,7 +17,6 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from autoembed.nn.model import RoutedModel
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
-from autoembed.trial import calibrate, retrain, run_trial
+from autoembed.trial import calibrate, latency, retrain, run_trial
 
 
 def draw(ranges, rng):
@@ -89,19 +88,6 @@ def anew(result, model, dataset, seed):
 
 
 @torch.no_grad()
-def latency(model, dataset):
-    """Milliseconds for 1,000 rows on the CPU, the median of 30 calls."""
-    ids = torch.from_numpy(dataset.ids("test")[:1000])
-    model = model.cpu().eval()
-    times = []
-    for _ in range(30):
-        start = perf_counter()
-        model(ids)
-        times.append((perf_counter() - start) * 1e3)
-    return statistics.median(times)
-
-
-@torch.no_grad()
 def cluster_facts(result, model, dataset):
     """Of a routed model: rows and embedding parameters of each cluster, the router's bytes, and test with calibration.
 
@@ -118,9 +104,7 @@ def cluster_facts(result, model, dataset):
     return {
         "share": sorted((torch.bincount(cluster, minlength=len(model.models)) / len(cluster)).tolist(), reverse=True),
         "parameters": [sum(t.numel() for t in part.embedding_weights()) for part in model.models],
-        "router_bytes": sum(
-            t.numel() * t.element_size() for t in [*model.router.parameters(), *model.router.buffers()]
-        ),
+        "router_bytes": sum(tensor.numel() * tensor.element_size() for tensor in router),
         "calibrated": evaluate(dataset.labels("test"), predict(scaled, dataset, "test", torch.device("cpu"))),
     }
 
@@ -157,7 +141,7 @@ def main() -> None:
             for number, arm in enumerate(rows):
                 result, model, test, spent = best_of(space, arm, dataset, seed, number, args.trials)
                 fresh = anew(result, model, dataset, seed)
-                facts = latency(model, dataset), cluster_facts(result, model, dataset)
+                facts = latency(model, dataset, torch.device("cpu")), cluster_facts(result, model, dataset)
                 rows[arm].append((result, test, noise_share(result, dataset), spent, fresh, *facts))
                 print(
                     f"seed {seed} {arm:10} valid {result.valid.auc:.4f} test {test.auc:.4f} fresh {fresh.auc:.4f} "

@@ -1,0 +1,110 @@
+"""Stages that follow one another, limits, and one search read off at several of them."""
+
+import pytest
+import torch
+
+from autoembed.errors import SpaceError
+from autoembed.nn.model import cost_of
+from autoembed.search.bilevel import search
+from autoembed.search.supernet import configure, load
+from autoembed.training import TrainConfig
+from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
+
+CPU = torch.device("cpu")
+DNIS = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "threshold": 0.004}
+OPTINTER = {"method": "optinter", "epochs": 1, "pair_dim": 2}
+IHAS = {"method": "ihas", "epochs": 1}
+MAGNITUDE = {"method": "magnitude", "warm_epochs": 1}
+
+
+def config(*stages, **changes):
+    return check(
+        {
+            "arm": "x",
+            "stages": list(stages),
+            "embedding": {"dim": 6, "blocks": 4},
+            "backbone": {"name": "deepfm", "hidden": [16], "dropout": 0.0},
+            "train": {"epochs": 1, "lr": 3e-3, "batch_size": 512},
+            **changes,
+        }
+    )
+
+
+def run(dataset, *stages, **changes):
+    return run_trial(config(*stages, **changes), dataset, lambda values: None)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [(DNIS, OPTINTER), (OPTINTER, DNIS), (DNIS, IHAS), (OPTINTER, IHAS), (DNIS, OPTINTER, IHAS), (MAGNITUDE, IHAS)],
+    ids=lambda stages: "+".join(stage["method"] for stage in stages),
+)
+def test_any_chain_narrows_from_stage_to_stage(planted_pairs, stages):
+    stages = [{**stage, "width": 4} if stage is MAGNITUDE else stage for stage in stages]
+    result, _ = run(planted_pairs, *stages)
+    architecture = result.architecture
+    assert architecture.narrows(root_architecture(config(*stages), planted_pairs))
+    assert result.cost == cost_of(architecture)
+    if stages[-1]["method"] == "ihas":
+        assert len(architecture.clusters) in (0, 2)
+    if OPTINTER in stages:
+        assert any(pair.choice != "open" for pair in architecture.pairs)
+
+
+def test_a_stage_that_needs_a_limit_of_its_own_says_so(planted_pairs):
+    with pytest.raises(SpaceError, match=r"magnitude needs budget\.parameters or budget\.width"):
+        run(planted_pairs, MAGNITUDE, IHAS, limit={"width": 2})
+
+
+@pytest.mark.parametrize("first", [DNIS, OPTINTER], ids=lambda stage: stage["method"])
+def test_weights_are_carried_from_stage_to_stage(planted_pairs, first):
+    """Before it has trained, the second stage's net gives the compact model's logits of the first."""
+    torch.manual_seed(0)
+    root = root_architecture(config(first), planted_pairs)
+    counts = planted_pairs.counts
+    net = load(first["method"]).Supernet(planted_pairs.schema, root, configure(first), counts, 0)
+    search(net, planted_pairs, TrainConfig(epochs=1, batch_size=512), device=CPU, seed=0, report=lambda values: None)
+    architecture = net.derive(None)
+    second = load("ihas").Supernet(planted_pairs.schema, architecture, configure(IHAS), counts, 0)
+    model = net.compact(architecture).eval()
+    ids = torch.from_numpy(planted_pairs.ids("valid")[:500])
+    with torch.no_grad():
+        assert (second.eval()(ids) - model(ids)).abs().max() > 1e-3
+        second.receive(net)
+        assert (second(ids) - model(ids)).abs().max() < 1e-5
+
+
+def test_new_pairs_get_fresh_towers_and_carried_tables(planted_pairs):
+    torch.manual_seed(0)
+    root = root_architecture(config(DNIS), planted_pairs)
+    net = load("dnis").Supernet(planted_pairs.schema, root, configure(DNIS), planted_pairs.counts, 0)
+    second = load("optinter").Supernet(planted_pairs.schema, root, configure(OPTINTER), planted_pairs.counts, 0)
+    tower = second.backbone.tower.input.linear.weight.clone()
+    second.receive(net)
+    assert torch.equal(second.weight, net.weight)
+    assert torch.equal(second.backbone.tower.input.linear.weight, tower)
+
+
+@pytest.mark.parametrize("stage", [DNIS, MAGNITUDE, IHAS, OPTINTER], ids=lambda stage: stage["method"])
+def test_a_limit_of_bytes_holds_and_is_used(planted_pairs, stage):
+    limit = 100_000 if stage is OPTINTER else 60_000  # it narrows no field
+    result, _ = run(planted_pairs, stage, limit={"bytes": limit})
+    assert result.cost.bytes <= limit
+    assert stage is OPTINTER or result.cost.bytes > 0.8 * limit
+
+
+def test_a_limit_of_bytes_that_holds_nothing_is_refused(planted_pairs):
+    with pytest.raises(SpaceError, match=r"budget"):
+        run(planted_pairs, DNIS, limit={"bytes": 500})
+
+
+@pytest.mark.parametrize("stage", [DNIS, IHAS], ids=lambda stage: stage["method"])
+def test_one_search_is_read_off_at_several_limits(planted_pairs, stage):
+    limits = [Limit(width=3), Limit(width=1), Limit(width=2)]
+    found = run_limits(config(stage), limits, planted_pairs, lambda values: None)
+    assert [result.config.limit for result, _ in found] == limits
+    costs = [result.cost.embedding_parameters for result, _ in found]
+    assert costs[0] > costs[2] > costs[1]
+    alone, _ = run(planted_pairs, stage, limit={"width": 2})
+    assert alone.architecture == found[2][0].architecture
+    assert all(result.latency_ms > 0 for result, _ in found)
