@@ -16,11 +16,13 @@ from autoembed.errors import AutoembedError, DataError, StudyError
 
 if TYPE_CHECKING:
     import polars as pl
+    from rich.console import Console
 
     from autoembed.architecture import Architecture
     from autoembed.data.dataset import Dataset
     from autoembed.data.spec import DataSpec
     from autoembed.space import SearchSpace
+    from autoembed.study.leaderboard import Leaderboard
     from autoembed.study.progress import Bar
     from autoembed.study.run_dir import RunDir
     from autoembed.study.submit import Cluster
@@ -76,7 +78,7 @@ def search(
     lines: Annotated[bool, typer.Option("--lines", help="A line for each trial that has ended, for logs.")] = False,
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
-    from autoembed.study.report import show_leaderboard, show_unfinished, stdout
+    from autoembed.study.report import show_unfinished, stdout
     from autoembed.study.study import Request, run_study
 
     request = Request(
@@ -97,7 +99,7 @@ def search(
         if request.run.ended():
             show_unfinished(stdout(), request.run)
         raise
-    show_leaderboard(stdout(), run, board)
+    _show_board(stdout(), run, board)
 
 
 @app.command()
@@ -360,6 +362,10 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Argument(help="The bundle's folder, made anew.")],
     trial: Which = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="From the Pareto front: knee, 'smallest-within 0.001' (of the best metric), or an id."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
@@ -367,6 +373,10 @@ def export(
     from autoembed.study.report import stdout
     from autoembed.study.study import export as exported
 
+    if pick is not None:
+        if trial is not None:
+            raise StudyError("--trial and --pick each name a trial: give one of them")
+        trial = _picked(run, pick)
     with Bar() as bar:
         folder, space, dataset, chosen = _opened(run, trial, data, bar)
     path = exported(folder, space, dataset, chosen, out)
@@ -463,7 +473,7 @@ def show(
             report.show_unfinished(console, run)
         else:
             if trial is None and board is not None:
-                report.show_leaderboard(console, run, board)
+                _show_board(console, run, board)
             chosen = run.read_trial(_trial(run, trial))
             shown = chosen.result.architecture
             report.show_architecture(console, shown, f"{run.name}: trial {chosen.id}")
@@ -472,6 +482,18 @@ def show(
     if picture is not None:
         _draw(shown, synergy, picture)
         console.print(f"  drawn to {picture}", soft_wrap=True)
+
+
+def _show_board(console: Console, run: RunDir, board: Leaderboard) -> None:
+    from autoembed.space import SearchSpace
+    from autoembed.study import report
+
+    report.show_leaderboard(console, run, board)
+    space = SearchSpace.read(run.space)
+    if space.objective.cost:
+        from autoembed.study import pareto
+
+        report.show_front(console, pareto.of_run(run, space)[1], space)
 
 
 def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, picture: Path) -> None:
@@ -520,6 +542,16 @@ def _opened(run: Path, trial: str | None, data: str | None, bar: Bar) -> tuple[R
     space = SearchSpace.read(folder.space)
     chosen = _trial(folder, trial)
     return folder, space, prepare(folder, space, data, bar), chosen
+
+
+def _picked(path: Path, rule: str) -> str:
+    """The id of a trial of a study's Pareto front."""
+    from autoembed.space import SearchSpace
+    from autoembed.study import pareto
+    from autoembed.study.run_dir import RunDir
+
+    run = RunDir.existing(path)
+    return pareto.pick(pareto.of_run(run, SearchSpace.read(run.space))[1], rule).id
 
 
 def _trial(run: RunDir, wanted: str | None) -> str:

@@ -17,8 +17,10 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, unknown
 from autoembed.metrics import Metrics
 from autoembed.search.supernet import load
-from autoembed.trial import Limit, TrialConfig, check
+from autoembed.trial import Limit, TrialConfig, TrialResult, check
 
+COSTS = ("bytes", "parameters", "latency_ms")
+Minimize = Literal["valid.logloss", "bytes", "parameters", "latency_ms"]
 KINDS = ("choice", "uniform", "log", "int", "log_int")
 
 
@@ -90,44 +92,71 @@ class FeatureSpec(BaseModel):
 
 
 class Budget(BaseModel):
-    """`trials` per arm, baselines too, and the limit on embedding parameters, as a number or a uniform width."""
+    """`trials` per arm, baselines too, and limits: on embedding parameters, as a number or a uniform width, on `bytes`
+    of the whole model and on `latency_ms` for 1,000 rows, which is measured. All but the last may be ranges.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: int = Field(default=8, ge=1)
-    parameters: int | None = Field(default=None, ge=1)
-    width: float | None = Field(default=None, gt=0)
+    parameters: int | dict[str, Any] | None = None
+    width: float | dict[str, Any] | None = None
+    bytes: int | dict[str, Any] | None = None
+    latency_ms: float | None = Field(default=None, gt=0)
     concurrent: int | None = Field(default=None, ge=1)
     cpus_per_trial: float = Field(default=1, gt=0)
     gpus_per_trial: float = Field(default=0, ge=0)
 
 
 class Objective(BaseModel):
-    """What the driver optimises: the retrained model's metric on valid."""
+    """What the driver optimises: the retrained model's metric on valid, and beside it a cost, if one is named.
+
+    With a cost the trials that no other one beats in both form a Pareto front.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     maximize: Literal["valid.auc"] | None = None
-    minimize: Literal["valid.logloss"] | None = None
+    minimize: Minimize | tuple[Minimize, ...] | None = None
 
     @field_validator("minimize")
     @classmethod
-    def _one(cls, minimize: str | None, info: Any) -> str | None:
-        if minimize and info.data.get("maximize"):
-            raise ValueError("objective must have maximize or minimize, but has both")
+    def _one_of_each(cls, minimize: Any, info: Any) -> Any:
+        names = [minimize] if isinstance(minimize, str) else list(minimize or ())
+        quality = names.count("valid.logloss") + bool(info.data.get("maximize"))
+        if quality > 1 or len(names) > quality + 1 - bool(info.data.get("maximize")) or (names and not quality):
+            raise ValueError(
+                f"objective must have one metric, valid.auc to maximize or valid.logloss to minimize, and at most one "
+                f"cost of {', '.join(COSTS)}, but has {[*filter(None, [info.data.get('maximize')]), *names]}"
+            )
         return minimize
 
     @property
+    def _minimized(self) -> tuple[str, ...]:
+        return (self.minimize,) if isinstance(self.minimize, str) else self.minimize or ()
+
+    @property
     def metric(self) -> Literal["valid_auc", "valid_logloss"]:
-        return "valid_logloss" if self.minimize else "valid_auc"
+        return "valid_logloss" if "valid.logloss" in self._minimized else "valid_auc"
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        return "min" if self.minimize else "max"
+        return "min" if self.metric == "valid_logloss" else "max"
+
+    @property
+    def cost(self) -> str | None:
+        """The cost to minimise beside the metric: bytes, parameters or latency_ms."""
+        return next((name for name in self._minimized if name in COSTS), None)
 
     def of(self, valid: Metrics) -> float:
         """The value to optimise of a retrained model's metrics on valid."""
-        return valid.logloss if self.minimize else valid.auc
+        return valid.auc if self.mode == "max" else valid.logloss
+
+    def cost_of(self, result: TrialResult) -> float:
+        """What a trial's model costs by the named cost, else in bytes."""
+        if self.cost == "latency_ms":
+            return result.latency_ms or 0.0
+        return float(result.cost.parameters if self.cost == "parameters" else result.cost.bytes)
 
 
 class Variant(BaseModel):
@@ -155,6 +184,8 @@ class SearchSpace(BaseModel):
     variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
     budget: Budget = Budget()
     objective: Objective = Objective()
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    scheduler: Literal["asha", "median", "none"] = "asha"
     seed: int = 0
     device: Any = "auto"
 
@@ -233,7 +264,7 @@ class SearchSpace(BaseModel):
             "embedding": self.embedding | variant.embedding,
             "backbone": backbone if named else {"name": backbone},
             "train": self.train | variant.train,
-            "limit": Limit(parameters=self.budget.parameters, width=self.budget.width).model_dump(),
+            "limit": self.budget.model_dump(include=set(Limit.model_fields)),
             "device": self.device,
         }
 

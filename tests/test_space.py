@@ -32,6 +32,9 @@ def test_every_shipped_space_is_valid(path):
         assert "optinter" in space.arms()[0]
     elif path.stem.endswith("_clusters"):
         assert space.arms()[:2] == ("ihas", "one_cluster")
+    elif path.stem.endswith("auto"):
+        assert space.arms()[0] == "auto"
+        assert space.objective.cost == "bytes"
     else:
         assert space.arms()[:2] == ("dnis", "uniform")
 
@@ -79,7 +82,10 @@ def test_every_arm_is_run_under_every_variant(tmp_path):
         ({"train": {"epoks": 3}}, "train.epoks"),
         ({"train": {"lr": -1}}, "train.lr"),
         ({"budget": {"trials": 0}}, "budget.trials"),
-        ({"objective": {"maximize": "valid.auc", "minimize": "valid.logloss"}}, "maximize or minimize, but has both"),
+        (
+            {"objective": {"maximize": "valid.auc", "minimize": "valid.logloss"}},
+            "must have one metric, .* and at most one cost",
+        ),
         ({"data": {"lable": "y"}}, "lable"),
         ({"variants": {"a": {"backbone": "deepfn"}}}, "unknown backbone 'deepfn'"),
         ({"variants": {"a": {"stages": []}}}, "variants.a.stages"),

@@ -79,8 +79,25 @@ class Leaderboard(_Frozen):
         return done, pruned, failed
 
 
+def eligible(trials: Iterable[Trial], space: SearchSpace) -> list[Trial]:
+    """The trials that hold the limit on latency, all if there is none."""
+    limit = space.budget.latency_ms
+    return [trial for trial in trials if limit is None or (trial.result.latency_ms or 0.0) <= limit]
+
+
 def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
-    """The trial with the best objective on valid, the earliest of equals; StudyError if there is none."""
+    """The trial with the best metric on valid, the earliest of equals; StudyError if there is none.
+
+    With a limit on latency, it is the best of those that hold it.
+    """
+    done = list(trials)
+    trials = eligible(done, space)
+    if done and not trials:
+        least = min(trial.result.latency_ms or 0.0 for trial in done)
+        raise StudyError(
+            f"no trial holds budget.latency_ms={space.budget.latency_ms:g}, the fastest takes {least:.2f} ms for 1,000 "
+            "rows: raise it"
+        )
     sign = 1 if space.objective.mode == "max" else -1
     ranked = sorted(trials, key=lambda trial: -sign * space.objective.of(trial.result.valid))
     if not ranked:
@@ -97,7 +114,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
     rows, champions = [], []
     for arm in space.arms():
         facts: dict[str, Any] = {state: counts[arm, state] for state in ("done", "pruned", "failed")}
-        own = [trial for trial in trials if trial.arm == arm]
+        own = [trial for trial in eligible(trials, space) if trial.arm == arm]
         if own:
             champion = best(own, space)
             champions.append(champion)

@@ -246,6 +246,9 @@ class Mirror:
         self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
         if parent.data.tags.get("best.trial") != board.winner:
             self._pictures(self.parent, board.winner)
+        if (self.run.path / "pareto.png").is_file():
+            for name in ("pareto.png", "pareto.json"):
+                self.client.log_artifact(self.parent, str(self.run.path / name))
         self._champion(board.winner)
         self.client.set_tag(self.parent, "best.trial", board.winner)
         parent.data.tags["best.trial"] = board.winner

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from autoembed.architecture import Architecture
     from autoembed.ranking.ranking import Ranking
+    from autoembed.study.pareto import Point
 
 _BARS = 40
 _CELLS = 40
@@ -108,6 +109,21 @@ def dims_matrix(architecture: Architecture) -> Figure:
     more = f", the first {_FIELDS} fields" if len(architecture.fields) > _FIELDS else ""
     axes.set_title(f"dims kept of {architecture.dim}{more}")
     figure.colorbar(image, ax=axes, shrink=0.7)
+    return figure
+
+
+def pareto_picture(found: Sequence[Point], kept: Sequence[Point], quality: str, cost: str) -> Figure:
+    """Every trial's quality over its cost, an arm a colour, and the line of the Pareto front."""
+    figure, axes = _figure(7, 4.5)
+    for arm in dict.fromkeys(point.trial.arm for point in found):
+        own = [point for point in found if point.trial.arm == arm]
+        axes.scatter([point.cost for point in own], [point.quality for point in own], s=18, label=arm, alpha=0.8)
+    axes.step([p.cost for p in kept], [p.quality for p in kept], where="post", color="black", lw=1, label="front")
+    axes.set_xscale("log")
+    axes.set_xlabel(cost)
+    axes.set_ylabel(quality)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
     return figure
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from autoembed.bundle import Bundle
     from autoembed.ranking.quality import Finding
     from autoembed.ranking.ranking import Ranking
+    from autoembed.space import SearchSpace
     from autoembed.study.leaderboard import Leaderboard, Row
+    from autoembed.study.pareto import Point
     from autoembed.study.run_dir import Ended, RunDir
 
 SHOWN = 5
@@ -77,6 +79,25 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     if run.best.is_dir():
         console.print(f"  best bundle  {run.best}", soft_wrap=True)
     console.print(f"  MLflow       autoembed ui --runs {run.path.parent}", soft_wrap=True)
+
+
+def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> None:
+    """Prints the Pareto front by rising cost, the knee marked."""
+    from autoembed.study.pareto import pick
+
+    knee = pick(kept, "knee").id
+    metric, cost = space.objective.metric.replace("_", " ").replace("auc", "AUC"), space.objective.cost or "bytes"
+    names = ("trial", metric, cost, "embedding\nparams", "ms per\n1,000 rows")
+    table = _table(f"Pareto front of {metric} and {cost}", " ", *names, left=2)
+    for point in kept:
+        result, own = point.trial.result, point.trial.id == knee
+        latency = "-" if result.latency_ms is None else f"{result.latency_ms:.2f}"
+        cells = (f"{point.quality:.4f}", f"{point.cost:,.6g}" if cost == "latency_ms" else f"{point.cost:,.0f}")
+        parameters = f"{result.cost.embedding_parameters:,}"
+        style = "bold" if own else None
+        table.add_row("knee" if own else "", point.trial.id, *cells, parameters, latency, style=style)
+    _print(console, table)
+    console.print("  export one: autoembed export RUN OUT --pick knee | 'smallest-within 0.001' | ID")
 
 
 def _cells(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""Optuna's side of a study: one TPE study per arm in the run folder's optuna.db, driven by Ray Tune."""
+"""Optuna's side of a study: one Optuna study per arm in the run folder's optuna.db, driven by Ray Tune."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from autoembed.space import Range, SearchSpace
 from autoembed.study.run_dir import RunDir, trial_id
-from autoembed.study.worker import FAILED, FINISHED, OBJECTIVE
+from autoembed.study.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -66,6 +66,8 @@ class Search(OptunaSearch):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         ended = {} if error or result is None else result
         failed = error or bool(ended.get(FAILED))
+        if OVER in ended and trial_id in self._ot_trials:
+            self._ot_trials[trial_id].set_user_attr(OVER, ended[OVER])
         super().on_trial_complete(trial_id, ended if ended.get(FINISHED) else None, failed)
 
 
@@ -76,28 +78,41 @@ def searcher(run: RunDir, space: SearchSpace, left: Mapping[str, int]) -> Arms:
 
 
 def _search(run: RunDir, space: SearchSpace, arm: str, storage: optuna.storages.BaseStorage) -> Search:
-    mode = space.objective.mode
-    direction = "maximize" if mode == "max" else "minimize"
-    study = optuna.create_study(study_name=arm, storage=storage, direction=direction, load_if_exists=True)
+    modes = [space.objective.mode, *(["min"] if space.objective.cost else [])]
+    directions = ["maximize" if mode == "max" else "minimize" for mode in modes]
+    study = optuna.create_study(study_name=arm, storage=storage, directions=directions, load_if_exists=True)
     _reconcile(study, run, space)
     # A sampler seeded alike would draw the first trials once more.
-    seed = space.seed + 1000 * len(study.trials)
-    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    sampler = make_sampler(space, space.seed + 1000 * len(study.trials))
     return Search(
-        space=suggester(arm, space.ranges(arm)),
-        metric=OBJECTIVE,
-        mode=mode,
+        space=suggester(arm, space),
+        metric=[OBJECTIVE, COST] if space.objective.cost else OBJECTIVE,
+        mode=modes if space.objective.cost else modes[0],
         storage=storage,
         study_name=arm,
         sampler=sampler,
     )
 
 
-def suggester(arm: str, ranges: Mapping[str, Range]) -> Callable[[Any], dict[str, Any]]:
-    """A define-by-run space: draws every range, and names the trial by Optuna's number."""
+def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler that a space names; trials over a latency limit are told to it as infeasible."""
+    limited: dict[str, Any] = {"constraints_func": _over} if space.budget.latency_ms is not None else {}
+    if space.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if space.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=16, **limited)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, **limited)
+
+
+def _over(trial: Any) -> tuple[float]:
+    return (float(trial.user_attrs.get(OVER, 0.0)),)
+
+
+def suggester(arm: str, space: SearchSpace) -> Callable[[Any], dict[str, Any]]:
+    """A define-by-run space: draws the ranges that earlier choices leave, and names the trial by Optuna's number."""
 
     def suggest(trial: Any) -> dict[str, Any]:
-        values = {place: draw(trial, place, leaf) for place, leaf in ranges.items()}
+        values = space.draw(arm, lambda place, leaf: draw(trial, place, leaf))
         return {"trial": trial_id(arm, trial.number + 1), "arm": arm, "values": values}
 
     return suggest
@@ -120,7 +135,9 @@ def _reconcile(study: optuna.Study, run: RunDir, space: SearchSpace) -> None:
         name = trial_id(study.study_name, trial.number + 1)
         state = run.state(name)
         if state == "done":
-            study.tell(trial.number, space.objective.of(run.read_trial(name).result.valid))
+            result = run.read_trial(name).result
+            values = [space.objective.of(result.valid)]
+            study.tell(trial.number, [*values, *([space.objective.cost_of(result)] if space.objective.cost else [])])
         elif state == "pruned":
             study.tell(trial.number, state=TrialState.PRUNED)
         else:

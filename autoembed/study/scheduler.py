@@ -1,32 +1,33 @@
-"""Which trials are stopped early: those behind the best third of their arm at epochs 2, 6, 18, ... of retraining."""
+"""Which trials are stopped early: those that fall behind in their own arm, by retrained metrics only.
+
+asha: behind the best third at epochs 2, 6, 18, ... of retraining. median: behind the median of the others' means.
+Nothing is stopped where trials are compared by a cost as well: a cheap one may be behind for good reason.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from autoembed.space import SearchSpace
 from autoembed.study.worker import OBJECTIVE, RUNG
 
 GRACE, FACTOR = 2, 3
 
 
 class PerArm(FIFOScheduler):  # type: ignore[misc]
-    """One ASHA (Li et al., MLSys 2020) per arm, so that a baseline never stops a search or the other way round.
+    """One scheduler per arm, ASHA (Li et al., MLSys 2020) or the median rule (Golovin et al., KDD 2017), so that a
+    baseline never stops a search or the other way round.
 
     An arm with no more trials than `FACTOR` is left alone: there are too few to compare.
     """
 
-    def __init__(self, trials: Mapping[str, int], mode: str) -> None:
+    def __init__(self, trials: Mapping[str, int], space: SearchSpace) -> None:
         super().__init__()
-        self._arms: dict[str, Any] = {
-            arm: AsyncHyperBandScheduler(
-                time_attr=RUNG, metric=OBJECTIVE, mode=mode, max_t=10**6, grace_period=GRACE, reduction_factor=FACTOR
-            )
-            for arm, number in trials.items()
-            if number > FACTOR
-        }
+        own = space.scheduler != "none" and not space.objective.cost
+        self._arms: dict[str, Any] = {arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR}
 
     def _of(self, trial: Any) -> Any:
         return self._arms.get(trial.config["arm"])
@@ -47,4 +48,16 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
         raise NotImplementedError
 
     def debug_string(self) -> str:
-        return f"One ASHA for each of {', '.join(self._arms)}"
+        return f"One scheduler for each of {', '.join(self._arms)}"
+
+
+def _rule(space: SearchSpace) -> TrialScheduler:
+    common: dict[str, Any] = {
+        "time_attr": RUNG,
+        "metric": OBJECTIVE,
+        "mode": space.objective.mode,
+        "grace_period": GRACE,
+    }
+    if space.scheduler == "median":
+        return MedianStoppingRule(min_samples_required=FACTOR, **common)
+    return AsyncHyperBandScheduler(max_t=10**6, reduction_factor=FACTOR, **common)

@@ -17,7 +17,7 @@ from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace
-from autoembed.study import leaderboard
+from autoembed.study import leaderboard, pareto
 from autoembed.study.commit import commit_of
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import write_page
@@ -121,6 +121,8 @@ def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request
         _run_trials(run, space, dataset, request, bar, tracker)
         bar.step("final", 0, 3)
         board = leaderboard.build(run, space, dataset)
+        if space.objective.cost:
+            pareto.write(run, space)
         bar.step("final", 1, 3)
         export(run, space, dataset, board.winner, run.best)
         tracker.result(board)

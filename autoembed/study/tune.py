@@ -126,7 +126,7 @@ def run_trials(
             num_samples=sum(left.values()),
             max_concurrent_trials=concurrency(space),
             search_alg=searcher(run, space, left),
-            scheduler=PerArm(left, space.objective.mode),
+            scheduler=PerArm(left, space),
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),

@@ -18,6 +18,8 @@ from autoembed.study.run_dir import RunDir, no_space
 from autoembed.trial import TrialConfig, run_trial
 
 OBJECTIVE = "objective"
+COST = "cost"
+OVER = "over_latency_ms"
 FINISHED = "finished"
 FAILED = "failed"
 NO_SPACE = "no_space"
@@ -42,6 +44,9 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
         result, model = run_trial(trial, Dataset.open(dataset), report)
         folder.finish_trial(name, result, model)
         end: dict[str, Any] = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
+        end[COST] = space.objective.cost_of(result)
+        if space.budget.latency_ms is not None:
+            end[OVER] = (result.latency_ms or 0.0) - space.budget.latency_ms
     except Exception as error:
         if no_space(error):
             # Not the trial's fault: it is run again when there is room.

@@ -149,10 +149,10 @@ def main() -> None:
                     file=sys.stderr,
                     flush=True,
                 )
-    report = table(rows, args, space, dataset)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(report)
+            report = table(rows, args, space, dataset)
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(report)
     print(report)
 
 
@@ -170,8 +170,8 @@ def table(rows, args, space, dataset) -> str:
         f"`python tests/benchmarks/methods.py {args.space}{data} --seeds {args.seeds} "
         f"--first-seed {args.first_seed} --trials {args.trials}`",
         "",
-        f"{args.seeds} seeds, {args.trials} random draws an arm and seed, the best by valid measured once on test; "
-        "mean ± sd. "
+        f"{len(rows[space.arms()[0]])} seeds, {args.trials} random draws an arm and seed, the best by valid measured "
+        "once on test; mean ± sd. "
         f"{len(dataset.schema.fields)} fields, {sum(dataset.schema.cardinalities):,} ids, "
         f"{dataset.rows('train'):,} / {dataset.rows('valid'):,} / {dataset.rows('test'):,} rows. "
         f"torch {torch.__version__}, {args.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}.",
