@@ -1,7 +1,7 @@
 """Compiled loops over rows and cells. Importing this module imports numba, so it is imported where it is needed only.
 
 Every kernel releases the GIL: threads run them side by side. A cell is a pair of values that occurs; its n rows hold
-k positive ones.
+k positive ones. What indexes arrays is unsigned: numba would look whether a signed number is negative, each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ _TEMPER = 0.1
 _FREE = 0.05  # less of a cell is free where one value all but fixes the other: it shows no interaction
 _STEP = 2.0
 
-_compiled: Callable[[F], F] = numba.njit(cache=True, nogil=True)
+# numpy's model of errors: a look at each divisor would keep a loop from taking several cells at a time.
+_compiled: Callable[[F], F] = numba.njit(cache=True, nogil=True, error_model="numpy")
+# Sums may be taken in any order.
+_summed: Callable[[F], F] = numba.njit(
+    cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"}
+)
 
 
 @_compiled
@@ -53,14 +58,14 @@ def count_column_weighted(codes: Array, labels: Array, weights: Array, table: Ar
 
 @_compiled
 def sort_rows(codes: Array, K: int) -> tuple[Array, Array]:
-    """Counting sort: the rows in the order of their codes, int32 [rows], and where each code starts, int64 [K + 1]."""
-    starts = np.zeros(K + 1, np.int64)
+    """Counting sort: the rows in the order of their codes, uint32 [rows], and where each code starts, [K + 1]."""
+    starts = np.zeros(K + 1, np.uint32)
     for code in codes:
         starts[code + 1] += 1
     for value in range(K):
         starts[value + 1] += starts[value]
     place = starts[:-1].copy()
-    order = np.empty(len(codes), np.int32)
+    order = np.empty(len(codes), np.uint32)
     for row in range(len(codes)):
         order[place[codes[row]]] = row
         place[codes[row]] += 1
@@ -77,6 +82,7 @@ def cells_direct(
     counter: Array,
     bits: int,
     least: int,
+    packed: Array,
     ca: Array,
     cb: Array,
     cn: Array,
@@ -84,23 +90,30 @@ def cells_direct(
 ) -> tuple[int, int]:
     """The cells of two columns through a table of all Ka * Kb counters, zero before and after.
 
-    A counter holds rows in its lower `bits`, positives above. ca, cb, cn, ck, int32 [rows + 1], are filled with both
-    codes, the rows and the positives of each cell that has `least` rows. Returns their number, and that of all cells.
+    A counter holds rows in its lower `bits`, positives above; `packed` [rows + 1] is of its type. ca and cb, uint32, cn
+    and ck, int32 [rows + 1] each, are filled with both codes, the rows and the positives of each cell that has `least`
+    rows, in the order of a. Returns their number, and that of all cells. No cell is branched on: half may be empty.
     """
     for i in range(len(a)):
-        counter[np.int64(a[i]) * Kb + b[i]] += 1 + (np.int64(labels[i]) << bits)
-    found, seen = 0, 0
-    low = np.int64((1 << bits) - 1)
-    for x in range(Ka):
-        for y in range(Kb):
-            cell = np.int64(counter[x * Kb + y])
-            if cell:
-                counter[x * Kb + y] = 0
-                seen += 1
-                n = cell & low
-                if n >= least:
-                    ca[found], cb[found], cn[found], ck[found] = x, y, n, cell >> bits
-                    found += 1
+        counter[np.uint32(a[i]) * np.uint32(Kb) + np.uint32(b[i])] += np.uint64(1) + (
+            np.uint64(labels[i]) << np.uint64(bits)
+        )
+    found, seen = np.uint32(0), 0
+    low = np.uint32((1 << bits) - 1)
+    for x in range(np.uint32(Ka)):
+        first = found
+        for y in range(np.uint32(Kb)):
+            c = x * np.uint32(Kb) + y
+            cell = counter[c]
+            counter[c] = 0
+            cb[found] = y
+            packed[found] = cell
+            n = np.uint32(cell) & low
+            seen += n > 0
+            found += np.uint32(n >= least)
+        ca[first:found] = x
+    for c in range(found):
+        cn[c], ck[c] = np.uint32(packed[c]) & low, packed[c] >> np.uint64(bits)
     return found, seen
 
 
@@ -108,11 +121,13 @@ def cells_direct(
 def cells_walk(
     order: Array,
     starts: Array,
+    a: Array,
     b: Array,
     labels: Array,
     counter: Array,
     bits: int,
     least: int,
+    packed: Array,
     ca: Array,
     cb: Array,
     cn: Array,
@@ -120,27 +135,33 @@ def cells_walk(
 ) -> tuple[int, int]:
     """As `cells_direct`, walking the rows of each value of a with one counter per value of b, reset as it is read.
 
-    `order` and `starts` are of `sort_rows`; `labels` stand in that order, b in the order of the rows.
+    `order` and `starts` are of `sort_rows`; a and `labels` stand in that order, b in the order of the rows. The more
+    rows a code of a has, the lower it is: from the first that has one row on, all cells are of one row.
     """
-    found, seen = 0, 0
-    low = np.int64((1 << bits) - 1)
-    for x in range(len(starts) - 1):
-        end = found
-        for i in range(starts[x], starts[x + 1]):
-            y = b[order[i]]
-            old = counter[y]
-            cb[end] = y
-            end += old == 0
-            counter[y] = old + 1 + (np.int64(labels[i]) << bits)
-        seen += end - found
-        for c in range(found, end):
-            y = cb[c]
-            cell = np.int64(counter[y])
-            counter[y] = 0
-            n = cell & low
-            if n >= least:
-                ca[found], cb[found], cn[found], ck[found] = x, y, n, cell >> bits
-                found += 1
+    K, low = len(starts) - 1, np.uint32((1 << bits) - 1)
+    y = np.empty(len(order), b.dtype)
+    for i in range(len(order)):
+        y[i] = b[order[i]]
+    single = K
+    for x in range(K):
+        start, end = starts[x], starts[x + 1]
+        if end - start == 1 and least > 1:
+            single = x
+            break
+        for i in range(start, end):
+            counter[y[i]] += np.uint64(1) + (np.uint64(labels[i]) << np.uint64(bits))
+        for i in range(start, end):
+            packed[i] = counter[y[i]]
+            counter[y[i]] = 0
+    found, seen = np.uint32(0), len(order) - starts[single]
+    for i in range(starts[single]):
+        n = np.uint32(packed[i]) & low
+        seen += n > 0
+        ck[found] = i
+        found += np.uint32(n >= least)
+    for c in range(found):
+        i = np.uint32(ck[c])
+        ca[c], cb[c], cn[c], ck[c] = a[i], y[i], np.uint32(packed[i]) & low, packed[i] >> np.uint64(bits)
     return found, seen
 
 
@@ -254,7 +275,7 @@ def lever(ca: Array, cb: Array, cn: Array, na: Array, nb: Array, u: Array, v: Ar
     return A, B, V
 
 
-@_compiled
+@_summed
 def interaction(
     ca: Array, cb: Array, cn: Array, ck: Array, u: Array, v: Array, A: Array, B: Array, V: float, out: Array
 ) -> None:
@@ -263,29 +284,25 @@ def interaction(
     u is 0 for values that are left out; A and B come from `lever`.
     """
     S, L2, L3, U, together = 0.0, 0.0, 0.0, 0.0, 0.0
+    all_rows = 1.0 / max(V, 1e-9)
     for c in range(len(cn)):
-        n = float(cn[c])
+        n, k = float(cn[c]), float(ck[c])
         odds = u[ca[c]] * v[cb[c]]
-        if n < 2.0 or odds == 0.0:
-            continue
         inverse = 1.0 / (1.0 + odds)
         q = odds * inverse
         s = q * inverse
-        if s < 1e-9:
-            continue
-        k = float(ck[c])
-        m = s * (A[ca[c]] + B[cb[c]] - 1.0 / V)
-        free = max(1.0 - n * m, 0.0)
-        if free < _FREE:
-            continue
-        weight = 1.0 / (1.0 + n * s * _TEMPER)
-        pairs = n * (n - 1.0)
+        m = s * (A[ca[c]] + B[cb[c]] - all_rows)
+        free = 1.0 - n * m
+        counts = (n > 1.0) & (s >= 1e-9) & (free >= _FREE)
+        pairs = n * (n - 1.0) if counts else 0.0
+        weight = (1.0 if counts else 0.0) / (1.0 + n * s * _TEMPER)
         off = k - n * q
         S += weight * (off * off - k * (1.0 - 2.0 * q) - n * q * q + pairs * s * m)
-        l2 = weight * weight * pairs * s * s
-        L2 += l2 * free
-        L3 += l2 * weight * np.sqrt(pairs) * s * free
-        U += weight * pairs * s * s
+        ws = weight * s
+        l2 = ws * ws * pairs * free
+        L2 += l2
+        L3 += l2 * ws * np.sqrt(pairs)
+        U += ws * s * pairs
         together += 0.5 * pairs
     out[0], out[1], out[2], out[3], out[4], out[5] = S, L2, L3, U, V, together
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Pair = tuple[int, int]
-Cells = tuple[Any, Any, Any, Any]  # both codes, rows and positives, int32 [cells] each
-Walk = tuple[Any, Any, Any]  # order and starts of `sort_rows`, and the labels in that order
+Cells = tuple[Any, Any, Any, Any]  # both codes, uint32, rows and positives, int32 [cells] each
+Walk = tuple[Any, Any, Any, Any]  # order and starts of `sort_rows`, and the codes and labels in that order
 Progress = Callable[[str, int, int], None]
 
 COLUMNS = {
@@ -86,23 +86,21 @@ class Kernel:
         share = (rows - np.arange(moments.shape[1])) / max(rows - 1, 1)
         moments[1:] = np.where(share > 0, moments[1:] / np.where(share > 0, share, 1.0), 0.0)
         self._moments = moments
-        self._cells = [np.empty(rows + 1, np.int32) for _ in range(4)]
+        self._cells = [np.empty(rows + 1, dtype) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
         size = max(_direct(rows), most_values)
-        self._table, self._narrow = np.zeros(size, np.int64), np.zeros(size, np.uint32)
+        # Half the width is half the cache, and enough if a cell has fewer rows than 65,536.
+        self._narrow = np.zeros(size, np.uint32), 16, np.empty(rows + 1, np.uint32)
+        self._wide = np.zeros(size, np.uint64), 32, np.empty(rows + 1, np.uint64)
 
     def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
-        # Half the width is half the cache, and enough if a cell has fewer rows than 65,536.
-        counter, bits = (self._table, 32) if min(a.most, b.most) >= 1 << 16 else (self._narrow, 16)
+        counter, bits, packed = self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
+        work = counter, bits, least, packed, *self._cells
         if walk is None:
-            found, seen = self._kernels.cells_direct(
-                a.codes, b.codes, labels, len(a.rows), len(b.rows), counter, bits, least, *self._cells
-            )
+            found, seen = self._kernels.cells_direct(a.codes, b.codes, labels, len(a.rows), len(b.rows), *work)
         else:
-            order, starts, sorted_labels = walk
-            found, seen = self._kernels.cells_walk(
-                order, starts, b.codes, sorted_labels, counter, bits, least, *self._cells
-            )
+            order, starts, codes, sorted_labels = walk
+            found, seen = self._kernels.cells_walk(order, starts, codes, b.codes, sorted_labels, *work)
         ca, cb, cn, ck = (part[:found] for part in self._cells)
         return (ca, cb, cn, ck), seen
 
@@ -123,17 +121,31 @@ class Kernel:
 
 
 class Side:
-    """One column of a pair: its codes [rows], and of each value [K] the rows, odds, and c / A without a fit."""
+    """One column of a pair: its codes [rows], and of each value [K] the rows, odds, and c / A without a fit.
+
+    The codes are new ones: the more rows, the lower, so that most counters that a row meets stand in the cache.
+    """
 
     def __init__(self, codes: Any, table: Any) -> None:
-        self.codes = codes.astype(np.uint16) if len(table) <= 1 << 16 else codes
+        order = np.argsort(-table.sum(axis=1), kind="stable")
+        place = np.empty(len(order), np.uint16 if len(order) <= 1 << 16 else np.uint32)
+        place[order] = np.arange(len(order))
+        self.codes = place[codes]
+        table = table[order]
         self.rows = table.sum(axis=1)
-        self.most = int(self.rows.max())
+        self.most = int(self.rows[0])
         known = (self.rows >= _LEAST) & (table > 0).all(axis=1)
         self.odds = np.where(known, table[:, 1] / np.where(known, table[:, 0], 1), 0.0)
         spread = np.where(known, table[:, 0] * table[:, 1] / np.maximum(self.rows, 1), 0.0)
         self.spread = max(float(spread.sum()), 1.0)
         self.lever = np.where(known, self.rows / (np.maximum(self.rows - 1, 1) * np.where(known, spread, 1.0)), 0.0)
+
+    def walk(self, labels: Any) -> Walk:
+        """What `Kernel.cells` needs to walk the rows of each value."""
+        from autoembed.ranking import kernels
+
+        order, starts = kernels.sort_rows(self.codes, len(self.rows))
+        return order, starts, self.codes[order], labels[order]
 
 
 def rank_pairs(
@@ -171,10 +183,11 @@ def rank_pairs(
     else:
         chosen = [_places(names, pair) for pair in wanted]
         most = len(chosen)
-    sums = _screened(table, chosen, threads, 1, progress)
+    columns = _Columns(table, 1)
+    sums = _screened(columns, chosen, threads, progress)
     z = synergy(sums, table.rows)[1]
     again = [at for place, at in enumerate(np.argsort(-z, kind="stable")) if z[at] > _FIT_ABOVE or place < _FIT_FIRST]
-    sums[again] = _fitted(table, [chosen[at] for at in again], threads, progress)
+    sums[again] = _fitted(columns, [chosen[at] for at in again], threads, progress)
     return frame([(names[a], names[b]) for a, b in chosen], sums, totals).head(most)
 
 
@@ -190,7 +203,7 @@ def _places(names: tuple[str, ...], pair: tuple[str, str]) -> Pair:
 def _sample(table: CodedTable, every: list[Pair], most: int, threads: int, progress: Progress | None) -> list[Pair]:
     """The best pairs on every s-th row."""
     step = max(1, min(table.rows // _SCREEN_ROWS, table.rows * len(every) // _SCREEN))
-    sums = _screened(table, every, threads, step, progress)
+    sums = _screened(_Columns(table, step), every, threads, progress)
     z = synergy(sums, max(table.rows // step, 1))[1]
     return [every[at] for at in np.argsort(-z, kind="stable")[:most]]
 
@@ -199,7 +212,7 @@ class _Columns:
     """The columns of a table on every `step`-th row, kept if they are small."""
 
     def __init__(self, table: CodedTable, step: int) -> None:
-        self._table, self._step = table, step
+        self.table, self._step = table, step
         self._small = table.rows // step * len(table.names) <= _KEPT_CELLS
         self._kept: dict[int, Side] = {}
         self.labels = np.ascontiguousarray(table.labels[::step])
@@ -207,8 +220,8 @@ class _Columns:
     def __getitem__(self, column: int) -> Side:
         if column in self._kept:
             return self._kept[column]
-        codes = np.ascontiguousarray(self._table.codes(column)[:: self._step])
-        counts = self._table.counts.tables[column]
+        codes = np.ascontiguousarray(self.table.codes(column)[:: self._step])
+        counts = self.table.counts.tables[column]
         if self._step > 1:
             counts = np.bincount(codes * np.int64(2) + self.labels, minlength=counts.size).reshape(counts.shape)
         side = Side(codes, counts)
@@ -217,37 +230,33 @@ class _Columns:
         return side
 
 
-def _screened(table: CodedTable, pairs: Sequence[Pair], threads: int, step: int, progress: Progress | None) -> Floats:
+def _screened(columns: _Columns, pairs: Sequence[Pair], threads: int, progress: Progress | None) -> Floats:
     def one(kernel: Kernel, a: Side, b: Side, labels: Any, walk: Walk | None) -> Floats:
         return kernel.screen(a, b, *kernel.cells(a, b, labels, walk, 2))
 
-    return _measured(table, pairs, threads, step, "pairs", one, progress)
+    return _measured(columns, pairs, threads, "pairs", one, progress)
 
 
-def _fitted(table: CodedTable, pairs: Sequence[Pair], threads: int, progress: Progress | None) -> Floats:
+def _fitted(columns: _Columns, pairs: Sequence[Pair], threads: int, progress: Progress | None) -> Floats:
     def one(kernel: Kernel, a: Side, b: Side, labels: Any, walk: Walk | None) -> Floats:
         return kernel.fit(kernel.cells(a, b, labels, walk, 1)[0], a.rows, b.rows)
 
-    return _measured(table, pairs, threads, 1, "synergy", one, progress)
+    return _measured(columns, pairs, threads, "synergy", one, progress)
 
 
 def _measured(
-    table: CodedTable,
+    columns: _Columns,
     pairs: Sequence[Pair],
     threads: int,
-    step: int,
     stage: str,
     one: Callable[[Kernel, Side, Side, Any, Walk | None], Floats],
     progress: Progress | None,
 ) -> Floats:
-    """The sums of pairs, [pairs, 14], on every `step`-th row; all partners of a larger column stand together."""
-    from autoembed.ranking import kernels
-
-    columns, sizes = _Columns(table, step), table.cardinalities
-    labels = columns.labels
+    """The sums of pairs, [pairs, 14]; all partners of a larger column stand together."""
+    names, sizes, labels = columns.table.names, columns.table.cardinalities, columns.labels
     by_larger: dict[int, list[int]] = {}
     for at, (a, b) in enumerate(pairs):
-        larger = a if _leads(sizes[a], table.names[a], sizes[b], table.names[b]) else b
+        larger = a if _leads(sizes[a], names[a], sizes[b], names[b]) else b
         by_larger.setdefault(larger, []).append(at)
     out = np.empty((len(pairs), 14))
     local, done = threading.local(), count(1)
@@ -260,8 +269,7 @@ def _measured(
             other = pairs[at][1] if pairs[at][0] == larger else pairs[at][0]
             direct = sizes[larger] * sizes[other] <= _direct(len(labels))
             if not direct and walk is None:
-                order, starts = kernels.sort_rows(a.codes, sizes[larger])
-                walk = (order, starts, labels[order])
+                walk = a.walk(labels)
             out[at] = one(local.kernel, a, columns[other], labels, None if direct else walk)
             if progress:
                 progress(stage, next(done), len(pairs))
@@ -292,11 +300,11 @@ def score_counts(names: Sequence[tuple[str, str]], counts: Sequence[PairCounts])
     sums = []
     for (first, second), pair in zip(names, counts, strict=True):
         n = pair.table.sum(axis=1)
-        a, b = pair.a.copy(), pair.b.copy()
+        a, b = pair.a, pair.b
         na, nb = (np.bincount(codes, n).astype(np.int64) for codes in (a, b))
         if not _leads((na > 0).sum(), first, (nb > 0).sum(), second):
             a, b, na, nb = b, a, nb, na
-        cells = (a, b, n.astype(np.int32), pair.table[:, 1].astype(np.int32))
+        cells = (a.astype(np.uint32), b.astype(np.uint32), n.astype(np.int32), pair.table[:, 1].astype(np.int32))
         sums.append(kernel.fit(cells, na, nb))
     return frame(names, np.stack(sums), totals)
 

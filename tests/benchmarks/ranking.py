@@ -248,8 +248,7 @@ def pairs_by_kernel(columns, labels, values):
     for b, a in pairwise(sides):
         walk = None
         if len(a.rows) * len(b.rows) > 1 << 21:
-            order, starts = kernels.sort_rows(a.codes, len(a.rows))
-            walk = (order, starts, labels[order])
+            walk = a.walk(labels)
         kernel.cells(a, b, labels, walk, 2)
 
 
@@ -310,8 +309,7 @@ def z_of(first, second, labels, Ka, Kb):
     a, b = (
         Side(codes, count_columns([codes], labels, [size]).tables[0]) for codes, size in ((first, Ka), (second, Kb))
     )
-    order, starts = kernels.sort_rows(a.codes, Ka)
-    cells, _ = kernel.cells(a, b, labels, (order, starts, labels[order]), 1)
+    cells, _ = kernel.cells(a, b, labels, a.walk(labels), 1)
     return synergy(kernel.fit(cells, a.rows, b.rows)[None], len(labels))[1][0]
 
 

@@ -7,7 +7,7 @@ import pytest
 from autoembed.errors import DataError
 from autoembed.ranking import pairs as module
 from autoembed.ranking.counts import count_pair
-from autoembed.ranking.pairs import Kernel, score_counts
+from autoembed.ranking.pairs import score_counts
 from autoembed.ranking.ranking import Ranking, rank_table
 from autoembed.ranking.scores import score
 from autoembed.ranking.table import read_table
@@ -71,18 +71,19 @@ def test_cells_are_the_same_by_table_and_by_walk():
     from autoembed.ranking import kernels
 
     rng = np.random.default_rng(0)
-    a, b = draw(rng, 5000, 300, True), draw(rng, 5000, 40, False)
+    a, b = (draw(rng, 5000, *side).astype(np.uint16) for side in ((300, True), (40, False)))
+    a = np.argsort(np.argsort(-np.bincount(a, minlength=300)))[a].astype(np.uint16)
     labels = rng.integers(0, 2, 5000).astype(np.uint8)
     found = []
     for walk in (False, True):
-        for bits, dtype in ((16, np.uint32), (32, np.int64)):
-            out = [np.empty(5001, np.int32) for _ in range(4)]
-            counter = np.zeros(12_000, dtype)
+        for bits, dtype in ((16, np.uint32), (32, np.uint64)):
+            out = [np.empty(5001, dtype) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
+            counter, packed = np.zeros(12_000, dtype), np.empty(5001, dtype)
             order, starts = kernels.sort_rows(a, 300)
             some, seen = (
-                kernels.cells_walk(order, starts, b, labels[order], counter, bits, 2, *out)
+                kernels.cells_walk(order, starts, a[order], b, labels[order], counter, bits, 2, packed, *out)
                 if walk
-                else kernels.cells_direct(a, b, labels, 300, 40, counter, bits, 2, *out)
+                else kernels.cells_direct(a, b, labels, 300, 40, counter, bits, 2, packed, *out)
             )
             assert not counter.any()  # it is left as it was found
             found.append((seen, sorted(zip(*(part[:some].tolist() for part in out), strict=True))))
@@ -180,9 +181,3 @@ def test_hardly_any_rows_together_are_no_evidence():
     a, b = draw(rng, 3000, 1000, False), draw(rng, 3000, 1000, False)
     found = score_counts([("a", "b")], [count_pair(a, b, rng.integers(0, 2, 3000).astype(np.uint8))])
     assert found["synergy_z"][0] == found["synergy"][0] == 0.0
-
-
-def test_a_kernel_leaves_its_workspace_clean():
-    kernel = Kernel(100, 30)
-    assert not kernel._table.any()
-    assert not kernel._narrow.any()
