@@ -98,18 +98,19 @@ def cells_direct(
         counter[np.uint32(a[i]) * np.uint32(Kb) + np.uint32(b[i])] += np.uint64(1) + (
             np.uint64(labels[i]) << np.uint64(bits)
         )
-    found, seen = np.uint32(0), 0
+    found: Any = np.uint32(0)
+    seen = 0
     low = np.uint32((1 << bits) - 1)
     for x in range(np.uint32(Ka)):
         first = found
         for y in range(np.uint32(Kb)):
-            c = x * np.uint32(Kb) + y
+            c: Any = x * np.uint32(Kb) + y
             cell = counter[c]
             counter[c] = 0
             cb[found] = y
             packed[found] = cell
             n = np.uint32(cell) & low
-            seen += n > 0
+            seen += int(n > 0)
             found += np.uint32(n >= least)
         ca[first:found] = x
     for c in range(found):
@@ -153,15 +154,16 @@ def cells_walk(
         for i in range(start, end):
             packed[i] = counter[y[i]]
             counter[y[i]] = 0
-    found, seen = np.uint32(0), len(order) - starts[single]
+    found: Any = np.uint32(0)
+    seen = len(order) - int(starts[single])
     for i in range(starts[single]):
         n = np.uint32(packed[i]) & low
-        seen += n > 0
+        seen += int(n > 0)
         ck[found] = i
         found += np.uint32(n >= least)
     for c in range(found):
-        i = np.uint32(ck[c])
-        ca[c], cb[c], cn[c], ck[c] = a[i], y[i], np.uint32(packed[i]) & low, packed[i] >> np.uint64(bits)
+        row = np.uint32(ck[c])
+        ca[c], cb[c], cn[c], ck[c] = a[row], y[row], np.uint32(packed[row]) & low, packed[row] >> np.uint64(bits)
     return found, seen
 
 

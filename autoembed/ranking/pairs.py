@@ -95,7 +95,7 @@ class Kernel:
     def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
         counter, bits, packed = self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
-        work = counter, bits, least, packed, *self._cells
+        work: Any = counter, bits, least, packed, *self._cells
         if walk is None:
             found, seen = self._kernels.cells_direct(a.codes, b.codes, labels, len(a.rows), len(b.rows), *work)
         else:

@@ -5,8 +5,10 @@ All but drift and near-duplicates are read off the counts, so they cost nothing 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,8 +97,11 @@ def _twins(table: CodedTable) -> list[Finding]:
     """Columns whose tables are the same up to the order of values: copies under other names."""
     seen: dict[bytes, str] = {}
     found = []
-    for name, counts in zip(table.names, table.counts.tables, strict=True):
-        if len(counts) < 2:
+    # Copies have the same sums of squares, which cost less than an order of values.
+    sketches = [(len(counts), *(counts**2).sum(axis=0)) for counts in table.counts.tables]
+    often = Counter(sketches)
+    for name, counts, sketch in zip(table.names, table.counts.tables, sketches, strict=True):
+        if len(counts) < 2 or often[sketch] < 2:
             continue
         key = np.ascontiguousarray(counts[np.lexsort(counts.T)]).tobytes()
         if key in seen:
@@ -117,20 +122,25 @@ def _duplicate(first: str, second: str, value: float) -> Finding:
 def _near_twins(table: CodedTable, known: set[str]) -> list[Finding]:
     """Pairs that tell each other, by a sample of rows: NMI = 2 (H(a) + H(b) - H(a, b)) / (H(a) + H(b))."""
     step = max(1, table.rows // _SAMPLE)
-    codes = [np.ascontiguousarray(table.codes(place)[::step]) for place in range(len(table.names))]
-    entropy = [_entropy(np.bincount(column)) for column in codes]
+    whole = [_entropy(counts.sum(axis=1)) for counts in table.counts.tables]
+
+    @cache
+    def sample(place: int) -> tuple[npt.NDArray[Any], int]:
+        codes = np.ascontiguousarray(table.codes(place)[::step])
+        return codes, len(np.unique(codes[:_FEW]))
+
     found = []
-    for a, b in combinations(range(len(codes)), 2):
-        both = entropy[a] + entropy[b]
+    for a, b in combinations(range(len(whole)), 2):
         name = f"{table.names[a]} = {table.names[b]}"
         # Two columns can only tell each other if they hold about as much, and few rows show most that do not.
-        if name in known or both == 0 or 2 * min(entropy[a], entropy[b]) / both < SAME:
+        if name in known or whole[a] + whole[b] == 0 or 2 * min(whole[a], whole[b]) / (whole[a] + whole[b]) < SAME:
             continue
-        few = codes[a][:_FEW].astype(np.int64) << 32 | codes[b][:_FEW]
-        if len(np.unique(few)) > 1.2 * max(len(np.unique(side[:_FEW])) for side in (codes[a], codes[b])):
+        (one, few), (other, many) = sample(a), sample(b)
+        if len(np.unique(one[:_FEW].astype(np.int64) << 32 | other[:_FEW])) > 1.2 * max(few, many):
             continue
-        joint = np.unique(codes[a].astype(np.int64) << 32 | codes[b], return_counts=True)[1]
-        if (same := 2 * (both - _entropy(joint)) / both) >= SAME:
+        joint = np.unique(one.astype(np.int64) << 32 | other, return_counts=True)[1]
+        both = _entropy(np.bincount(one)) + _entropy(np.bincount(other))
+        if both > 0 and (same := 2 * (both - _entropy(joint)) / both) >= SAME:
             found.append(_duplicate(table.names[a], table.names[b], same))
     return found
 
