@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,13 @@ _COLUMNS = {
     "mi": pl.Float64,
     "expected_mi": pl.Float64,
 }
+_FINDINGS = {
+    "severity": pl.String,
+    "rule": pl.String,
+    "column": pl.String,
+    "value": pl.Float64,
+    "advice": pl.String,
+}
 _FINGERPRINT = "autoembed.fingerprint"
 
 
@@ -47,7 +54,7 @@ class Ranking:
     is the score asked for, and the rest is of the exact null (see `ranking.scores`).
     Columns of `pairs`, or None if none were asked for: a, b, cells (that occur), the same five of the joint column,
     synergy and synergy_z (see `ranking.pairs`); by synergy_z, descending. `findings` are those of `ranking.quality`,
-    `selected` and `stability` the tables of `ranking.selection`, if they were asked for; these three are not read back.
+    `selected` and `stability` the tables of `ranking.selection`, if they were asked for; these two are not read back.
     """
 
     table: pl.DataFrame
@@ -76,12 +83,17 @@ class Ranking:
         return tuple((a, b) for a, b in self.pairs.head(k).select("a", "b").iter_rows())
 
     def write(self, path: str | Path) -> None:
-        """Write the table as Parquet, the fingerprint in its metadata, and pairs beside it as NAME.pairs.parquet."""
+        """Write the table as Parquet, the fingerprint in its metadata.
+
+        Beside it, NAME.findings.parquet has the findings, no row if there are none, and NAME.pairs.parquet the pairs.
+        """
         _write(self.table, Path(path), self.fingerprint)
+        noted = pl.DataFrame([asdict(finding) for finding in self.findings], schema=_FINDINGS)
+        _write(noted, _beside(path, "findings"), self.fingerprint)
         if self.pairs is None:
-            _beside(path).unlink(missing_ok=True)
+            _beside(path, "pairs").unlink(missing_ok=True)
         else:
-            _write(self.pairs, _beside(path), self.fingerprint)
+            _write(self.pairs, _beside(path, "pairs"), self.fingerprint)
 
     @staticmethod
     def is_one(path: str | Path) -> bool:
@@ -95,18 +107,26 @@ class Ranking:
     def read(cls, path: str | Path) -> Ranking:
         """What `write` wrote; DataError if the file is none."""
         table, fingerprint = _read(Path(path), _COLUMNS)
-        if not _beside(path).exists():
-            return cls(table=table, fingerprint=fingerprint)
+        noted = _part(path, "findings", _FINDINGS, fingerprint)
+        found = () if noted is None else tuple(Finding(**row) for row in noted.iter_rows(named=True))
         from autoembed.ranking.pairs import COLUMNS
 
-        pairs, same = _read(_beside(path), COLUMNS)
-        if same != fingerprint:
-            raise DataError(f"{_beside(path)} is about other data than {path}: remove it")
-        return cls(table=table, fingerprint=fingerprint, pairs=pairs)
+        pairs = _part(path, "pairs", COLUMNS, fingerprint)
+        return cls(table=table, fingerprint=fingerprint, pairs=pairs, findings=found)
 
 
-def _beside(path: str | Path) -> Path:
-    return Path(path).with_suffix(".pairs.parquet")
+def _beside(path: str | Path, part: str) -> Path:
+    return Path(path).with_suffix(f".{part}.parquet")
+
+
+def _part(path: str | Path, part: str, columns: dict[str, Any], fingerprint: str) -> pl.DataFrame | None:
+    beside = _beside(path, part)
+    if not beside.exists():
+        return None
+    table, same = _read(beside, columns)
+    if same != fingerprint:
+        raise DataError(f"{beside} is about other data than {path}: remove it")
+    return table
 
 
 def _write(table: pl.DataFrame, path: Path, fingerprint: str) -> None:

@@ -223,7 +223,7 @@ class Mirror:
         if run.data.tags.get(WHOLE):
             return
         self._inputs(self.parent)
-        for name in ("space.yaml", "ranking.parquet", "ranking.html"):
+        for name in ("space.yaml", *sorted(path.name for path in self.run.path.glob("ranking.*"))):
             self.client.log_artifact(self.parent, str(self.run.path / name))
         ranking = Ranking.read(self.run.path / "ranking.parquet")
         self.client.log_text(self.parent, ranking.table.write_csv(), "ranking.csv")

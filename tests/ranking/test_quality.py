@@ -5,7 +5,7 @@ import pytest
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.ranking.quality import divergence
-from autoembed.ranking.ranking import rank, rank_table
+from autoembed.ranking.ranking import Ranking, rank, rank_table
 
 ROWS = 6000
 
@@ -39,7 +39,7 @@ def tripped(ranking):
     return {(finding.rule, finding.column): finding.severity for finding in ranking.findings}
 
 
-def test_each_rule_is_tripped_by_its_column_and_by_no_other(path):
+def test_each_rule_is_tripped_by_its_column_and_by_no_other(path, tmp_path):
     expected = {
         ("constant", "constant"): "warning",
         ("id-like", "row_id"): "warning",
@@ -55,7 +55,11 @@ def test_each_rule_is_tripped_by_its_column_and_by_no_other(path):
     near = {("duplicate", "plain = close"): "warning", ("duplicate", "copy = close"): "warning"}
     ranking = rank_table(path, pairs=1)
     assert tripped(ranking) == expected | near
-    severities = [finding.severity for finding in ranking.findings]
+    ranking.write(tmp_path / "r.parquet")
+    assert Ranking.read(tmp_path / "r.parquet").findings == ranking.findings
+    written = pl.read_parquet(tmp_path / "r.findings.parquet")
+    assert written.columns == ["severity", "rule", "column", "value", "advice"]
+    severities = written["severity"].to_list()
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 

@@ -65,7 +65,8 @@ def test_mlflow_mirrors_the_study_and_nothing_runs_on(finished):
     assert len(children) == 4
     assert parent.data.tags["dataset.fingerprint"] == run.read_json("dataset.json")["fingerprint"]
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"space.yaml", "ranking.parquet", "ranking.csv", "leaderboard.csv"} <= names
+    tables = {"ranking.parquet", "ranking.findings.parquet", "ranking.csv", "leaderboard.csv"}
+    assert {"space.yaml", "ranking.html"} | tables <= names
     for child in children:
         trial = run.read_trial(child.data.tags["trial"]).result
         assert child.data.metrics["final_valid_auc"] == pytest.approx(trial.valid.auc)
