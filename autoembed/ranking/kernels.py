@@ -16,6 +16,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
+_BLOCK = 4096  # rows
+_IN_PARTS = 1 << 13  # cells: four tables of them stand in the second cache
 _TEMPER = 0.1
 _FREE = 0.05  # less of a cell is free where one value all but fixes the other: it shows no interaction
 _STEP = 2.0
@@ -30,23 +32,34 @@ _summed: Callable[[F], F] = numba.njit(
 
 @_compiled
 def count_column(codes: Array, labels: Array, table: Array) -> None:
-    """Add rows to table [K, L] by code and class; four of them, so that equal neighbours do not wait on each other."""
+    """Add rows to table [K, L] by code and class.
+
+    The cells of a block of rows are found first, several at a time. Small tables are counted in four parts, so that
+    equal neighbours do not wait on each other; the counters are half as large as those of the table.
+    """
     K, L = table.shape
-    if K * L > 1 << 14:
+    if len(codes) < K * L:
         for i in range(len(codes)):
             table[codes[i], labels[i]] += 1
         return
-    part = np.zeros((4, K * L), np.int64)
-    most = len(codes) // 4 * 4
-    for i in range(0, most, 4):
-        part[0, codes[i] * L + labels[i]] += 1
-        part[1, codes[i + 1] * L + labels[i + 1]] += 1
-        part[2, codes[i + 2] * L + labels[i + 2]] += 1
-        part[3, codes[i + 3] * L + labels[i + 3]] += 1
-    for i in range(most, len(codes)):
-        part[0, codes[i] * L + labels[i]] += 1
-    for c in range(K * L):
-        table[c // L, c % L] += part[0, c] + part[1, c] + part[2, c] + part[3, c]
+    part = np.zeros((4 if K * L <= _IN_PARTS else 1, K * L), np.uint32)
+    first, second, third, fourth = part[0], part[1 % len(part)], part[2 % len(part)], part[3 % len(part)]
+    cell = np.empty(_BLOCK, np.uint32)
+    whole = len(codes) // _BLOCK * _BLOCK
+    for start in range(0, whole, _BLOCK):
+        block, classes = codes[start : start + _BLOCK], labels[start : start + _BLOCK]
+        for i in range(_BLOCK):
+            cell[i] = block[i] * L + classes[i]
+        for i in range(0, _BLOCK, 4):
+            first[cell[i]] += 1
+            second[cell[i + 1]] += 1
+            third[cell[i + 2]] += 1
+            fourth[cell[i + 3]] += 1
+    for i in range(whole, len(codes)):
+        first[codes[i] * L + labels[i]] += 1
+    for p in range(len(part)):
+        for c in range(K * L):
+            table[c // L, c % L] += part[p, c]
 
 
 @_compiled

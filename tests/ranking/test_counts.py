@@ -23,7 +23,7 @@ def drawn(rows=2000, classes=2, seed=0):
 def test_counts_are_those_of_a_loop(classes, compiled, monkeypatch):
     if compiled:
         monkeypatch.setattr(module, "_SMALL", 0)
-    columns, labels = drawn(classes=classes)
+    columns, labels = drawn(70_001, classes)  # in parts, in one table, or in that of 64 bits
     counts = count_columns(columns, labels, SIZES, classes, threads=2)
     for codes, table in zip(columns, counts.tables, strict=True):
         expected = np.zeros(table.shape, np.int64)
