@@ -11,6 +11,7 @@ import urllib.request
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from autoembed import trial as trial_module
@@ -251,7 +252,12 @@ def test_a_damaged_trial_is_named_with_what_to_do(write_space, ray_here, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+    ],
 )
 def test_memory_that_runs_out_is_told_with_what_to_lower(write_space, planted, monkeypatch, error):
     def full(*words):
