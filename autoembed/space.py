@@ -178,7 +178,7 @@ class SearchSpace(BaseModel):
     features: FeatureSpec = FeatureSpec()
     embedding: dict[str, Any] = {}
     stages: Any
-    baselines: list[str | dict[str, Any]] = []
+    baselines: list[str | dict[str, Any] | list[dict[str, Any]]] = []
     backbone: Any = "deepfm"
     train: dict[str, Any] = {}
     variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
@@ -241,7 +241,8 @@ class SearchSpace(BaseModel):
         """
         chosen = _is_range(self.stages) or any(map(_is_range, self.stages))
         searched = "auto" if chosen else "+".join(map(_method, self.stages))
-        arms = _numbered([searched, *map(_method, self.baselines)])
+        others = ["+".join(map(_method, b)) if isinstance(b, list) else _method(b) for b in self.baselines]
+        arms = _numbered([searched, *others])
         return tuple(f"{arm}@{variant}" for variant in self.variants for arm in arms) or tuple(arms)
 
     def template(self, arm: str) -> dict[str, Any]:
@@ -256,7 +257,9 @@ class SearchSpace(BaseModel):
             stages = self.stages
         else:
             baseline = self.baselines[number - 1]
-            stages = [{"method": baseline} if isinstance(baseline, str) else baseline]
+            if isinstance(baseline, str):
+                baseline = {"method": baseline}
+            stages = baseline if isinstance(baseline, list) else [baseline]
         named = isinstance(backbone, dict) and "name" in backbone
         return {
             "arm": arm,

@@ -32,6 +32,8 @@ def test_every_shipped_space_is_valid(path):
         assert "optinter" in space.arms()[0]
     elif path.stem.endswith("_clusters"):
         assert space.arms()[:2] == ("ihas", "one_cluster")
+    elif path.stem.endswith("_composed"):
+        assert space.arms()[:2] == ("dnis+optinter+ihas", "dnis+optinter")
     elif path.stem.endswith("auto"):
         assert space.arms()[0] == "auto"
         assert space.objective.cost == "bytes"

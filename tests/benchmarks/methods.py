@@ -119,6 +119,9 @@ def prepare(space, data, seed, cache):
         dataset = dataset.keep(ranking.above(space.features.z), cache)
     if space.features.keep is not None:
         dataset = dataset.keep(ranking.top(space.features.keep), cache)
+    if space.features.pairs is not None:
+        pairs = rank(dataset, pairs=space.features.pairs.top).pairs.select("a", "b").rows()
+        dataset = dataset.cross(pairs, space.features.pairs, cache, candidates=True)
     return dataset
 
 
