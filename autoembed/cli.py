@@ -346,11 +346,18 @@ def retrain(
     data: Data = None,
     device: Device = None,
 ) -> None:
-    """Train a study's best architecture anew over seeds; mean and sd of valid and test metrics."""
+    """Train a study's best architecture anew over seeds, or with `--trial all` that of each arm; mean and sd."""
     from autoembed.study.progress import Bar
-    from autoembed.study.report import show_seeds, stdout
-    from autoembed.study.retrain import FILE, retrain_seeds
+    from autoembed.study.report import show_arms, show_seeds, stdout
+    from autoembed.study.retrain import ARMS, FILE, retrain_arms, retrain_seeds
 
+    with Bar() as bar:
+        if trial == "all":
+            folder, space, dataset, _ = _opened(run, None, data, bar)
+            found = retrain_arms(folder, space, dataset, seeds, device, bar)
+    if trial == "all":
+        show_arms(stdout(), found, folder.path / ARMS)
+        return
     with Bar() as bar:
         folder, _, dataset, chosen = _opened(run, trial, data, bar)
         rows, summary = retrain_seeds(folder, chosen, dataset, seeds, device, bar)

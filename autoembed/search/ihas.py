@@ -240,9 +240,13 @@ class Supernet(supernet.Supernet):
     def within(self, budget: int, allowed: Array) -> Array:
         """Kept dims bool [K, S, D] of all clusters, whose parameters and the router's fit the budget together."""
         router = sum(table.numel() for table in self.router.tables()) if self.router is not None else 0
-        left = budget - router - len(allowed) * self.parent.pair_parameters()
-        if router and left <= 0:
-            raise SpaceError(f"the budget must hold the router's {router} parameters and more, but got {budget}")
+        pairs = len(allowed) * self.parent.pair_parameters()
+        left = budget - router - pairs
+        if left <= 0:
+            raise SpaceError(
+                f"the budget must hold the router's {router} parameters and more, and {pairs} of pairs, which each "
+                f"cluster builds, but got {budget}"
+            )
         flat, rows = (-1, self.parent.dim), np.tile(self.parent.block_rows(), len(allowed))
         mask = supernet.select(
             self.worth.reshape(flat), allowed.reshape(flat), rows, left, first_order=self.first_order

@@ -341,6 +341,35 @@ def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | Non
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
 
+def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
+    """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
+    metric = found["metric"].replace("_", " ").replace("auc", "AUC")
+    number = len(found["arms"][found["leader"]]["seeds"])
+    table = _table(
+        f"each arm's best trial retrained from fresh weights, mean ± sd of {number} seeds",
+        *(
+            "arm",
+            "trial",
+            "valid AUC",
+            "test AUC",
+            "test logloss",
+            f"{found['leader']} ahead by\n{metric}",
+            "p, paired",
+        ),
+        left=2,
+    )
+    for arm, one in found["arms"].items():
+        cells = (
+            f"{one['mean'][name]:.4f} ± {one['sd'][name]:.4f}" for name in ("valid_auc", "test_auc", "test_logloss")
+        )
+        gap = found["paired"].get(arm)
+        apart = ("", "") if gap is None else (f"{gap['mean']:.4f} ± {gap['sd']:.4f}", f"{gap['p']:.3f}")
+        style = "bold green" if arm == found["leader"] else None
+        table.add_row(arm, one["trial"], *cells, *apart, style=style)
+    _print(console, table)
+    console.print(f"  written to {path}", soft_wrap=True)
+
+
 def show_seeds(console: Console, rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
     """Prints a retraining over seeds with mean and standard deviation."""
     names = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")

@@ -1,4 +1,4 @@
-"""A trial's architecture, trained anew over seeds."""
+"""The architecture of a trial, or of each arm's best one, trained anew over seeds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
+from autoembed.space import SearchSpace
+from autoembed.study.leaderboard import best, eligible
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir
 from autoembed.training import pick_device, predict
 from autoembed.trial import retrain
 
 FILE = "retrain.json"
+ARMS = "arms.json"
 METRICS = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
 
 
@@ -25,6 +28,53 @@ def retrain_seeds(
 
     The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json.
     """
+    rows, summary = _over_seeds(run, trial_id, dataset, seeds, device, bar)
+    run.write_json(FILE, {**summary, "seeds": rows})
+    return rows, summary
+
+
+def retrain_arms(
+    run: RunDir, space: SearchSpace, dataset: Dataset, seeds: int, device: str | None, bar: Bar
+) -> dict[str, Any]:
+    """The same for the best trial of each arm, with what sets the arms apart.
+
+    `arms` holds mean, sd and seeds of each. `paired` holds, for each arm but the best by mean valid, the mean and sd
+    over seeds of the best one's test metric minus its own, and p of a paired t-test: a seed shuffles the same rows for
+    all. Written to arms.json.
+    """
+    if seeds < 2:
+        raise StudyError(f"--trial all compares arms over seeds, so --seeds must be at least 2, but got {seeds}")
+    done = eligible(run.trials(), space)
+    arms: dict[str, Any] = {}
+    for arm in space.arms():
+        own = [trial for trial in done if trial.arm == arm]
+        if own:
+            rows, summary = _over_seeds(run, best(own, space).id, dataset, seeds, device, bar)
+            arms[arm] = {**summary, "seeds": rows}
+    if not arms:
+        raise StudyError("no trial is done yet")
+    sign = 1 if space.objective.mode == "max" else -1
+    leader = max(arms, key=lambda arm: sign * arms[arm]["mean"][space.objective.metric])
+    metric = space.objective.metric.replace("valid", "test")
+    paired = {arm: _paired(arms[leader], found, metric) for arm, found in arms.items() if arm != leader}
+    content = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
+    run.write_json(ARMS, content)
+    return content
+
+
+def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[str, float]:
+    from scipy.stats import ttest_rel
+
+    first, second = ([row[metric] for row in arm["seeds"]] for arm in (leader, other))
+    gaps = [a - b for a, b in zip(first, second, strict=True)]
+    # Equal gaps have no spread to test them by: one and the same architecture, or a chance without meaning.
+    p = float(ttest_rel(first, second).pvalue) if statistics.stdev(gaps) > 0 else 1.0
+    return {"mean": statistics.mean(gaps), "sd": statistics.stdev(gaps), "p": p}
+
+
+def _over_seeds(
+    run: RunDir, trial_id: str, dataset: Dataset, seeds: int, device: str | None, bar: Bar
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if seeds < 1:
         raise StudyError(f"--seeds must be at least 1, but got {seeds}")
     trial = run.read_trial(trial_id)
@@ -51,5 +101,4 @@ def retrain_seeds(
         "mean": {name: statistics.mean(values) for name, values in columns.items()},
         "sd": {name: statistics.stdev(values) if seeds > 1 else 0.0 for name, values in columns.items()},
     }
-    run.write_json(FILE, {**summary, "seeds": rows})
     return rows, summary

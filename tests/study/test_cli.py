@@ -1,3 +1,5 @@
+import json
+
 import polars as pl
 import pytest
 
@@ -98,6 +100,18 @@ def test_show_export_predict_and_retrain_on_a_finished_study(cli, finished, tmp_
     assert status == 0
     assert "sd" in out
     assert (run.path / "retrain.json").is_file()
+    status, out, _ = cli("retrain", run.path, "--trial", "all", "--seeds", "2")
+    assert status == 0
+    assert "ahead by" in out
+    arms = json.loads((run.path / "arms.json").read_text())
+    assert set(arms["arms"]) == {"dnis", "uniform"}
+    (other,) = arms["paired"]
+    first, second = (arms["arms"][arm]["seeds"] for arm in (arms["leader"], other))
+    gaps = [a["test_auc"] - b["test_auc"] for a, b in zip(first, second, strict=True)]
+    assert arms["paired"][other]["mean"] == pytest.approx(sum(gaps) / 2)
+    assert 0 <= arms["paired"][other]["p"] <= 1
+    status, _, err = cli("retrain", run.path, "--trial", "all", "--seeds", "1")
+    assert (status, "--seeds must be at least 2" in err) == (2, True)
     status, _, err = cli("retrain", run.path, "--trial", "dnis-99")
     assert status == 2
     assert "unknown trial 'dnis-99'" in err
