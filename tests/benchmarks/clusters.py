@@ -89,8 +89,8 @@ def main():
             "",
             f"`python tests/benchmarks/clusters.py --seeds {args.seeds}`",
             "",
-            f"{args.seeds} seeds, each with data of its own: 20,000 rows, two populations with three columns each, effects "
-            "and noise beside. Mean ± sd. Routers count as parameters and bytes; single models have wider towers.",
+            f"{args.seeds} seeds, each with data of its own: 20,000 rows, two populations with three columns each, "
+            "effects and noise. Mean ± sd. Routers count as parameters and bytes; single models have wider towers.",
             "",
             *lines,
         ]
