@@ -391,6 +391,28 @@ def export(
 
 
 @app.command()
+def resize(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="Folder of the bundles, one for each limit.")],
+    width: Annotated[list[float] | None, typer.Option(help="As many embedding parameters as that many dims.")] = None,
+    size: Annotated[list[int] | None, typer.Option("--bytes", help="Bytes of the whole model in memory.")] = None,
+    trial: Which = None,
+    data: Data = None,
+) -> None:
+    """Search once as a trial did, and write a retrained bundle for each of several limits."""
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_sizes, stdout
+    from autoembed.study.study import resize as resized
+    from autoembed.trial import limits
+
+    wanted = limits(widths=width or [], sizes=size or [])
+    with Bar() as bar:
+        folder, space, dataset, chosen = _opened(run, trial, data, bar)
+        found = resized(folder, space, dataset, chosen, wanted, out, bar)
+    show_sizes(stdout(), found, f"{chosen}: one search within {len(found)} limits")
+
+
+@app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/quickstart/best.")],
     table: Annotated[str, typer.Argument(help="A raw table with the bundle's columns.")],

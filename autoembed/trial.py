@@ -54,6 +54,14 @@ class Limit(BaseModel):
         return None if self.width is None else uniform_budget(root, self.width)
 
 
+def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:
+    """A limit for each width and each size in bytes; SpaceError unless they are above 0."""
+    try:
+        return [*(Limit(width=width) for width in widths), *(Limit(bytes=size) for size in sizes)]
+    except ValidationError as error:
+        raise SpaceError(first_line(error)) from None
+
+
 class TrialConfig(BaseModel):
     """Everything a trial depends on beside the data. Every leaf is a literal: ranges were resolved before."""
 

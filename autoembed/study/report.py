@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autoembed.study.leaderboard import Leaderboard, Row
     from autoembed.study.pareto import Point
     from autoembed.study.run_dir import Ended, RunDir
+    from autoembed.trial import TrialResult
 
 SHOWN = 5
 SHOWN_PAIRS = 20
@@ -79,6 +80,17 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     if run.best.is_dir():
         console.print(f"  best bundle  {run.best}", soft_wrap=True)
     console.print(f"  MLflow       autoembed ui --runs {run.path.parent}", soft_wrap=True)
+
+
+def show_sizes(console: Console, found: Sequence[tuple[TrialResult, Path]], title: str) -> None:
+    """Prints what one search gave within each of several limits."""
+    names = ("valid AUC", "valid logloss", "embedding\nparams", "all\nparams", "bytes")
+    table = _table(title, "bundle", *names)
+    for result, path in found:
+        cost = result.cost
+        cells = (f"{cost.embedding_parameters:,}", f"{cost.parameters:,}", f"{cost.bytes:,}")
+        table.add_row(Text(str(path)), f"{result.valid.auc:.4f}", f"{result.valid.logloss:.4f}", *cells)
+    _print(console, table)
 
 
 def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> None:

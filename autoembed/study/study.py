@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from autoembed import __version__
 from autoembed.bundle import write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.errors import StudyError
+from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace
 from autoembed.study import leaderboard, pareto
@@ -23,6 +24,7 @@ from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
+from autoembed.trial import Limit, TrialResult, run_limits
 
 if TYPE_CHECKING:
     from autoembed.study.tracking import Tracker
@@ -258,15 +260,40 @@ def _run_trials(
 def export(run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, path: Path) -> Path:
     """A bundle of a trial's architecture and weights."""
     trial = run.read_trial(trial_id)
+    model = run.load_model(trial, dataset.schema)
+    return _bundle(path, run, space, dataset, trial.id, trial.result, model)
+
+
+def resize(
+    run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, limits: Sequence[Limit], out: Path, bar: Bar
+) -> list[tuple[TrialResult, Path]]:
+    """Searches once more as a trial did and reads an architecture off within each limit; a bundle for each in `out`."""
+    config = run.read_trial(trial_id).result.config
+    if not limits:
+        raise StudyError("give at least one --width or --bytes")
+    bar.step("resize", 0, 1)
+    found = []
+    for result, model in run_limits(config, limits, dataset, lambda values: None):
+        limit = result.config.limit
+        name = f"{limit.bytes}-bytes" if limit.bytes else f"width-{limit.width:g}"
+        path = _bundle(out / name, run, space, dataset, trial_id, result, model)
+        found.append((result, path))
+    bar.step("resize", 1, 1)
+    return found
+
+
+def _bundle(
+    path: Path, run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, result: TrialResult, model: Model
+) -> Path:
     return write_bundle(
         path,
         schema=dataset.schema,
         vocabulary=dataset.vocabulary,
-        architecture=trial.result.architecture,
-        model=run.load_model(trial, dataset.schema),
+        architecture=result.architecture,
+        model=model,
         data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
-        metrics={"valid": trial.result.valid.model_dump()},
-        provenance={"study": run.name, "trial": trial.id, "fingerprint": dataset.fingerprint},
+        metrics={"valid": result.valid.model_dump()},
+        provenance={"study": run.name, "trial": trial_id, "fingerprint": dataset.fingerprint},
     )
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import polars as pl
 import pytest
@@ -100,6 +101,17 @@ def test_show_export_predict_and_retrain_on_a_finished_study(cli, finished, tmp_
     assert status == 0
     assert "sd" in out
     assert (run.path / "retrain.json").is_file()
+    sizes = ("--width", "1", "--width", "3", "--bytes", "20000")
+    status, out, _ = cli("resize", run.path, tmp_path / "sizes", "--trial", "dnis", *sizes)
+    assert (status, "one search within 3 limits" in out) == (0, True)
+    costs = [load_bundle(tmp_path / "sizes" / name).architecture.cost for name in ("width-1", "width-3", "20000-bytes")]
+    assert costs[0].parameters < costs[1].parameters
+    assert costs[2].bytes <= 20_000
+    for wrong, told in (((), "at least one --width or --bytes"), (("--width", "-1"), "width: .* greater than 0")):
+        status, _, err = cli("resize", run.path, tmp_path / "none", *wrong)
+        assert status == 2
+        assert re.search(told, err), err
+
     status, out, _ = cli("retrain", run.path, "--trial", "all", "--seeds", "2")
     assert status == 0
     assert "ahead by" in out
