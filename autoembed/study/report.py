@@ -54,8 +54,11 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
 
 def _print(console: Console, table: Table) -> None:
     """Prints a table whole: where the terminal is too narrow, lines wrap, and no digit is cut off."""
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.width = max(console.width, needed)
+    options = console.options.update(max_width=1000)
+    for column in table.columns:  # once; left to itself, the table would measure every cell three times
+        cells = [column.header, *column.cells]
+        column.width = max(Measurement.get(console, options, cell).maximum for cell in cells)
+    console.width = max(console.width, Measurement.get(console, options, table).maximum)
     console.print(table)
 
 
