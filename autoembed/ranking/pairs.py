@@ -89,8 +89,9 @@ class Kernel:
         self._cells = [np.empty(rows + 1, dtype) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
         size = max(_direct(rows), most_values)
         # Half the width is half the cache, and enough if a cell has fewer rows than 65,536.
-        self._narrow = np.zeros(size, np.uint32), 16, np.empty(rows + 1, np.uint32)
-        self._wide = np.zeros(size, np.uint64), 32, np.empty(rows + 1, np.uint64)
+        packed = np.empty(rows + 1, np.uint64)
+        self._narrow = np.zeros(size, np.uint32), 16, packed.view(np.uint32)
+        self._wide = np.zeros(size, np.uint64), 32, packed
 
     def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""

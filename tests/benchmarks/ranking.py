@@ -115,7 +115,7 @@ def cold(args, folder):
         "",
         f"Ratios of medians: singles {default / ours:.0f}x OutRank's default and {best / ours:.0f}x its best flags; "
         f"all 1,770 pairs {PUBLISHED_PAIRS / pairs:.0f}x the {PUBLISHED_PAIRS:,.0f} s of its `--interaction_order 2` "
-        "(measured once, on an idle machine that was faster than this one, with 17.2 GB).",
+        "(measured once, on an idle machine, with 17.2 GB).",
     ]
 
 
