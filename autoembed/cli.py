@@ -506,6 +506,8 @@ def show(
             chosen = run.read_trial(_trial(run, trial))
             shown = chosen.result.architecture
             report.show_architecture(console, shown, f"{run.name}: trial {chosen.id}")
+            for note in chosen.result.notes:
+                console.print(f"  note: {note}", style="yellow", soft_wrap=True)
     if shown is not None:
         report.show_choices(console, shown, synergy)
     if picture is not None:

@@ -80,7 +80,8 @@ class TrialConfig(BaseModel):
 class TrialResult(BaseModel):
     """What a trial found, and what it cost; `weights` are kept apart in a safetensors file.
 
-    `latency_ms` is the compact model's time for a batch of 1,000 rows on the trial's device.
+    `latency_ms` is the compact model's time for a batch of 1,000 rows on the trial's device, and `notes` what a user
+    should know of how the search went.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +95,7 @@ class TrialResult(BaseModel):
     search_seconds: float
     retrain_seconds: float
     latency_ms: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
@@ -153,6 +155,7 @@ def _run(
     root = architecture = root_architecture(config, dataset)
     start = perf_counter()
     net, trained = None, None
+    notes: list[str] = []
     for stage in config.stages:
         if net is not None:
             width = net.config.width
@@ -164,6 +167,7 @@ def _run(
                 net.receive(trained)
             trained = net
         search(net, dataset, config.train, device=device, seed=config.seed, report=report)
+        notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     searched, found = perf_counter() - start, []
     for limit in limits:
@@ -183,6 +187,7 @@ def _run(
             search_seconds=searched,
             retrain_seconds=fitted.seconds,
             latency_ms=latency(model, dataset, device),
+            notes=tuple(notes),
         )
         found.append((result, model))
     return found

@@ -84,7 +84,7 @@ class Supernet(supernet.Supernet):
         super().__init__(schema, parent, config, counts, seed)
         self.map = Gates(len(parent.fields), parent.dim, config.gate, config.start)
         self.optimiser: torch.optim.Optimizer | None = None
-        self.pi = self.distinct = torch.zeros(0)
+        self.pi = torch.zeros(0)
         self.derived = False
         self.masks: list[Array] = []
         self.kept, self.worth = parent.mask()[None].astype(np.float32), np.zeros((0, 0, 0))
@@ -145,6 +145,13 @@ class Supernet(supernet.Supernet):
         ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(self.seed)).to(device)]
         self.router, found = self.find_clusters(ids)
         count = self.router.clusters if self.router is not None else 1
+        if count < self.config.clusters:
+            self.notes.append(
+                f"{count} of clusters={self.config.clusters} are left: the others had less than "
+                f"min_share={self.config.min_share:g} of the rows"
+            )
+        if self.config.epochs and self.diagnostics()["masks_distinct"] == 0:
+            self.notes.append("the gates collapsed, all rows have one mask: lower polarise, or take one_cluster")
         self.kept, self.worth, share = self.statistics(ids, count)
         return {"clusters": float(count), "smallest_share": float(share.min()), **found}
 

@@ -79,6 +79,7 @@ class Supernet(nn.Module):
         seed: for methods that draw.
 
     Attributes:
+        notes: what a user should know of how the search went, in whole sentences.
         router: what tells rows of one cluster from those of another, if a method finds clusters.
         progress: how far the search of the gates is, 0..1; None before it has begun.
         weight: float [N, D (+ 1 with first-order weights)], one row a value, fields of `parent` in order.
@@ -104,6 +105,7 @@ class Supernet(nn.Module):
         self.parent, self.config, self.seed = parent, config, seed
         self.progress: float | None = None
         self.router: Router | None = None
+        self.notes: list[str] = []
         self.schema = schema
         self.sparse = False
         fields = [schema.index(name) for name in parent.names]

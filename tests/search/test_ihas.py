@@ -158,6 +158,9 @@ def test_small_clusters_join_and_one_that_is_left_needs_no_router(populations):
     net, notes = net_of(populations[0], clusters=4, min_share=0.3, epochs=1)
     assert notes["search_clusters"] < 4
     assert notes["search_smallest_share"] >= 0.3
+    assert net.notes == [
+        f"{notes['search_clusters']:.0f} of clusters=4 are left: the others had less than min_share=0.3 of the rows"
+    ]
     net, notes = net_of(populations[0], clusters=6, min_share=0.49, cluster_on="embedding", epochs=1, router_fields=1)
     if notes["search_clusters"] == 1:
         assert not net.derive(None).clusters
@@ -170,6 +173,12 @@ def test_distillation_reads_the_field_that_tells(populations):
     router = distil(dataset.schema, dataset.schema.names, ids, cluster, 2, configure({"method": "ihas"}))
     assert [field.name for field in router.plan.fields] == ["population"]
     assert (router(ids) == cluster).float().mean() > 0.99
+
+
+def test_gates_that_collapsed_are_told(populations):
+    net, notes = net_of(populations[0], polarise=100.0, sparsity=3.0, epochs=1, min_share=0.0)
+    assert notes["search_masks_distinct"] == 0
+    assert "the gates collapsed" in net.notes[-1]
 
 
 def test_random_clusters_depend_on_ids_alone(populations):
