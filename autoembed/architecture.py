@@ -47,6 +47,12 @@ class FieldPlan(_Frozen):
     cardinality: int
     blocks: tuple[Block, ...]
 
+    @property
+    def entries(self) -> int:
+        """Entries that its values keep together, first-order weights left out."""
+        starts = [0, *(block.stop for block in self.blocks[:-1])]
+        return sum((block.stop - start) * len(block.dims) for block, start in zip(self.blocks, starts, strict=True))
+
     @model_validator(mode="after")
     def _blocks_cover_the_ids(self) -> FieldPlan:
         stops = [0, *(block.stop for block in self.blocks)]

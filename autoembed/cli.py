@@ -352,16 +352,15 @@ def retrain(
     from autoembed.study.retrain import ARMS, FILE, retrain_arms, retrain_seeds
 
     with Bar() as bar:
+        folder, space, dataset, chosen = _opened(run, None if trial == "all" else trial, data, bar)
         if trial == "all":
-            folder, space, dataset, _ = _opened(run, None, data, bar)
-            found = retrain_arms(folder, space, dataset, seeds, device, bar)
+            arms = retrain_arms(folder, space, dataset, seeds, device, bar)
+        else:
+            rows, summary = retrain_seeds(folder, chosen, dataset, seeds, device, bar)
     if trial == "all":
-        show_arms(stdout(), found, folder.path / ARMS)
-        return
-    with Bar() as bar:
-        folder, _, dataset, chosen = _opened(run, trial, data, bar)
-        rows, summary = retrain_seeds(folder, chosen, dataset, seeds, device, bar)
-    show_seeds(stdout(), rows, summary, folder.path / FILE)
+        show_arms(stdout(), arms, folder.path / ARMS)
+    else:
+        show_seeds(stdout(), rows, summary, folder.path / FILE)
 
 
 @app.command()

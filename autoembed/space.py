@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -123,11 +122,13 @@ class Objective(BaseModel):
     @classmethod
     def _one_of_each(cls, minimize: Any, info: Any) -> Any:
         names = [minimize] if isinstance(minimize, str) else list(minimize or ())
-        quality = names.count("valid.logloss") + bool(info.data.get("maximize"))
-        if quality > 1 or len(names) > quality + 1 - bool(info.data.get("maximize")) or (names and not quality):
+        if info.data.get("maximize"):
+            names.insert(0, info.data["maximize"])
+        costs = sum(name in COSTS for name in names)
+        if names and (len(names) - costs != 1 or costs > 1):
             raise ValueError(
                 f"objective must have one metric, valid.auc to maximize or valid.logloss to minimize, and at most one "
-                f"cost of {', '.join(COSTS)}, but has {[*filter(None, [info.data.get('maximize')]), *names]}"
+                f"cost of {', '.join(COSTS)}, but has {names}"
             )
         return minimize
 
@@ -155,7 +156,7 @@ class Objective(BaseModel):
     def cost_of(self, result: TrialResult) -> float:
         """What a trial's model costs by the named cost, else in bytes."""
         if self.cost == "latency_ms":
-            return result.latency_ms or 0.0
+            return result.latency_ms
         return float(result.cost.parameters if self.cost == "parameters" else result.cost.bytes)
 
 
@@ -291,16 +292,20 @@ class SearchSpace(BaseModel):
 
     def config(self, arm: str, values: Mapping[str, Any], seed: int = 0) -> TrialConfig:
         """The trial configuration with `values` for the ranges; a range without a value is an error."""
-        return check({**_filled("", self.template(arm), partial(_value, values)), "seed": seed})
+        return check({**self._with(arm, values), "seed": seed})
 
     def corners(self, arm: str) -> Iterator[dict[str, Any]]:
         """Configurations that show every choice and both ends of every number once, to check them before a study."""
         ranges = self.ranges(arm)
         base = {place: leaf.first for place, leaf in ranges.items()}
-        for place, leaf in [("", Range(kind="choice", values=(None,))), *ranges.items()]:
-            for value in leaf.values[1 if place and not leaf.given else 0 :]:
-                values = {**base, **dict(leaf.given), place: value}
-                yield _filled("", self.template(arm), partial(_value, values))
+        yield self._with(arm, base)
+        for place, leaf in ranges.items():
+            for value in leaf.values if leaf.given else leaf.values[1:]:
+                yield self._with(arm, {**base, **dict(leaf.given), place: value})
+
+    def _with(self, arm: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = _filled("", self.template(arm), lambda place, leaf: values[place])
+        return found
 
 
 def _method(baseline: str | dict[str, Any]) -> str:
@@ -312,10 +317,6 @@ def _method(baseline: str | dict[str, Any]) -> str:
 
 def _is_range(node: Any) -> bool:
     return isinstance(node, dict) and len(node) == 1 and next(iter(node)) in KINDS
-
-
-def _value(values: Mapping[str, Any], place: str, leaf: Range) -> Any:
-    return values[place]
 
 
 def _is_stage(option: Any) -> bool:

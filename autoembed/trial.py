@@ -94,7 +94,7 @@ class TrialResult(BaseModel):
     best_epoch: int
     search_seconds: float
     retrain_seconds: float
-    latency_ms: float | None = None
+    latency_ms: float
     notes: tuple[str, ...] = ()
 
 

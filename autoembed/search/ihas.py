@@ -143,7 +143,7 @@ class Supernet(supernet.Supernet):
         rows = order[np.arange(min(total, self.config.sample))]
         ids = torch.from_numpy(dataset.ids("train")[np.sort(rows)]).to(device)
         ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(self.seed)).to(device)]
-        self.router, found = self.find_clusters(ids)
+        self.router, cluster, found = self.find_clusters(ids)
         count = self.router.clusters if self.router is not None else 1
         if count < self.config.clusters:
             self.notes.append(
@@ -151,19 +151,23 @@ class Supernet(supernet.Supernet):
                 f"min_share={self.config.min_share:g} of the rows"
             )
         if self.config.epochs and self.diagnostics()["masks_distinct"] == 0:
-            self.notes.append("the gates collapsed, all rows have one mask: lower polarise, or take one_cluster")
-        self.kept, self.worth, share = self.statistics(ids, count)
-        return {"clusters": float(count), "smallest_share": float(share.min()), **found}
+            self.notes.append("the gates collapsed, all rows have one mask: lower polarise")
+        self.kept, self.worth = self.statistics(ids, cluster, count)
+        share = torch.bincount(cluster, minlength=count).min().item() / len(ids)
+        return {"clusters": float(count), "smallest_share": share, **found}
 
-    def find_clusters(self, ids: Tensor) -> tuple[RouterModule | None, dict[str, float]]:
-        """The router that serves, none if all rows are of one cluster, and how often it agrees with the centroids."""
+    def find_clusters(self, ids: Tensor) -> tuple[RouterModule | None, Tensor, dict[str, float]]:
+        """The router that serves, none if all rows are of one cluster; the cluster that it gives each row, int64 [N];
+        and how often it agrees with the centroids.
+        """
         config, names = self.config, self.parent.names
         fields = [RouterField(name=field.name, rows=field.cardinality) for field in self.parent.fields]
         if config.clusters == 1:
-            return None, {}
+            return None, ids.new_zeros(len(ids), dtype=torch.int64), {}
         if config.cluster_on == "random":
             plan = Router(kind="hash", fields=tuple(fields), seed=self.seed)
-            return HashRouter(self.schema, plan, config.clusters).to(ids.device), {}
+            drawn = HashRouter(self.schema, plan, config.clusters).to(ids.device)
+            return drawn, drawn(ids), {}
         centroids = self.centroids(ids, fields)
         while True:
             exact = self.centroid_router(fields, centroids)
@@ -176,10 +180,10 @@ class Supernet(supernet.Supernet):
                 cluster = router(ids)
             share = torch.bincount(cluster, minlength=len(centroids)) / len(ids)
             if share.min() >= config.min_share:
-                return router, found
+                return router, cluster, found
             centroids = np.delete(centroids, int(share.argmin()), axis=0)
             if len(centroids) == 1:
-                return None, found
+                return None, torch.zeros_like(cluster), {}
 
     def centroids(self, ids: Tensor, fields: Sequence[RouterField]) -> Array:
         """k-means of what the rows are clustered on: float [K, F * D]."""
@@ -197,39 +201,36 @@ class Supernet(supernet.Supernet):
             kind="centroid", fields=tuple(fields), dim=dim, space=config.cluster_on, gate=config.gate, seed=self.seed
         )
         router = CentroidRouter(self.schema, plan, len(centroids)).to(self.weight.device)
-        rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
-        router.weight.copy_(self.weight[:, :dim] * self.mask[:, :dim].repeat_interleave(rows, dim=0))
+        router.weight.copy_(torch.cat(self.folded(self.mask))[:, :dim])
         router.centroids.copy_(torch.as_tensor(centroids))
         if router.gates is not None:
             router.gates.load_state_dict(self.map.state_dict())
         return router
 
-    def statistics(self, ids: Tensor, clusters: int) -> tuple[Array, Array, Array]:
+    def statistics(self, ids: Tensor, cluster: Tensor, clusters: int) -> tuple[Array, Array]:
         """Per cluster, block and dim, over the cluster's rows with a value in the block: the share of open gates, and
-        the mean magnitude of what they let through, float [K, S, D] each; and each cluster's share of the rows [K].
+        the mean magnitude of what they let through, float [K, S, D] each.
         """
         blocks, dim = len(self.parent.block_rows()), self.parent.dim
         opened, passed = (ids.new_zeros(clusters * blocks, dim, dtype=torch.float32) for _ in range(2))
-        rows, share = ids.new_zeros(clusters * blocks, dtype=torch.float32), np.zeros(clusters)
-        for part in torch.split(ids, _CHUNK):
-            cluster = self.router(part) if self.router is not None else part.new_zeros(len(part), dtype=torch.int64)
+        rows = ids.new_zeros(clusters * blocks, dtype=torch.float32)
+        for part, of in zip(torch.split(ids, _CHUNK), torch.split(cluster, _CHUNK), strict=True):
             own = torch.split(part.index_select(1, self.columns), self.sizes, dim=1)[0]
             block = self.block(own)
             e = functional.embedding(own + self.offsets, self.weight)[..., :dim]
             logits = self.map(e * functional.embedding(block, self.mask[:, :dim]))
-            place = (cluster.unsqueeze(1) * blocks + block).flatten()
+            place = (of.unsqueeze(1) * blocks + block).flatten()
             opened.index_add_(0, place, (logits > 0).float().flatten(0, 1))
             passed.index_add_(0, place, (e.abs() * torch.sigmoid(logits)).flatten(0, 1))
             rows.index_add_(0, place, torch.ones_like(place, dtype=torch.float32))
-            share += np.bincount(cluster.cpu().numpy(), minlength=clusters)
         means = [(total / rows.clamp_min(1).unsqueeze(1)).cpu().numpy() for total in (opened, passed)]
         kept, worth = (mean.reshape(clusters, blocks, dim) for mean in means)
-        return kept, worth, share / len(ids)
+        return kept, worth
 
     def derive(self, budget: int | None) -> Architecture:
         allowed = np.broadcast_to(self.parent.mask(), self.kept.shape)
         masks = allowed & (self.kept >= self.config.theta) if budget is None else self.within(budget, allowed)
-        self.derived, self.masks = True, [self._with_first_order(mask) for mask in masks]
+        self.derived, self.masks = True, list(masks)
         if self.router is None:
             return self.narrow_to(masks[0])
         if not masks.any(axis=(1, 2)).all():
@@ -270,19 +271,13 @@ class Supernet(supernet.Supernet):
             logits = logits.index_put((rows,), super().forward(ids_BF.index_select(0, rows)))
         return logits
 
-    def wear(self, mask: Array) -> None:
-        """Masks the net to a cluster's dims float [S, D (+ 1)]."""
-        self.mask.copy_(torch.as_tensor(mask))
-        alive = np.zeros(len(self.parent.fields), dtype=bool)
-        np.logical_or.at(alive, self.parent.field_of_block(), mask.any(axis=1))
-        self.backbone.alive[: len(alive)] = torch.as_tensor(alive)
-
     def compact(self, architecture: Architecture) -> Model:
         if not architecture.clusters:
             return self.cut(architecture, self.mask)
         model = RoutedModel(self.schema, architecture).to(self.weight.device)
         for part, cluster, mask in zip(model.models, architecture.clusters, self.masks, strict=True):
-            part.load_state_dict(self.cut(cluster, torch.as_tensor(mask, device=self.weight.device)).state_dict())
+            self.wear(mask)
+            part.load_state_dict(self.cut(cluster, self.mask).state_dict())
         if model.router is not None and self.router is not None:
             model.router.load_state_dict(self.router.state_dict())
         return model

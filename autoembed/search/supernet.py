@@ -213,15 +213,19 @@ class Supernet(nn.Module):
         """The parent with kept dims bool [S, D]; from here on the supernet is masked to them."""
         mask = mask & self.parent.mask()
         architecture = self.parent.with_mask(mask)
-        self.mask.copy_(torch.tensor(self._with_first_order(mask)))
-        alive = [name in architecture.names for name in self.parent.names]
-        self.backbone.alive[: len(alive)] = torch.tensor(alive)
+        self.wear(mask)
         return architecture
+
+    def wear(self, mask: Array) -> None:
+        """Masks the supernet to kept dims bool [S, D]; a field that keeps none counts for nothing."""
+        self.mask.copy_(torch.tensor(self._with_first_order(mask)))
+        alive = np.zeros(len(self.parent.fields), dtype=bool)
+        np.logical_or.at(alive, self.parent.field_of_block(), mask.any(axis=1))
+        self.backbone.alive[: len(alive)] = torch.tensor(alive)
 
     def reopen(self) -> None:
         """Undoes `derive`, so that another budget may be tried."""
-        self.mask.copy_(torch.tensor(self._with_first_order(self.parent.mask())))
-        self.backbone.alive.fill_(True)
+        self.wear(self.parent.mask())
 
     @torch.no_grad()
     def receive(self, source: Supernet) -> None:
@@ -231,18 +235,29 @@ class Supernet(nn.Module):
         """
         if source.parent.dim != self.parent.dim or source.first_order != self.first_order:
             return
-        rows = torch.as_tensor(source.parent.block_rows(), device=source.weight.device)
-        table = source.weight * source.gates().repeat_interleave(rows, dim=0)
-        parts = torch.split(table, [field.cardinality for field in source.parent.fields])
-        fields = [source.parent.names.index(name) for name in self.parent.names]
-        self.weight.copy_(torch.cat([parts[field] for field in fields]))
-        own = {name: part for pairs in source.pairs for name, part in pairs.own().items()}
+        tables, fields = source.folded(source.gates()), source.places(self.parent.names)
+        self.weight.copy_(torch.cat([tables[field] for field in fields]))
+        own = source.pair_tables()
         for pairs in self.pairs:
             pairs.load({name: own.get(name, part) for name, part in pairs.own().items()})
-        names = [pair.name for pair in source.inputs]
-        if {pair.name for pair in self.inputs} <= set(names):
-            fields += [len(source.parent.fields) + names.index(pair.name) for pair in self.inputs]
-            inherit(source.backbone, self.backbone, fields)
+        inputs = [pair.name for pair in self.inputs]
+        if set(inputs) <= {pair.name for pair in source.inputs}:
+            inherit(source.backbone, self.backbone, fields + source.places(inputs))
+
+    def folded(self, gates: Tensor) -> tuple[Tensor, ...]:
+        """The weights times `gates` float [S, D (+ 1)], per field of the parent float [cardinality, D (+ 1)]."""
+        rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
+        table = self.weight * gates.repeat_interleave(rows, dim=0)
+        return torch.split(table, [field.cardinality for field in self.parent.fields])
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Where fields and inputs of pairs stand among those of the backbone here."""
+        own = [*self.parent.names, *(pair.name for pair in self.inputs)]
+        return [own.index(name) for name in names]
+
+    def pair_tables(self) -> dict[tuple[str, str], Tensor]:
+        """What every one of the pairs' modules holds, by kind and column."""
+        return {name: part for pairs in self.pairs for name, part in pairs.own().items()}
 
     def compact(self, architecture: Architecture) -> Model:
         """The compact model of an architecture derived here, with this net's weights, gates folded in."""
@@ -253,15 +268,11 @@ class Supernet(nn.Module):
         """The compact model of a plain architecture with this net's weights times `gates` float [S, D (+ 1)]."""
         model = CTRModel(self.schema, architecture).to(self.weight.device)
         assert isinstance(model.embedding, MixedEmbedding), "a hashed table has no rows of a value's own to inherit"
-        fields = [self.parent.names.index(name) for name in architecture.names]
-        rows = torch.as_tensor(self.parent.block_rows(), device=self.weight.device)
-        table = self.weight * gates.repeat_interleave(rows, dim=0)
-        tables = torch.split(table, [field.cardinality for field in self.parent.fields])
+        tables, fields = self.folded(gates), self.places(architecture.names)
         model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
         if model.pairs is not None:
-            model.pairs.load({name: part for pairs in self.pairs for name, part in pairs.own().items()})
-            names = [pair.name for pair in self.inputs]
-            fields += [len(self.parent.fields) + names.index(pair.name) for pair in architecture.built]
+            model.pairs.load(self.pair_tables())
+            fields += self.places([pair.name for pair in architecture.built])
         inherit(self.backbone, model.backbone, fields)
         return model
 

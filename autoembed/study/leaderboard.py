@@ -82,7 +82,7 @@ class Leaderboard(_Frozen):
 def eligible(trials: Iterable[Trial], space: SearchSpace) -> list[Trial]:
     """The trials that hold the limit on latency, all if there is none."""
     limit = space.budget.latency_ms
-    return [trial for trial in trials if limit is None or (trial.result.latency_ms or 0.0) <= limit]
+    return [trial for trial in trials if limit is None or trial.result.latency_ms <= limit]
 
 
 def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
@@ -93,7 +93,7 @@ def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
     done = list(trials)
     trials = eligible(done, space)
     if done and not trials:
-        least = min(trial.result.latency_ms or 0.0 for trial in done)
+        least = min(trial.result.latency_ms for trial in done)
         raise StudyError(
             f"no trial holds budget.latency_ms={space.budget.latency_ms:g}, the fastest takes {least:.2f} ms for 1,000 "
             "rows: raise it"
@@ -130,6 +130,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
                 "retrain_seconds": round(champion.result.retrain_seconds, 2),
             }
         rows.append(Row(arm=arm, **facts))
+    winner = best(champions or trials, space)
     found: dict[str, Any] = {}
     truth = dataset.truth
     if truth:
@@ -137,7 +138,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
         if searched:
             found["groups"] = groups(truth, dataset, searched.result.architecture)
         found["best_test_auc"] = truth.get("best_auc", {}).get("test")
-    board = Leaderboard(metric=space.objective.metric, winner=best(champions, space).id, rows=tuple(rows), **found)
+    board = Leaderboard(metric=space.objective.metric, winner=winner.id, rows=tuple(rows), **found)
     run.write_json(FILE, board.model_dump(mode="json"))
     return board
 
@@ -151,12 +152,7 @@ def on_test(run: RunDir, trial: Trial, dataset: Dataset, device: str) -> Metrics
 
 def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
     """Planted beside found, for the groups that were planted."""
-    kept = {}
-    for field in architecture.fields:
-        starts = [0, *(block.stop for block in field.blocks)]
-        kept[field.name] = sum(
-            (block.stop - start) * len(block.dims) for block, start in zip(field.blocks, starts, strict=False)
-        )
+    kept = {field.name: field.entries for field in architecture.fields}
     cardinality = dict(zip(dataset.schema.names, dataset.schema.cardinalities, strict=True))
     total = sum(kept.values())
     found = []

@@ -179,6 +179,7 @@ class Mirror:
                     "embedding_parameters": result.cost.embedding_parameters,
                     "parameters": result.cost.parameters,
                     "bytes": result.cost.bytes,
+                    "latency_ms": result.latency_ms,
                     "search_seconds": result.search_seconds,
                     "retrain_seconds": result.retrain_seconds,
                 },

@@ -27,12 +27,11 @@ class Point:
 
 
 def points(trials: Iterable[Trial], space: SearchSpace) -> list[Point]:
-    """Every trial's point, by rising cost."""
-    found = [
+    """Every trial's point."""
+    return [
         Point(trial=trial, quality=space.objective.of(trial.result.valid), cost=space.objective.cost_of(trial.result))
         for trial in trials
     ]
-    return sorted(found, key=lambda point: point.cost)
 
 
 def front(found: Sequence[Point], space: SearchSpace) -> list[Point]:

@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     import polars as pl
 
-    from autoembed.architecture import Architecture, FieldPlan
+    from autoembed.architecture import Architecture
     from autoembed.bundle import Bundle
     from autoembed.ranking.quality import Finding
     from autoembed.ranking.ranking import Ranking
@@ -106,11 +106,12 @@ def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> N
     table = _table(f"Pareto front of {metric} and {cost}", " ", *names, left=2)
     for point in kept:
         result, own = point.trial.result, point.trial.id == knee
-        latency = "-" if result.latency_ms is None else f"{result.latency_ms:.2f}"
         cells = (f"{point.quality:.4f}", f"{point.cost:,.6g}" if cost == "latency_ms" else f"{point.cost:,.0f}")
         parameters = f"{result.cost.embedding_parameters:,}"
         style = "bold" if own else None
-        table.add_row("knee" if own else "", point.trial.id, *cells, parameters, latency, style=style)
+        table.add_row(
+            "knee" if own else "", point.trial.id, *cells, parameters, f"{result.latency_ms:.2f}", style=style
+        )
     _print(console, table)
     console.print("  export one: autoembed export RUN OUT --pick knee | 'smallest-within 0.001' | ID")
 
@@ -162,14 +163,14 @@ def show_failures(console: Console, ended: list[Ended]) -> None:
 def show_unfinished(console: Console, run: RunDir) -> None:
     """Prints how far a study without a leaderboard has come, by valid: test is read at the end only."""
     from autoembed.space import SearchSpace
-    from autoembed.study.leaderboard import best
+    from autoembed.study.leaderboard import best, eligible
 
     space, ended, done = SearchSpace.read(run.space), run.ended(), run.trials()
     names = ("arm", "best trial so far", "valid\nAUC", "valid\nlogloss", "done", "pruned", "failed")
     table = _table(f"{run.name}: not finished", *names, left=2)
     counts = Counter((trial.arm, trial.state) for trial in ended)
     for arm in dict.fromkeys(trial.arm for trial in ended):
-        own = [trial for trial in done if trial.arm == arm]
+        own = [trial for trial in eligible(done, space) if trial.arm == arm]
         first = best(own, space) if own else None
         valid = first.result.valid if first else None
         cells = (f"{valid.auc:.4f}", f"{valid.logloss:.4f}") if valid else ("-", "-")
@@ -184,12 +185,9 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
     """Prints per field how many dims its blocks keep, frequent values first."""
     table = _table(title, "field", "values", "dims kept per block,\nfrequent to rare", "parameters", "of full")
     for field in architecture.fields:
-        starts = [0, *(block.stop for block in field.blocks)]
-        rows = [block.stop - start for block, start in zip(field.blocks, starts, strict=False)]
-        own = sum(size * len(block.dims) for size, block in zip(rows, field.blocks, strict=True))
         dims = " ".join(str(len(block.dims)) for block in field.blocks)
-        share = own / (field.cardinality * architecture.dim)
-        table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{own:,}", f"{share:.0%}")
+        share = field.entries / (field.cardinality * architecture.dim)
+        table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{field.entries:,}", f"{share:.0%}")
     _print(console, table)
     show_clusters(console, architecture)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
@@ -240,17 +238,12 @@ def show_clusters(console: Console, architecture: Architecture) -> None:
     title = f"{len(clusters)} clusters: mean dims kept of a field's values"
     table = _table(title, "field", *(f"cluster {number}" for number in range(1, len(clusters) + 1)))
     for field in architecture.fields:
-        kept = [next((plan for plan in cluster.fields if plan.name == field.name), None) for cluster in clusters]
-        table.add_row(Text(field.name), *("-" if plan is None else f"{_mean_dims(plan):.1f}" for plan in kept))
+        kept = [{plan.name: plan.entries for plan in cluster.fields}.get(field.name) for cluster in clusters]
+        cells = ("-" if entries is None else f"{entries / field.cardinality:.1f}" for entries in kept)
+        table.add_row(Text(field.name), *cells)
     _print(console, table)
     reads = ", ".join(field.name for field in router.fields)
     console.print(f"  a row's cluster is found by {router.kind} from {reads}", soft_wrap=True)
-
-
-def _mean_dims(field: FieldPlan) -> float:
-    starts = [0, *(block.stop for block in field.blocks)]
-    kept = sum((block.stop - start) * len(block.dims) for block, start in zip(field.blocks, starts, strict=False))
-    return kept / field.cardinality
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:

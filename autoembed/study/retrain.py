@@ -12,7 +12,7 @@ from autoembed.nn.model import RoutedModel
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import best, eligible
 from autoembed.study.progress import Bar
-from autoembed.study.run_dir import RunDir
+from autoembed.study.run_dir import RunDir, Trial
 from autoembed.training import pick_device, predict
 from autoembed.trial import retrain
 
@@ -28,7 +28,7 @@ def retrain_seeds(
 
     The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json.
     """
-    rows, summary = _over_seeds(run, trial_id, dataset, seeds, device, bar)
+    rows, summary = _over_seeds(run, run.read_trial(trial_id), dataset, seeds, device, bar)
     run.write_json(FILE, {**summary, "seeds": rows})
     return rows, summary
 
@@ -49,7 +49,7 @@ def retrain_arms(
     for arm in space.arms():
         own = [trial for trial in done if trial.arm == arm]
         if own:
-            rows, summary = _over_seeds(run, best(own, space).id, dataset, seeds, device, bar)
+            rows, summary = _over_seeds(run, best(own, space), dataset, seeds, device, bar)
             arms[arm] = {**summary, "seeds": rows}
     if not arms:
         raise StudyError("no trial is done yet")
@@ -67,17 +67,16 @@ def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[
 
     first, second = ([row[metric] for row in arm["seeds"]] for arm in (leader, other))
     gaps = [a - b for a, b in zip(first, second, strict=True)]
-    # Equal gaps have no spread to test them by: one and the same architecture, or a chance without meaning.
-    p = float(ttest_rel(first, second).pvalue) if statistics.stdev(gaps) > 0 else 1.0
+    # One and the same architecture leaves no gap to test.
+    p = float(ttest_rel(first, second).pvalue) if any(gaps) else 1.0
     return {"mean": statistics.mean(gaps), "sd": statistics.stdev(gaps), "p": p}
 
 
 def _over_seeds(
-    run: RunDir, trial_id: str, dataset: Dataset, seeds: int, device: str | None, bar: Bar
+    run: RunDir, trial: Trial, dataset: Dataset, seeds: int, device: str | None, bar: Bar
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if seeds < 1:
         raise StudyError(f"--seeds must be at least 1, but got {seeds}")
-    trial = run.read_trial(trial_id)
     result = trial.result
     where = pick_device(device or result.config.device)
     found = run.load_model(trial, dataset.schema)
@@ -97,7 +96,7 @@ def _over_seeds(
         bar.step("retrain", seed, seeds)
     columns = {name: [row[name] for row in rows] for name in METRICS}
     summary = {
-        "trial": trial_id,
+        "trial": trial.id,
         "mean": {name: statistics.mean(values) for name, values in columns.items()},
         "sd": {name: statistics.stdev(values) if seeds > 1 else 0.0 for name, values in columns.items()},
     }

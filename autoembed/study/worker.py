@@ -46,7 +46,7 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
         end: dict[str, Any] = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
         end[COST] = space.objective.cost_of(result)
         if space.budget.latency_ms is not None:
-            end[OVER] = (result.latency_ms or 0.0) - space.budget.latency_ms
+            end[OVER] = result.latency_ms - space.budget.latency_ms
     except Exception as error:
         if no_space(error):
             # Not the trial's fault: it is run again when there is room.

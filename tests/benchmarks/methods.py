@@ -50,15 +50,8 @@ def noise_share(result, dataset):
     """Share of the embedding parameters that noise columns have, or None if the truth is not known."""
     if not dataset.truth:
         return None
-    noise, total = 0, 0
-    for field in result.architecture.fields:
-        start = 0
-        for block in field.blocks:
-            size = (block.stop - start) * len(block.dims)
-            noise += size * (field.name in dataset.truth["noise"])
-            total += size
-            start = block.stop
-    return noise / total
+    kept = {field.name: field.entries for field in result.architecture.fields}
+    return sum(kept.get(name, 0) for name in dataset.truth["noise"]) / sum(kept.values())
 
 
 def best_of(space, arm, dataset, seed, number, trials, change=lambda config: config):

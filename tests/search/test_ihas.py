@@ -161,9 +161,9 @@ def test_small_clusters_join_and_one_that_is_left_needs_no_router(populations):
     assert net.notes == [
         f"{notes['search_clusters']:.0f} of clusters=4 are left: the others had less than min_share=0.3 of the rows"
     ]
-    net, notes = net_of(populations[0], clusters=6, min_share=0.49, cluster_on="embedding", epochs=1, router_fields=1)
-    if notes["search_clusters"] == 1:
-        assert not net.derive(None).clusters
+    net, notes = net_of(populations[0], clusters=6, min_share=0.499, cluster_on="embedding", epochs=1, router_fields=1)
+    assert notes["search_clusters"] == notes["search_smallest_share"] == 1
+    assert not net.derive(None).clusters
 
 
 def test_distillation_reads_the_field_that_tells(populations):

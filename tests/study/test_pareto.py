@@ -8,12 +8,12 @@ from mlflow import MlflowClient
 from autoembed.errors import StudyError
 from autoembed.space import Objective, SearchSpace
 from autoembed.study import pareto
-from autoembed.study.leaderboard import best
+from autoembed.study.leaderboard import best, build
 from autoembed.study.pareto import Point, front, pick
 from autoembed.study.run_dir import store
 from autoembed.study.sampler import make_sampler
 from autoembed.study.scheduler import PerArm
-from autoembed.study.study import Request, run_study
+from autoembed.study.study import Request, prepare, run_study
 
 STAGES = {
     "choice": [
@@ -121,6 +121,8 @@ def test_a_study_of_quality_and_bytes(write_space, tmp_path, ray_here, cli):
     slow = space.model_copy(update={"budget": space.budget.model_copy(update={"latency_ms": 1e-6})})
     with pytest.raises(StudyError, match=r"no trial holds budget\.latency_ms=1e-06, the fastest takes"):
         best(run.trials(), slow)
+    with pytest.raises(StudyError, match=r"no trial holds budget\.latency_ms=1e-06"):
+        build(run, slow, prepare(run, slow, None))
     middle = sorted(trial.result.latency_ms for trial in run.trials())[3]
     held = space.model_copy(update={"budget": space.budget.model_copy(update={"latency_ms": middle})})
     assert best(run.trials(), held).result.latency_ms <= middle
