@@ -4,6 +4,7 @@ import socket
 import pytest
 import yaml
 
+import autoembed.study  # noqa: F401  (before any test module imports ray, which reads its environment once)
 from autoembed.cli import main
 
 SPACE = {
@@ -24,8 +25,6 @@ SPACE = {
 def ray_here():
     """One Ray for all studies of this process."""
     import ray
-
-    import autoembed.study  # noqa: F401  (sets the environment first)
 
     ray.init(
         address="local",
