@@ -17,7 +17,7 @@ Labels = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.float64]
 Table = npt.NDArray[Any]
 
-# Below this many cells, importing numba takes longer than what its kernel saves.
+# Below this many cells, loading the kernel takes longer than what it saves.
 _SMALL = 40_000_000
 
 

@@ -1,91 +1,146 @@
-"""Compiled loops over rows and cells. Importing this module imports numba, so it is imported where it is needed only.
+"""Loops over rows and cells, compiled (`ranking.native`): threads run them side by side.
 
-Every kernel releases the GIL: threads run them side by side. A cell is a pair of values that occurs; its n rows hold
-k positive ones. What indexes arrays is unsigned: numba would look whether a signed number is negative, each time.
+A cell is a pair of values that occurs; its n rows hold k positive ones. What indexes arrays is unsigned: numba would
+look whether a signed number is negative, each time. What a kernel needs to work in, its caller allocates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-F = TypeVar("F", bound=Callable[..., Any])
+from autoembed.ranking.native import native, summing
 
-_BLOCK = 4096  # rows
-_IN_PARTS = 1 << 13  # cells: four tables of them stand in the second cache
+Array = npt.NDArray[Any]
+
+BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's
+_HALF, _WORDS = np.uint64(64), np.uint64(32)
+LONG_BLOCK = np.uint64(4096)
+_NEAR = 1 << 13  # cells: a table of them stands in the first cache
+_TWOS = 1 << 11  # cells
+_INTERLEAVED = 1 << 7  # cells
 _TEMPER = 0.1
 _FREE = 0.05  # less of a cell is free where one value all but fixes the other: it shows no interaction
 _STEP = 2.0
 
-# numpy's model of errors: a look at each divisor would keep a loop from taking several cells at a time.
-_compiled: Callable[[F], F] = numba.njit(cache=True, nogil=True, error_model="numpy")
-# Sums may be taken in any order.
-_summed: Callable[[F], F] = numba.njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"}
-)
 
-
-@_compiled
 def count_column(codes: Array, labels: Array, table: Array) -> None:
-    """Add rows to table [K, L] by code and class.
+    """Add rows, codes int32 and labels uint8 [rows], to table int64 [K, L] by code and class."""
+    cells = table.size
+    if len(codes) < cells:
+        count_few(codes, labels, table)
+    elif cells > _NEAR:
+        part = np.zeros(cells, np.uint32)
+        count_far(codes, labels, table, part, np.empty(LONG_BLOCK, np.uint32))
+    else:
+        # A core writes one counter at a time, so rows of a small table are counted two by two.
+        twos = cells * cells <= _TWOS
+        size = cells * cells if twos else cells
+        # Equal neighbours would wait on each other in one table.
+        part = np.zeros((8 if size <= _INTERLEAVED else 1, size), np.uint32)
+        count_near(codes, labels, table, int(twos), part, np.empty(int(BLOCK), np.uint16))
 
-    The cells of a block of rows are found first, several at a time. Small tables are counted in four parts, so that
-    equal neighbours do not wait on each other; the counters are half as large as those of the table.
-    """
-    K, L = table.shape
-    if len(codes) < K * L:
-        for i in range(len(codes)):
-            table[codes[i], labels[i]] += 1
-        return
-    part = np.zeros((4 if K * L <= _IN_PARTS else 1, K * L), np.uint32)
-    first, second, third, fourth = part[0], part[1 % len(part)], part[2 % len(part)], part[3 % len(part)]
-    cell = np.empty(_BLOCK, np.uint32)
-    whole = len(codes) // _BLOCK * _BLOCK
-    for start in range(0, whole, _BLOCK):
-        block, classes = codes[start : start + _BLOCK], labels[start : start + _BLOCK]
-        for i in range(_BLOCK):
-            cell[i] = block[i] * L + classes[i]
-        for i in range(0, _BLOCK, 4):
-            first[cell[i]] += 1
-            second[cell[i + 1]] += 1
-            third[cell[i + 2]] += 1
-            fourth[cell[i + 3]] += 1
+
+@native
+def count_few(codes: Array, labels: Array, table: Array) -> None:
+    """`count_column` without counters beside the table."""
+    for i in range(len(codes)):
+        table[codes[i], labels[i]] += 1
+
+
+@native
+def count_far(codes: Array, labels: Array, table: Array, part: Array, cell: Array) -> None:
+    """`count_column` through counters half as large as those of the table; cells are found several at a time."""
+    L, block = np.uint32(table.shape[1]), np.uint64(len(cell))
+    whole = np.uint64(len(codes)) // block * block
+    for b in range(np.uint64(0), whole, block):
+        for i in range(block):
+            cell[i] = np.uint32(codes[b + i]) * L + labels[b + i]
+        for i in range(block):
+            part[cell[i]] += np.uint32(1)
     for i in range(whole, len(codes)):
-        first[codes[i] * L + labels[i]] += 1
-    for p in range(len(part)):
-        for c in range(K * L):
-            table[c // L, c % L] += part[p, c]
+        part[np.uint32(codes[i]) * L + labels[i]] += np.uint32(1)
+    for c in range(len(part)):
+        table[c // L, c % L] += part[c]
 
 
-@_compiled
+@native
+def count_near(codes: Array, labels: Array, table: Array, twos: int, part: Array, cell: Array) -> None:
+    """`count_column` through counters part, uint32 [1 or 8, cells], or [., cells * cells] with `twos`.
+
+    cell, uint16 [BLOCK], holds the cells of a block of rows, or with `twos` those of both halves, row by row. They are
+    found several at a time, and read by fours.
+    """
+    L, M = np.uint32(table.shape[1]), np.uint32(table.size)
+    n = len(part)
+    p0, p1, p2, p3 = part[0], part[1 % n], part[2 % n], part[3 % n]
+    p4, p5, p6, p7 = part[4 % n], part[5 % n], part[6 % n], part[7 % n]
+    fours = cell.view(np.uint64)
+    low, one = np.uint64(0xFFFF), np.uint32(1)
+    words = _HALF // np.uint64(4) if twos else _WORDS
+    whole = np.uint64(len(codes)) // BLOCK * BLOCK
+    for b in range(np.uint64(0), whole, BLOCK):
+        if twos:
+            for i in range(_HALF):
+                j = b + _HALF + i
+                first = np.uint32(codes[b + i]) * L + labels[b + i]
+                cell[i] = first * M + np.uint32(codes[j]) * L + labels[j]
+        else:
+            for i in range(BLOCK):
+                cell[i] = np.uint32(codes[b + i]) * L + labels[b + i]
+        for i in range(np.uint64(0), words, np.uint64(2)):
+            x, y = fours[i], fours[i + np.uint64(1)]
+            p0[x & low] += one
+            p1[(x >> np.uint64(16)) & low] += one
+            p2[(x >> np.uint64(32)) & low] += one
+            p3[x >> np.uint64(48)] += one
+            p4[y & low] += one
+            p5[(y >> np.uint64(16)) & low] += one
+            p6[(y >> np.uint64(32)) & low] += one
+            p7[y >> np.uint64(48)] += one
+    for p in range(n):
+        for c in range(part.shape[1]):
+            times = part[p, c]
+            if twos:
+                table[c // M // L, c // M % L] += times
+                table[c % M // L, c % L] += times
+            else:
+                table[c // L, c % L] += times
+    for i in range(whole, len(codes)):
+        table[codes[i], labels[i]] += 1
+
+
+@native
 def count_column_weighted(codes: Array, labels: Array, weights: Array, table: Array) -> None:
     """Add the weights of rows to table [K, L] by code and class."""
     for i in range(len(codes)):
         table[codes[i], labels[i]] += weights[i]
 
 
-@_compiled
 def sort_rows(codes: Array, K: int) -> tuple[Array, Array]:
     """Counting sort: the rows in the order of their codes, uint32 [rows], and where each code starts, [K + 1]."""
-    starts = np.zeros(K + 1, np.uint32)
+    starts, order = np.zeros(K + 1, np.uint32), np.empty(len(codes), np.uint32)
+    counting_sort(codes, starts, np.empty(K, np.uint32), order)
+    return order, starts
+
+
+@native
+def counting_sort(codes: Array, starts: Array, place: Array, order: Array) -> None:
+    """`sort_rows` into `starts`, which is zero, and `order`."""
+    K = len(place)
     for code in codes:
         starts[code + 1] += 1
     for value in range(K):
         starts[value + 1] += starts[value]
-    place = starts[:-1].copy()
-    order = np.empty(len(codes), np.uint32)
+        place[value] = starts[value]
     for row in range(len(codes)):
         order[place[codes[row]]] = row
         place[codes[row]] += 1
-    return order, starts
 
 
-@_compiled
+@native
 def cells_direct(
     a: Array,
     b: Array,
@@ -131,7 +186,7 @@ def cells_direct(
     return found, seen
 
 
-@_compiled
+@native
 def cells_walk(
     order: Array,
     starts: Array,
@@ -142,6 +197,7 @@ def cells_walk(
     bits: int,
     least: int,
     packed: Array,
+    y: Array,
     ca: Array,
     cb: Array,
     cn: Array,
@@ -150,10 +206,10 @@ def cells_walk(
     """As `cells_direct`, walking the rows of each value of a with one counter per value of b, reset as it is read.
 
     `order` and `starts` are of `sort_rows`; a and `labels` stand in that order, b in the order of the rows. The more
-    rows a code of a has, the lower it is: from the first that has one row on, all cells are of one row.
+    rows a code of a has, the lower it is: from the first that has one row on, all cells are of one row. y [rows] is
+    of b's type.
     """
     K, low = len(starts) - 1, np.uint32((1 << bits) - 1)
-    y = np.empty(len(order), b.dtype)
     for i in range(len(order)):
         y[i] = b[order[i]]
     single = K
@@ -180,16 +236,16 @@ def cells_walk(
     return found, seen
 
 
-@_compiled
-def chance(cn: Array, ck: Array, seen: int, logs: Array, moments: Array, out: Array) -> None:
+@native
+def chance(cn: Array, ck: Array, seen: int, logs: Array, moments: Array, histogram: Array, out: Array) -> None:
     """Sums over cells for the joint column: out[:7] = cells, g, E, Var, Cov, Var k, and the rows of large cells.
 
     `logs` holds x ln x for small x, `moments` those of `scores.exact_moments`, [4, 513], the last three divided by
     (N-n)/(N-1). Of cells beyond, out[6] sums the rows and out[7] is the number. `seen` cells occur; those not given
-    are of one row.
+    are of one row. `histogram`, int64 [513], is to work in.
     """
     known, small = len(logs), moments.shape[1]
-    histogram = np.zeros(small, np.int64)
+    histogram[:] = 0
     histogram[1] = seen - len(cn)
     g = 0.0
     out[:] = 0.0
@@ -214,7 +270,7 @@ def chance(cn: Array, ck: Array, seen: int, logs: Array, moments: Array, out: Ar
             out[2 + m] += histogram[n] * moments[m, n]
 
 
-@_compiled
+@native
 def frequent(ca: Array, cb: Array, cn: Array, ck: Array, na: Array, nb: Array, least: int) -> int:
     """Move the cells of values with at least `least` rows to the front; their number."""
     kept = 0
@@ -225,34 +281,32 @@ def frequent(ca: Array, cb: Array, cn: Array, ck: Array, na: Array, nb: Array, l
     return kept
 
 
-@_compiled
-def margins(c: Array, cn: Array, ck: Array, K: int) -> tuple[Array, Array, Array]:
+@native
+def margins(c: Array, cn: Array, ck: Array, n: Array, k: Array, odds: Array) -> None:
     """Rows and positives of each value, and its odds: float64 [K] each."""
-    n, k, odds = np.zeros(K), np.zeros(K), np.zeros(K)
+    n[:] = 0.0
+    k[:] = 0.0
     for i in range(len(c)):
         n[c[i]] += cn[i]
         k[c[i]] += ck[i]
-    for x in range(K):
+    for x in range(len(n)):
         odds[x] = k[x] / max(n[x] - k[x], 1e-9)
-    return n, k, odds
 
 
-@_compiled
-def fit_additive(
-    ca: Array, cb: Array, cn: Array, ta: Array, tb: Array, u: Array, v: Array, sweeps: int, tolerance: float
-) -> int:
-    """Fit the odds u[a] * v[b] of each cell to ta and tb, the positives of every value, in place; the sweeps taken.
+@native
+def fit_additive(ca: Array, cb: Array, cn: Array, one: Array, other: Array, sweeps: int, tolerance: float) -> int:
+    """Fit the odds u[a] * v[b] of each cell to the positives of every value, in place; the sweeps taken.
 
+    Of `one` [5, Ka], row 1 holds the positives and row 2 is u; rows 3 and 4 are to work in. So is `other` for b.
     A sweep is one Newton step on the log odds for every value of a, then of b. It stops once a step gains less than
     `tolerance` squared standard errors per value.
     """
-    target = (ta, tb)
-    mean, spread = (np.empty(len(u)), np.empty(len(v))), (np.empty(len(u)), np.empty(len(v)))
+    u, v = one[2], other[2]
     for sweep in range(sweeps):
         worst = 0.0
         for side in range(2):
-            own, where = (u, ca) if side == 0 else (v, cb)
-            m, s, t = mean[side], spread[side], target[side]
+            work, where = (one, ca) if side == 0 else (other, cb)
+            t, own, m, s = work[1], work[2], work[3], work[4]
             m[:] = 0.0
             s[:] = 0.0
             for c in range(len(cn)):
@@ -274,23 +328,29 @@ def fit_additive(
     return sweeps
 
 
-@_compiled
-def lever(ca: Array, cb: Array, cn: Array, na: Array, nb: Array, u: Array, v: Array) -> tuple[Array, Array, float]:
-    """c / A of every value of a, c / B of b, and V: as the docstring of `pairs` defines them."""
-    A, B = np.zeros(len(u)), np.zeros(len(v))
+@native
+def lever(ca: Array, cb: Array, cn: Array, one: Array, other: Array) -> float:
+    """V; c / A of every value of a in one[3], c / B of b in other[3]: as the docstring of `pairs` defines them.
+
+    Rows 0 and 2 hold the rows and the odds of every value.
+    """
+    u, v, A, B = one[2], other[2], one[3], other[3]
+    A[:] = 0.0
+    B[:] = 0.0
     for c in range(len(cn)):
         odds = u[ca[c]] * v[cb[c]]
         w = cn[c] * odds / (1.0 + odds) ** 2
         A[ca[c]] += w
         B[cb[c]] += w
     V = A.sum()
-    for n, W in ((na, A), (nb, B)):
+    for side in (one, other):
+        n, W = side[0], side[3]
         for x in range(len(W)):
             W[x] = n[x] / ((n[x] - 1.0) * W[x]) if W[x] > 1e-9 and n[x] > 1 else 0.0
-    return A, B, V
+    return float(V)
 
 
-@_summed
+@summing
 def interaction(
     ca: Array, cb: Array, cn: Array, ck: Array, u: Array, v: Array, A: Array, B: Array, V: float, out: Array
 ) -> None:
@@ -322,37 +382,111 @@ def interaction(
     out[0], out[1], out[2], out[3], out[4], out[5] = S, L2, L3, U, V, together
 
 
-@_compiled
-def fit_interaction(
+@native
+def cells(
+    a: Array,
+    b: Array,
+    labels: Array,
+    order: Array,
+    starts: Array,
+    sorted_a: Array,
+    sorted_labels: Array,
+    Ka: int,
+    Kb: int,
+    counter: Array,
+    bits: int,
+    least: int,
+    packed: Array,
+    y: Array,
+    ca: Array,
+    cb: Array,
+    cn: Array,
+    ck: Array,
+    numbers: Array,
+) -> None:
+    """numbers[:2] = what `cells_walk` returns, or without an order `cells_direct`."""
+    if len(order) == 0:
+        numbers[0], numbers[1] = cells_direct(a, b, labels, Ka, Kb, counter, bits, least, packed, ca, cb, cn, ck)
+    else:
+        numbers[0], numbers[1] = cells_walk(
+            order, starts, sorted_a, b, sorted_labels, counter, bits, least, packed, y, ca, cb, cn, ck
+        )
+
+
+@native
+def screen(
+    a: Array,
+    b: Array,
+    labels: Array,
+    order: Array,
+    starts: Array,
+    sorted_a: Array,
+    sorted_labels: Array,
+    Ka: int,
+    Kb: int,
+    counter: Array,
+    bits: int,
+    packed: Array,
+    y: Array,
+    ca: Array,
+    cb: Array,
+    cn: Array,
+    ck: Array,
+    numbers: Array,
+    logs: Array,
+    moments: Array,
+    histogram: Array,
+    odds_a: Array,
+    odds_b: Array,
+    lever_a: Array,
+    lever_b: Array,
+    V: float,
+    out: Array,
+) -> None:
+    """`chance` and `interaction` of the `cells` of two rows or more, about odds that were not fitted: out [14]."""
+    cells(
+        a, b, labels, order, starts, sorted_a, sorted_labels, Ka, Kb,
+        counter, bits, 2, packed, y, ca, cb, cn, ck, numbers,
+    )  # fmt: skip
+    m = numbers[0]
+    ca, cb, cn, ck = ca[:m], cb[:m], cn[:m], ck[:m]
+    chance(cn, ck, numbers[1], logs, moments, histogram, out[:8])
+    interaction(ca, cb, cn, ck, odds_a, odds_b, lever_a, lever_b, V, out[8:])
+
+
+@native
+def fit(
     ca: Array,
     cb: Array,
     cn: Array,
     ck: Array,
     na: Array,
     nb: Array,
+    logs: Array,
+    moments: Array,
+    histogram: Array,
     least: int,
     sweeps: int,
     tolerance: float,
+    one: Array,
+    other: Array,
     out: Array,
 ) -> None:
-    """`interaction` about an additive fit of the values with `least` rows; na and nb, [K], are the rows of each value.
+    """`chance` of all cells, and `interaction` about an additive fit of the values with `least` rows: out [14].
 
-    The cells are reordered.
+    na and nb, [K], are the rows of each value; one [5, Ka] and other [5, Kb] are to work in. The cells are reordered.
     """
-    out[:] = 0.0
+    chance(cn, ck, len(cn), logs, moments, histogram, out[:8])
+    out[8:] = 0.0
     m = frequent(ca, cb, cn, ck, na, nb, least)
     ca, cb, cn, ck = ca[:m], cb[:m], cn[:m], ck[:m]
-    n_a, k_a, u = margins(ca, cn, ck, len(na))
-    n_b, k_b, v = margins(cb, cn, ck, len(nb))
-    rows, ones = n_a.sum(), k_a.sum()
+    margins(ca, cn, ck, one[0], one[1], one[2])
+    margins(cb, cn, ck, other[0], other[1], other[2])
+    rows, ones = one[0].sum(), one[1].sum()
     if ones == 0.0 or ones == rows:
         return
-    v /= ones / (rows - ones)
-    fit_additive(ca, cb, cn, k_a, k_b, u, v, sweeps, tolerance)
-    A, B, V = lever(ca, cb, cn, n_a, n_b, u, v)
-    interaction(ca, cb, cn, ck, u, v, A, B, V, out)
-
-
-def warm() -> None:
-    """Make numba load what its first call needs, some 0.4 s."""
-    sort_rows(np.zeros(1, np.uint16), 1)
+    for x in range(other.shape[1]):
+        other[2, x] /= ones / (rows - ones)
+    fit_additive(ca, cb, cn, one, other, sweeps, tolerance)
+    V = lever(ca, cb, cn, one, other)
+    interaction(ca, cb, cn, ck, one[2], other[2], one[3], other[3], V, out[8:])

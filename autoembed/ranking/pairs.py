@@ -33,7 +33,9 @@ import numpy.typing as npt
 import polars as pl
 
 from autoembed.errors import DataError
+from autoembed.ranking import kernels
 from autoembed.ranking.counts import PairCounts
+from autoembed.ranking.native import View
 from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Pair = tuple[int, int]
 Cells = tuple[Any, Any, Any, Any]  # both codes, uint32, rows and positives, int32 [cells] each
-Walk = tuple[Any, Any, Any, Any]  # order and starts of `sort_rows`, and the codes and labels in that order
+Walk = tuple[View, View, View, View]  # order and starts of `sort_rows`, and the codes and labels in that order
 Progress = Callable[[str, int, int], None]
 
 COLUMNS = {
@@ -57,6 +59,7 @@ COLUMNS = {
     "synergy": pl.Float64,
     "synergy_z": pl.Float64,
 }
+_NO_ORDER = View(np.zeros(0, np.uint32))
 _LEAST = 10
 _SWEEPS = 100
 _TOLERANCE = 1e-8
@@ -77,52 +80,55 @@ class Kernel:
     """Sums of pairs for one label; one per thread, as it holds the workspace."""
 
     def __init__(self, rows: int, positives: int, most_values: int = 1) -> None:
-        from autoembed.ranking import kernels
-
-        self._kernels = kernels
-        self._odds = positives / (rows - positives)
-        self._logs = xlogx(np.arange(min(rows, _LOGS) + 1))
+        logs = xlogx(np.arange(min(rows, _LOGS) + 1))
         moments = exact_moments(rows, positives, True).copy()
         share = (rows - np.arange(moments.shape[1])) / max(rows - 1, 1)
         moments[1:] = np.where(share > 0, moments[1:] / np.where(share > 0, share, 1.0), 0.0)
-        self._moments = moments
-        self._cells = [np.empty(rows + 1, dtype) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
+        self._chance = View(logs), View(moments), View(np.zeros(moments.shape[1], np.int64))
+        self._cells = [View(np.empty(rows + 1, dtype)) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
+        self._numbers = View(np.zeros(2, np.int64))
+        self._walked = {dtype: View(np.empty(rows, dtype)) for dtype in (np.dtype(np.uint16), np.dtype(np.uint32))}
         size = max(_direct(rows), most_values)
         # Half the width is half the cache, and enough if a cell has fewer rows than 65,536.
         packed = np.empty(rows + 1, np.uint64)
-        self._narrow = np.zeros(size, np.uint32), 16, packed.view(np.uint32)
-        self._wide = np.zeros(size, np.uint64), 32, packed
+        self._narrow = View(np.zeros(size, np.uint32)), 16, View(packed.view(np.uint32))
+        self._wide = View(np.zeros(size, np.uint64)), 32, View(packed)
 
-    def cells(self, a: Side, b: Side, labels: Any, walk: Walk | None, least: int) -> tuple[Cells, int]:
+    def _rows(self, a: Side, b: Side, labels: View, walk: Walk | None) -> tuple[Any, ...]:
+        return a.codes, b.codes, labels, *(walk or (_NO_ORDER, _NO_ORDER, a.codes, labels)), len(a.rows), len(b.rows)
+
+    def _counter(self, a: Side, b: Side) -> tuple[View, int, View]:
+        return self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
+
+    def cells(self, a: Side, b: Side, labels: View, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
-        counter, bits, packed = self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
-        work: Any = counter, bits, least, packed, *self._cells
-        if walk is None:
-            found, seen = self._kernels.cells_direct(a.codes, b.codes, labels, len(a.rows), len(b.rows), *work)
-        else:
-            order, starts, codes, sorted_labels = walk
-            found, seen = self._kernels.cells_walk(order, starts, codes, b.codes, sorted_labels, *work)
-        ca, cb, cn, ck = (part[:found] for part in self._cells)
+        counter, bits, packed = self._counter(a, b)
+        work = counter, bits, least, packed, self._walked[b.codes.array.dtype], *self._cells, self._numbers
+        kernels.cells(*self._rows(a, b, labels, walk), *work)
+        found, seen = self._numbers.array.tolist()
+        ca, cb, cn, ck = (part.array[:found] for part in self._cells)
         return (ca, cb, cn, ck), seen
 
-    def screen(self, a: Side, b: Side, cells: Cells, seen: int) -> Floats:
+    def screen(self, a: Side, b: Side, labels: View, walk: Walk | None) -> Floats:
         """The 14 sums of a pair from its cells of two rows or more, about the product of the odds of both values."""
         out = np.zeros(14)
-        self._kernels.chance(cells[2], cells[3], seen, self._logs, self._moments, out[:8])
-        V = min(a.spread, b.spread)
-        self._kernels.interaction(*cells, a.odds, b.odds / self._odds, a.lever, b.lever, V, out[8:])
+        counter, bits, packed = self._counter(a, b)
+        work = counter, bits, packed, self._walked[b.codes.array.dtype], *self._cells, self._numbers, *self._chance
+        about = a.odds, b.relative, a.lever, b.lever, min(a.spread, b.spread)
+        kernels.screen(*self._rows(a, b, labels, walk), *work, *about, out)
         return out
 
     def fit(self, cells: Cells, na: Any, nb: Any) -> Floats:
         """The 14 sums of a pair from all its cells, which are reordered, about the additive fit."""
-        out = np.zeros(14)
-        self._kernels.chance(cells[2], cells[3], len(cells[2]), self._logs, self._moments, out[:8])
-        self._kernels.fit_interaction(*cells, na, nb, _LEAST, _SWEEPS, _TOLERANCE, out[8:])
+        out, work = np.zeros(14), (np.empty((5, len(na))), np.empty((5, len(nb))))
+        kernels.fit(*cells, na, nb, *self._chance, _LEAST, _SWEEPS, _TOLERANCE, *work, out)
         return out
 
 
 class Side:
     """One column of a pair: its codes [rows], and of each value [K] the rows, odds, and c / A without a fit.
+
+    `relative` are the odds over those of all rows.
 
     The codes are new ones: the more rows, the lower, so that most counters that a row meets stand in the cache.
     """
@@ -131,22 +137,24 @@ class Side:
         order = np.argsort(-table.sum(axis=1), kind="stable")
         place = np.empty(len(order), np.uint16 if len(order) <= 1 << 16 else np.uint32)
         place[order] = np.arange(len(order))
-        self.codes = place[codes]
+        self.codes = View(place[codes])
         table = table[order]
         self.rows = table.sum(axis=1)
         self.most = int(self.rows[0])
         known = (self.rows >= _LEAST) & (table > 0).all(axis=1)
-        self.odds = np.where(known, table[:, 1] / np.where(known, table[:, 0], 1), 0.0)
+        odds = np.where(known, table[:, 1] / np.where(known, table[:, 0], 1), 0.0)
+        others, ones = table.sum(axis=0)
+        self.odds, self.relative = View(odds), View(odds / (ones / others))
         spread = np.where(known, table[:, 0] * table[:, 1] / np.maximum(self.rows, 1), 0.0)
         self.spread = max(float(spread.sum()), 1.0)
-        self.lever = np.where(known, self.rows / (np.maximum(self.rows - 1, 1) * np.where(known, spread, 1.0)), 0.0)
+        lever = self.rows / (np.maximum(self.rows - 1, 1) * np.where(known, spread, 1.0))
+        self.lever = View(np.where(known, lever, 0.0))
 
-    def walk(self, labels: Any) -> Walk:
+    def walk(self, labels: View) -> Walk:
         """What `Kernel.cells` needs to walk the rows of each value."""
-        from autoembed.ranking import kernels
-
-        order, starts = kernels.sort_rows(self.codes, len(self.rows))
-        return order, starts, self.codes[order], labels[order]
+        codes = self.codes.array
+        order, starts = kernels.sort_rows(codes, len(self.rows))
+        return View(order), View(starts), View(codes[order]), View(labels.array[order])
 
 
 def rank_pairs(
@@ -216,7 +224,7 @@ class _Columns:
         self.table, self._step = table, step
         self._small = table.rows // step * len(table.names) <= _KEPT_CELLS
         self._kept: dict[int, Side] = {}
-        self.labels = np.ascontiguousarray(table.labels[::step])
+        self.labels = View(np.ascontiguousarray(table.labels[::step]))
 
     def __getitem__(self, column: int) -> Side:
         if column in self._kept:
@@ -224,7 +232,7 @@ class _Columns:
         codes = np.ascontiguousarray(self.table.codes(column)[:: self._step])
         counts = self.table.counts.tables[column]
         if self._step > 1:
-            counts = np.bincount(codes * np.int64(2) + self.labels, minlength=counts.size).reshape(counts.shape)
+            counts = np.bincount(codes * np.int64(2) + self.labels.array, minlength=counts.size).reshape(counts.shape)
         side = Side(codes, counts)
         if self._small:
             self._kept[column] = side
@@ -232,14 +240,11 @@ class _Columns:
 
 
 def _screened(columns: _Columns, pairs: Sequence[Pair], threads: int, progress: Progress | None) -> Floats:
-    def one(kernel: Kernel, a: Side, b: Side, labels: Any, walk: Walk | None) -> Floats:
-        return kernel.screen(a, b, *kernel.cells(a, b, labels, walk, 2))
-
-    return _measured(columns, pairs, threads, "pairs", one, progress)
+    return _measured(columns, pairs, threads, "pairs", Kernel.screen, progress)
 
 
 def _fitted(columns: _Columns, pairs: Sequence[Pair], threads: int, progress: Progress | None) -> Floats:
-    def one(kernel: Kernel, a: Side, b: Side, labels: Any, walk: Walk | None) -> Floats:
+    def one(kernel: Kernel, a: Side, b: Side, labels: View, walk: Walk | None) -> Floats:
         return kernel.fit(kernel.cells(a, b, labels, walk, 1)[0], a.rows, b.rows)
 
     return _measured(columns, pairs, threads, "synergy", one, progress)
@@ -250,11 +255,12 @@ def _measured(
     pairs: Sequence[Pair],
     threads: int,
     stage: str,
-    one: Callable[[Kernel, Side, Side, Any, Walk | None], Floats],
+    one: Callable[[Kernel, Side, Side, View, Walk | None], Floats],
     progress: Progress | None,
 ) -> Floats:
     """The sums of pairs, [pairs, 14]; all partners of a larger column stand together."""
     names, sizes, labels = columns.table.names, columns.table.cardinalities, columns.labels
+    rows, positives = len(labels.array), int(labels.array.sum())
     by_larger: dict[int, list[int]] = {}
     for at, (a, b) in enumerate(pairs):
         larger = a if _leads(sizes[a], names[a], sizes[b], names[b]) else b
@@ -264,11 +270,11 @@ def _measured(
 
     def run(larger: int) -> None:
         if not hasattr(local, "kernel"):
-            local.kernel = Kernel(len(labels), int(labels.sum()), max(sizes))
+            local.kernel = Kernel(rows, positives, max(sizes))
         a, walk = columns[larger], None
         for at in by_larger[larger]:
             other = pairs[at][1] if pairs[at][0] == larger else pairs[at][0]
-            direct = sizes[larger] * sizes[other] <= _direct(len(labels))
+            direct = sizes[larger] * sizes[other] <= _direct(rows)
             if not direct and walk is None:
                 walk = a.walk(labels)
             out[at] = one(local.kernel, a, columns[other], labels, None if direct else walk)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -197,17 +196,8 @@ def rank_table(
     """
     named(score)
     threads = threads or _cores()
-    if pairs is not None:
-        Thread(target=_warm, daemon=True).start()
     table = read_table(path, label, _keeps(score, pairs, select), threads, progress, separators)
     return _ranked(table, score, pairs, select, stability, threads, progress)
-
-
-def _warm() -> None:
-    """Load numba beside the reading of the table, which leaves Python's lock free."""
-    from autoembed.ranking import kernels
-
-    kernels.warm()
 
 
 def _cores() -> int:

@@ -78,13 +78,12 @@ def test_cells_are_the_same_by_table_and_by_walk():
     for walk in (False, True):
         for bits, dtype in ((16, np.uint32), (32, np.uint64)):
             out = [np.empty(5001, dtype) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
-            counter, packed = np.zeros(12_000, dtype), np.empty(5001, dtype)
-            order, starts = kernels.sort_rows(a, 300)
-            some, seen = (
-                kernels.cells_walk(order, starts, a[order], b, labels[order], counter, bits, 2, packed, *out)
-                if walk
-                else kernels.cells_direct(a, b, labels, 300, 40, counter, bits, 2, packed, *out)
-            )
+            counter, packed, y = np.zeros(12_000, dtype), np.empty(5001, dtype), np.empty(5000, np.uint16)
+            order, starts = kernels.sort_rows(a, 300) if walk else np.zeros((2, 0), np.uint32)
+            rows = a, b, labels, order, starts, a[order], labels[order], 300, 40
+            numbers = np.zeros(2, np.int64)
+            kernels.cells(*rows, counter, bits, 2, packed, y, *out, numbers)
+            some, seen = numbers.tolist()
             assert not counter.any()  # it is left as it was found
             found.append((seen, sorted(zip(*(part[:some].tolist() for part in out), strict=True))))
     whole = count_pair(a, b, labels)
