@@ -177,12 +177,3 @@ def test_devices_are_checked():
     if not torch.cuda.is_available():
         with pytest.raises(SpaceError, match="'cuda' is not available here"):
             pick_device("cuda")
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_trial_runs_on_cuda(planted):
-    stages = [{"method": "dnis", "warm_epochs": 1, "epochs": 1}]
-    result, model = run_trial(config(stages=stages, device="cuda"), planted, lambda values: None)
-    assert next(model.parameters()).is_cuda
-    assert result.valid.auc > 0.55

@@ -30,6 +30,7 @@ import psutil
 
 from autoembed.ranking import kernels
 from autoembed.ranking.counts import count_columns, count_pair
+from autoembed.ranking.native import View
 from autoembed.ranking.pairs import Kernel, Side, synergy
 from autoembed.ranking.ranking import rank_table
 
@@ -249,7 +250,7 @@ def counting(args, folder):
 
 
 def pairs_by_kernel(columns, labels, values):
-    kernel = Kernel(len(labels), int(labels.sum()), max(values))
+    kernel, rows = Kernel(len(labels), int(labels.sum()), max(values)), View(labels)
     sides = [
         Side(codes, count_columns([codes], labels, [size]).tables[0])
         for codes, size in zip(columns, values, strict=True)
@@ -257,8 +258,8 @@ def pairs_by_kernel(columns, labels, values):
     for b, a in pairwise(sides):
         walk = None
         if len(a.rows) * len(b.rows) > 1 << 21:
-            walk = a.walk(labels)
-        kernel.cells(a, b, labels, walk, 2)
+            walk = a.walk(rows)
+        kernel.cells(a, b, rows, walk, 2)
 
 
 def drawn(rng, rows, values, zipf):

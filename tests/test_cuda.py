@@ -1,0 +1,140 @@
+"""What must hold on a CUDA device as on the CPU. Skipped where there is none."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from autoembed.architecture import Architecture
+from autoembed.bundle import load_bundle, write_bundle
+from autoembed.errors import TrialError
+from autoembed.nn.backbones import base
+from autoembed.nn.model import CTRModel
+from autoembed.search.supernet import load, names
+from autoembed.training import TrainConfig, fit, predict
+from autoembed.trial import Limit, check, run_limits, run_trial
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+OPTIONS = {
+    "dnis": {"warm_epochs": 1, "epochs": 1},
+    "ihas": {"warm_epochs": 1, "epochs": 1},
+    "optinter": {"epochs": 1, "pair_dim": 2},
+}
+
+
+def config(*stages, device="cuda", **changes):
+    return check(
+        {
+            "arm": "x",
+            "stages": list(stages),
+            "embedding": {"dim": 6, "blocks": 4},
+            "backbone": {"name": "deepfm", "hidden": [16], "dropout": 0.0},
+            "train": {"epochs": 2, "lr": 3e-3, "batch_size": 512},
+            "limit": {"width": 3},
+            "device": device,
+            **changes,
+        }
+    )
+
+
+def run(dataset, *stages, **changes):
+    return run_trial(config(*stages, **changes), dataset, lambda values: None)
+
+
+def trained(dataset, options=None, **recipe):
+    torch.manual_seed(0)
+    root = Architecture.full(
+        dataset.schema, dataset.counts, dim=6, blocks=4, backbone=options or {"name": "deepfm", "hidden": [32]}
+    )
+    model = CTRModel(dataset.schema, root).to(CUDA)
+    train = TrainConfig(**{"epochs": 2, "lr": 3e-3, "batch_size": 512} | recipe)
+    return model, fit(model, dataset, train, device=CUDA, seed=0, report=lambda values: None)
+
+
+@pytest.mark.parametrize("method", names())
+def test_every_method_searches_and_retrains(planted_pairs, method):
+    stage = {"method": method, **OPTIONS.get(method, {})}
+    limit = {"width": 8 if load(method).Supernet.makes_pairs else 3}
+    result, model = run(planted_pairs, stage, limit=limit)
+    assert all(weight.is_cuda for weight in model.parameters())
+    assert all(buffer.is_cuda for buffer in model.buffers())
+    on_cpu, _ = run(planted_pairs, stage, limit=limit, device="cpu")
+    assert result.valid.auc == pytest.approx(on_cpu.valid.auc, abs=0.03)
+    assert result.cost.bytes <= 1.1 * on_cpu.cost.bytes
+    assert result.latency_ms > 0
+
+
+def test_stages_carry_weights_on(planted_pairs):
+    stages = [{**OPTIONS["dnis"], "method": "dnis", "width": 4}, {**OPTIONS["optinter"], "method": "optinter"}]
+    result, model = run(planted_pairs, *stages, {**OPTIONS["ihas"], "method": "ihas"}, limit={"width": 8})
+    assert all(weight.is_cuda for weight in model.parameters())
+    assert result.valid.auc > 0.55
+
+
+@pytest.mark.parametrize("name", base.names())
+def test_every_backbone_predicts_what_it_does_on_the_cpu(planted, name):
+    hidden = {} if name in ("lr", "fm") else {"hidden": [32]}
+    root = Architecture.full(
+        planted.schema, planted.counts, dim=1 if name == "lr" else 6, blocks=4, backbone={"name": name, **hidden}
+    )
+    torch.manual_seed(0)
+    model = CTRModel(planted.schema, root).to(CUDA)
+    fit(model, planted, TrainConfig(epochs=1, batch_size=512), device=CUDA, seed=0, report=lambda values: None)
+    there = predict(model, planted, "valid", CUDA)
+    here = predict(model.to(CPU), planted, "valid", CPU)
+    assert np.abs(there - here).max() < 2e-3  # TF32 is off, but sums are taken in another order
+    assert np.abs(there - here).mean() < 1e-5
+
+
+@pytest.mark.parametrize("recipe", [{"precision": "bfloat16"}, {"sparse": True}, {"l2": 1e-4, "clip": 1.0}], ids=str)
+def test_recipes(planted, recipe):
+    plain, other = trained(planted)[1], trained(planted, **recipe)[1]
+    assert other.valid.auc == pytest.approx(plain.valid.auc, abs=0.03)
+
+
+def test_a_compiled_model_is_the_same(planted):
+    plain, other = trained(planted)[1], trained(planted, compile=True)[1]
+    assert other.valid.auc == pytest.approx(plain.valid.auc, abs=0.01)
+
+
+def test_one_search_gives_several_sizes(planted):
+    limits = [Limit(width=1), Limit(width=3), Limit(bytes=20_000)]
+    found = run_limits(config({"method": "dnis", **OPTIONS["dnis"]}), limits, planted, lambda values: None)
+    sizes = [result.cost.parameters for result, _ in found]
+    assert sizes[0] < sizes[1]
+    assert found[2][0].cost.bytes <= 20_000
+
+
+def test_a_bundle_predicts_on_either_device(planted, tmp_path):
+    result, model = run(planted, {"method": "magnitude", "warm_epochs": 1})
+    path = write_bundle(
+        tmp_path / "bundle",
+        schema=planted.schema,
+        vocabulary=planted.vocabulary,
+        architecture=result.architecture,
+        model=model,
+        data={},
+        metrics={},
+        provenance={},
+    )
+    rows = pl.concat([load_bundle(path).example()] * 3)
+    there = load_bundle(path).predict(rows, device="cuda")
+    assert there == pytest.approx(load_bundle(path).predict(rows, device="cpu"), abs=1e-4)
+
+
+def test_memory_that_runs_out_ends_the_trial_and_not_the_process(planted):
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 64 * 2**20) / total)
+    try:
+        with pytest.raises(TrialError, match=r"memory ran out .*lower embedding\.dim=4096, train\.batch_size=512"):
+            run(planted, {"method": "dnis", **OPTIONS["dnis"]}, embedding={"dim": 4096, "blocks": 4})
+        assert torch.cuda.memory_allocated() < 48 * 2**20  # nothing of it is held
+        result, _ = run(planted, {"method": "dnis", **OPTIONS["dnis"]})
+        assert result.valid.auc > 0.55
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
