@@ -10,9 +10,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,12 @@ from autoembed.training import pick_device
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 VERSION = 1
+_CHUNK = 1 << 18
+# A plan whose slice was pushed into one Parquet scan, with expressions per row above it.
+_SLICED = re.compile(
+    r"(\s*(WITH_COLUMNS:\s+\[.*\]|SELECT \[.*\]|simple π .*) *\n)*"
+    r"\s*Parquet SCAN \[.*\]\n\s*PROJECT .* COLUMNS\n\s*SLICE: Positive .*(\n\s*ESTIMATED ROWS: \d+)?\s*"
+)
 
 
 class Manifest(BaseModel):
@@ -75,14 +82,18 @@ class Bundle:
         present = frame.lazy().collect_schema().names()
         needed = [name for name in self.vocabulary.columns if name in present]
         lazy = clean(frame.lazy().select(needed), self.spec)
-        parts = [np.empty(0, dtype=np.float32)]
-        batches = lazy.collect_batches(chunk_size=batch, maintain_order=True, engine="streaming")
         if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
-        for rows in batches:
+        scores = np.empty(0, dtype=np.float32)
+        for rows in _chunks(lazy):
+            place = len(scores)
+            # In place: many small arrays, joined at the end, would hold three times their size in a torn heap.
+            scores.resize(place + rows.height, refcheck=False)
             ids = torch.from_numpy(self.vocabulary.encode(rows)).to(where)
-            parts += [torch.sigmoid(model(part)).float().cpu().numpy() for part in torch.split(ids, batch)]
-        return np.concatenate(parts)
+            for start in range(0, rows.height, batch):
+                part = torch.sigmoid(model(ids[start : start + batch])).float().cpu().numpy()
+                scores[place + start : place + start + len(part)] = part
+        return scores
 
     def example(self) -> pl.DataFrame:
         """One raw row of every field's most frequent value, to show what a table must hold."""
@@ -178,6 +189,21 @@ def load_bundle(path: str | Path) -> Bundle:
         spec=spec,
         manifest=manifest,
     )
+
+
+def _chunks(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """All rows in their order, up to _CHUNK at a time.
+
+    Slices of a Parquet scan: `collect_batches` decodes it far ahead of a slower consumer, so that its memory grows with
+    the rows (pola-rs/polars issue 28569). Of any other plan each slice would begin anew.
+    """
+    if not _SLICED.fullmatch(frame.slice(1, 1).explain()):
+        yield from frame.collect_batches(chunk_size=_CHUNK, maintain_order=True, engine="streaming")
+        return
+    start = 0
+    while (rows := frame.slice(start, _CHUNK).collect()).height:
+        yield rows
+        start += _CHUNK
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -8,6 +8,7 @@ import torch
 from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
+from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import BundleError, DataError
 from autoembed.training import predict
 from autoembed.trial import check, run_trial
@@ -59,6 +60,47 @@ def test_it_gives_the_models_own_predictions_from_raw_rows(made):
     expected = predict(model, dataset, "test", torch.device("cpu"))
     assert np.abs(load_bundle(path).predict(raw) - expected).max() < 1e-6
     assert np.abs(load_bundle(path).predict(raw.lazy(), batch=7) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda scan: scan,
+        lambda scan: scan.head(2500),
+        lambda scan: scan.with_columns(pl.col("item") + 1).select("item", "age", "city", "click"),
+        lambda scan: pl.scan_parquet(scan.select("path").unique().collect().to_series().to_list() * 2),
+    ],
+)
+def test_a_parquet_scan_is_read_in_slices(made, monkeypatch, plan):
+    """Its file is never held whole, and Polars' own batches, whose memory grows with the rows, are not asked for."""
+    bundle, scan = load_bundle(made[0]), pl.scan_parquet(made[0].parent / "clicks.parquet", include_file_paths="path")
+    frame, sizes, encode = plan(scan), [], Vocabulary.encode
+    whole = bundle.predict(frame.collect(), batch=500)
+    monkeypatch.setattr("autoembed.bundle._CHUNK", 1000)
+    monkeypatch.setattr(Vocabulary, "encode", lambda self, rows: sizes.append(rows.height) or encode(self, rows))
+    monkeypatch.delattr(pl.LazyFrame, "collect_batches")
+    assert np.array_equal(bundle.predict(frame, batch=500), whole)
+    assert max(sizes) <= 1000
+    assert sum(sizes) == len(whole)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda scan: scan.filter(pl.col("item") > 100),
+        lambda scan: scan.head(2000).filter(pl.col("age") > 40),
+        lambda scan: scan.sort("item", "age", "city", descending=True),
+        lambda scan: scan.reverse(),
+        lambda scan: scan.with_columns(pl.col("item").cum_max()),
+        lambda scan: pl.concat([scan, scan.filter(pl.col("city") == "Bern")]),
+        lambda scan: scan.join(scan.group_by("city").agg(pl.len()), on="city", maintain_order="left"),
+        lambda scan: scan.collect().lazy(),
+    ],
+)
+def test_any_other_plan_scores_as_its_rows(made, monkeypatch, plan):
+    bundle, frame = load_bundle(made[0]), plan(pl.scan_parquet(made[0].parent / "clicks.parquet"))
+    monkeypatch.setattr("autoembed.bundle._CHUNK", 1000)
+    assert np.array_equal(bundle.predict(frame, batch=500), bundle.predict(frame.collect(), batch=500))
 
 
 def test_unseen_values_missing_values_and_further_columns_score(made):
