@@ -111,8 +111,8 @@ def main():
             assert found["slices"][3] == found["batches"][3], "scores differ"
             (start, most, cost, _), (_, control, control_cost, _) = found["slices"], found["batches"]
             lines.append(
-                f"| {rows:,} | {table.stat().st_size / 2**20:.0f} | {rows * 4 / 2**20:.0f} | {most:.0f} | {control:.0f} "
-                f"| {cost:.2f} | {control_cost:.2f} |"
+                f"| {rows:,} | {table.stat().st_size / 2**20:.0f} | {rows * 4 / 2**20:.0f} | {most:.0f} "
+                f"| {control:.0f} | {cost:.2f} | {control_cost:.2f} |"
             )
             print(lines[-1], flush=True)
     text = "\n".join(
@@ -123,8 +123,8 @@ def main():
             "",
             f"`Bundle.predict` on `pl.scan_parquet`, {TEXT + NUMBERS} columns, DeepFM, one thread of torch, fresh "
             f"processes, which hold {start:.0f} MiB before. Peak is the process's whole resident set, scores included. "
-            "Rows are read in slices; Polars' `collect_batches`, which other plans than a Parquet scan with expressions "
-            "per row (a filter, a join, CSV) still go through, decodes ahead of the model.",
+            "Rows are read in slices; Polars' `collect_batches`, which other plans than a Parquet scan with "
+            "expressions per row (a filter, a join, CSV) still go through, decodes ahead of the model.",
             "",
             *lines,
         ]
