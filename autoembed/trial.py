@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -132,14 +133,18 @@ def run_limits(
     try:
         return _run(config, limits, dataset, report)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise TrialError(_no_memory(config, error)) from None
+        line = _no_memory(config, error)
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise TrialError(_no_memory(config, error)) from None
+        line = _no_memory(config, error)
+    # Outside of the handlers: the error would go with this one and hold what the trial had allocated.
+    raise TrialError(line)
 
 
 def _no_memory(config: TrialConfig, error: BaseException) -> str:
+    """The line that says so; what the trial had allocated is let go, as the process may run another one."""
+    traceback.clear_frames(error.__traceback__)
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
         f"memory ran out ({reason}): lower embedding.dim={config.embedding.dim}, "

@@ -63,7 +63,7 @@ def test_every_method_searches_and_retrains(planted_pairs, method):
     assert all(weight.is_cuda for weight in model.parameters())
     assert all(buffer.is_cuda for buffer in model.buffers())
     on_cpu, _ = run(planted_pairs, stage, limit=limit, device="cpu")
-    assert result.valid.auc == pytest.approx(on_cpu.valid.auc, abs=0.03)
+    assert result.valid.auc == pytest.approx(on_cpu.valid.auc, abs=0.05)
     assert result.cost.bytes <= 1.1 * on_cpu.cost.bytes
     assert result.latency_ms > 0
 
@@ -129,11 +129,12 @@ def test_a_bundle_predicts_on_either_device(planted, tmp_path):
 def test_memory_that_runs_out_ends_the_trial_and_not_the_process(planted):
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 64 * 2**20) / total)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_per_process_memory_fraction((before + 64 * 2**20) / total)
     try:
         with pytest.raises(TrialError, match=r"memory ran out .*lower embedding\.dim=4096, train\.batch_size=512"):
             run(planted, {"method": "dnis", **OPTIONS["dnis"]}, embedding={"dim": 4096, "blocks": 4})
-        assert torch.cuda.memory_allocated() < 48 * 2**20  # nothing of it is held
+        assert torch.cuda.memory_allocated() <= before + 2**20  # nothing of it is held
         result, _ = run(planted, {"method": "dnis", **OPTIONS["dnis"]})
         assert result.valid.auc > 0.55
     finally:

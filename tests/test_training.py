@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -134,12 +136,17 @@ def test_a_loss_that_is_not_finite_ends_the_trial_with_its_reason(planted):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
 def test_memory_that_runs_out_is_named(planted, monkeypatch, error):
-    def fail(*args, **kwargs):
+    held = []
+
+    def fail(net, *args, **kwargs):
+        held.append(weakref.ref(net.weight))
         raise error
 
     monkeypatch.setattr("autoembed.trial.search", fail)
-    with pytest.raises(TrialError, match=r"memory ran out .*: lower embedding.dim=4, train.batch_size=512"):
+    with pytest.raises(TrialError, match=r"memory ran out .*: lower embedding.dim=4, train.batch_size=512") as told:
         run_trial(config(), planted, lambda values: None)
+    assert held[0]() is None  # nor is what it had allocated held for as long as the error is
+    assert told.value.__context__ is None
 
 
 def test_a_trial_never_reads_the_test_split(planted, monkeypatch):
