@@ -91,7 +91,7 @@ def by_hand(dataset, device, size, model, held):
 
 
 def speed(dataset, repeats):
-    lines = ["| batch | side | s per epoch | rows/s | ours takes |", "|---|---|---|---|---|"]
+    lines = ["| batch | side | s per epoch | rows/s | ours takes of its time |", "|---|---|---|---|---|"]
     rows = dataset.rows("train")
     for size in (4096, 32768):
         sides = {
