@@ -177,6 +177,14 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: torch.devi
     return probabilities
 
 
+def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Metrics:
+    """Metrics on valid; TrialError if the predictions are not finite."""
+    probabilities = predict(model, dataset, "valid", device)
+    if not np.isfinite(probabilities).all():
+        raise TrialError(f"predictions must be finite, but {where} gave NaN: lower train.lr={lr:g}")
+    return evaluate(dataset.labels("valid"), probabilities)
+
+
 def fit(
     model: nn.Module,
     dataset: Dataset,
@@ -213,10 +221,7 @@ def fit(
             total += loss.detach()
             steps += 1
         mean = check_finite(total / max(steps, 1), config.lr, f"epoch {epoch}")
-        probabilities = predict(model, dataset, "valid", device)
-        if not np.isfinite(probabilities).all():
-            raise TrialError(f"predictions must be finite, but epoch {epoch} gave NaN: lower train.lr={config.lr:g}")
-        valid = evaluate(dataset.labels("valid"), probabilities)
+        valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
         report({"epoch": epoch, "train_loss": mean, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
         if best is None or valid.auc > best.auc:
             best, best_epoch = valid, epoch

@@ -6,6 +6,7 @@ import statistics
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -114,9 +115,9 @@ def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
 def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, Model]:
     """Runs a trial from the data to a retrained compact model.
 
-    `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, ...} while searching, and
-    {"retrain_epoch": n, "valid_auc": ..., "valid_logloss": ..., "train_loss": ...} while retraining. Only the last kind
-    carries `valid_auc`, so no scheduler can compare the phases. Raises TrialError on a loss that is not finite and on
+    `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, "stage": from 0, "search_valid_auc" or
+    "warm_valid_auc": the supernet's, ...} while searching, and {"retrain_epoch": n, "valid_auc": ..., "valid_logloss":
+    ..., "train_loss": ...} while retraining. Only the last kind carries `valid_auc`, so nothing compares the phases. Raises TrialError on a loss that is not finite and on
     memory that ran out.
     """
     (found,) = run_limits(config, [config.limit], dataset, report)
@@ -161,7 +162,7 @@ def _run(
     start = perf_counter()
     net, trained = None, None
     notes: list[str] = []
-    for stage in config.stages:
+    for number, stage in enumerate(config.stages):
         if net is not None:
             width = net.config.width
             architecture = net.derive(None if width is None else uniform_budget(root, width))
@@ -171,7 +172,7 @@ def _run(
             if trained is not None and method.carry:
                 net.receive(trained)
             trained = net
-        search(net, dataset, config.train, device=device, seed=config.seed, report=report)
+        search(net, dataset, config.train, device=device, seed=config.seed, report=partial(_staged, report, number))
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     searched, found = perf_counter() - start, []
@@ -196,6 +197,10 @@ def _run(
         )
         found.append((result, model))
     return found
+
+
+def _staged(report: Report, stage: int, values: Mapping[str, float]) -> None:
+    report({**values, "stage": stage})
 
 
 def within(net: Supernet, limit: Limit, root: Architecture) -> Architecture:

@@ -18,7 +18,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.search.supernet import GateConfig, SearchConfig, Supernet
 from autoembed.shuffle import Part, Rows, Shuffle
-from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit
+from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit, on_valid
 
 
 def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
@@ -39,7 +39,8 @@ def search(
 ) -> float:
     """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
 
-    Reports {"phase_epoch": ..., ...} of the warm start and of the search under names that no retraining uses.
+    Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start and of the search under names that no
+    retraining uses. Valid is read to tell searches that lead nowhere, and moves no gate.
     """
     start = perf_counter()
     config = net.config
@@ -122,4 +123,6 @@ def _move_gates(
         }
         if not joint:
             values["search_arch_loss"] = check_finite(arch_total / max(steps, 1), train.lr, where)
+        found = on_valid(net, dataset, device, train.lr, where)
+        values |= {"search_valid_auc": found.auc, "search_valid_logloss": found.logloss}
         report(values | {f"search_{name}": value for name, value in net.diagnostics().items()})

@@ -95,7 +95,8 @@ class Supernet(supernet.Supernet):
             return e
         body = e[..., : self.parent.dim]
         logits = self.map(body)
-        self.pi = torch.sigmoid(logits)
+        if torch.is_grad_enabled():  # what penalty and diagnostics read is of train rows
+            self.pi = torch.sigmoid(logits)
         gates = self.draw(logits) if self.training else (logits > 0).float()
         if self.first_order:
             gates = torch.cat([gates, gates.new_ones(*gates.shape[:2], 1)], dim=2)

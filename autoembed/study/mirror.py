@@ -119,7 +119,7 @@ class Mirror:
             metrics += [
                 Metric(name, float(value), point["time"], step)
                 for name, value in point.items()
-                if name not in ("time", phase)
+                if name not in ("time", "stage", phase)
             ]
         for place in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[place : place + BATCH])
