@@ -67,7 +67,7 @@ class Search(OptunaSearch):  # type: ignore[misc]
         ended = {} if error or result is None else result
         failed = error or bool(ended.get(FAILED))
         if OVER in ended and trial_id in self._ot_trials:
-            self._ot_trials[trial_id].set_user_attr(OVER, ended[OVER])
+            self._ot_trials[trial_id].set_constraint(OVER, ended[OVER])
         super().on_trial_complete(trial_id, ended if ended.get(FINISHED) else None, failed)
 
 
@@ -95,17 +95,12 @@ def _search(run: RunDir, space: SearchSpace, arm: str, storage: optuna.storages.
 
 
 def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that a space names; trials over a latency limit are told to it as infeasible."""
-    limited: dict[str, Any] = {"constraints_func": _over} if space.budget.latency_ms is not None else {}
+    """The sampler that a space names; it reads from the trials how far they are over a limit on latency."""
     if space.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if space.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=16, **limited)
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True, **limited)
-
-
-def _over(trial: Any) -> tuple[float]:
-    return (float(trial.user_attrs.get(OVER, 0.0)),)
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=16)
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def suggester(arm: str, space: SearchSpace) -> Callable[[Any], dict[str, Any]]:
@@ -137,6 +132,9 @@ def _reconcile(study: optuna.Study, run: RunDir, space: SearchSpace) -> None:
         if state == "done":
             result = run.read_trial(name).result
             values = [space.objective.of(result.valid)]
+            if space.budget.latency_ms is not None:
+                over = result.latency_ms - space.budget.latency_ms
+                optuna.trial.Trial(study, trial._trial_id).set_constraint(OVER, over)
             study.tell(trial.number, [*values, *([space.objective.cost_of(result)] if space.objective.cost else [])])
         elif state == "pruned":
             study.tell(trial.number, state=TrialState.PRUNED)
