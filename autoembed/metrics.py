@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +32,13 @@ def evaluate(labels: Array, probabilities: Array) -> Metrics:
     return Metrics(
         auc=float(roc_auc_score(labels, probabilities)), logloss=float(log_loss(labels, probabilities, labels=[0, 1]))
     )
+
+
+def auc_error(auc: float, ones: int, zeros: int) -> float:
+    """Standard error of an AUC over so many rows of each class (Hanley and McNeil, Radiology 1982)."""
+    above, below = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (ones - 1) * (above - auc**2) + (zeros - 1) * (below - auc**2)
+    return math.sqrt(max(variance, 0.0) / (ones * zeros))
 
 
 def calibration_error(labels: Array, probabilities: Array, bins: int = 20) -> float:

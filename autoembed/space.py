@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from autoembed.architecture import first_line
 from autoembed.data.crosses import CrossSpec
@@ -160,6 +160,24 @@ class Objective(BaseModel):
         return float(result.cost.parameters if self.cost == "parameters" else result.cost.bytes)
 
 
+class Scheduler(BaseModel):
+    """Which rule stops trials behind their arm in retraining, and whether hopeless searches are stopped as well."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["asha", "median", "none"] = "asha"
+    search: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, node: Any) -> Any:
+        return {"name": node} if isinstance(node, str) else node
+
+    @property
+    def stops_searches(self) -> bool:
+        return self.search and self.name != "none"
+
+
 class Variant(BaseModel):
     """What a variant changes: keys of `embedding` and `train`, and the whole `backbone`."""
 
@@ -186,7 +204,7 @@ class SearchSpace(BaseModel):
     budget: Budget = Budget()
     objective: Objective = Objective()
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
-    scheduler: Literal["asha", "median", "none"] = "asha"
+    scheduler: Scheduler = Scheduler()
     seed: int = 0
     device: Any = "auto"
 

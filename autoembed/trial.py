@@ -117,8 +117,8 @@ def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[Tr
 
     `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, "stage": from 0, "search_valid_auc" or
     "warm_valid_auc": the supernet's, ...} while searching, and {"retrain_epoch": n, "valid_auc": ..., "valid_logloss":
-    ..., "train_loss": ...} while retraining. Only the last kind carries `valid_auc`, so nothing compares the phases. Raises TrialError on a loss that is not finite and on
-    memory that ran out.
+    ..., "train_loss": ...} while retraining. Only the last kind carries `valid_auc`, so nothing compares the phases.
+    Raises TrialError on a loss that is not finite and on memory that ran out.
     """
     (found,) = run_limits(config, [config.limit], dataset, report)
     return found

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ray import tune
 
 from autoembed.study.run_dir import RunDir
-from autoembed.study.worker import FAILED, FINISHED, NO_SPACE
+from autoembed.study.worker import FAILED, FINISHED, NO_SPACE, STOPPED
 
 RETRIES = 1  # how often a trial is run again whose process was lost
 
@@ -27,8 +27,8 @@ class Watcher(Protocol):
 class Recorder(tune.Callback):  # type: ignore[misc]
     """Marks in the run folder trials that the scheduler stopped or whose process died; a worker marks the others."""
 
-    def __init__(self, run: RunDir, watchers: Sequence[Watcher]) -> None:
-        self.run, self.watchers = run, watchers
+    def __init__(self, run: RunDir, watchers: Sequence[Watcher], reasons: Mapping[str, str]) -> None:
+        self.run, self.watchers, self.reasons = run, watchers, reasons
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks for Tuner.restore, which is not how a study goes on.
@@ -43,14 +43,15 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     ) -> None:
         if result.get(NO_SPACE):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.run.path))
-        if not (result.get(FINISHED) or result.get(FAILED)):
+        if not any(result.get(end) for end in (FINISHED, FAILED, STOPPED)):
             for watcher in self.watchers:
                 watcher.reported(trial.config["trial"], metrics_of(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
         if self.run.state(name) is None:
-            self.run.mark(name, "pruned", json.dumps(metrics_of(trial.last_result or {})))
+            reason = self.reasons.get(name, "Ray Tune stopped it")
+            self.run.mark(name, "pruned", f"{reason}\n{json.dumps(metrics_of(trial.last_result or {}))}")
         self._ended(name)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

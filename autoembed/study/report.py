@@ -147,17 +147,20 @@ def _show_groups(console: Console, board: Leaderboard) -> None:
 
 
 def show_failures(console: Console, ended: list[Ended]) -> None:
-    """Prints why trials failed, equal reasons together."""
-    failed = [trial for trial in ended if trial.state == "failed"]
-    if not failed:
-        return
-    reasons = Counter(trial.reason for trial in failed)
-    console.print(f"  {len(failed)} of {len(ended)} trials failed:", style="yellow")
-    for reason, number in reasons.most_common(SHOWN):
-        first = next(trial.id for trial in failed if trial.reason == reason)
-        others = f" and {number - 1} more" if number > 1 else ""
-        console.print(Text(f"    {first}{others}: {reason}"), soft_wrap=True)
-    console.print()
+    """Prints why trials failed or were stopped: equal reasons together, those that differ in figures by an example."""
+    for state, words in (("pruned", "were stopped"), ("failed", "failed")):
+        kinds: dict[str, list[Ended]] = {}
+        for trial in ended:
+            if trial.state == state:
+                kind = trial.reason if state == "failed" else trial.reason.partition(":")[0]
+                kinds.setdefault(kind, []).append(trial)
+        if not kinds:
+            continue
+        console.print(f"  {sum(map(len, kinds.values()))} of {len(ended)} trials {words}:", style="yellow")
+        for alike in sorted(kinds.values(), key=len, reverse=True)[:SHOWN]:
+            others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+            console.print(Text(f"    {alike[0].id}{others}: {alike[0].reason}"), soft_wrap=True)
+        console.print()
 
 
 def show_unfinished(console: Console, run: RunDir) -> None:

@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A trial that has ended, well or not; `reason` is of a failed one."""
+    """A trial that has ended, well or not; `reason` is of a failed or pruned one."""
 
     id: str
     arm: str
@@ -180,7 +180,7 @@ class RunDir:
         shutil.rmtree(self.trial(trial_id), ignore_errors=True)
 
     def mark(self, trial_id: str, state: Literal["pruned", "failed"], text: str) -> None:
-        """Records that a trial ended without a result: its last metrics, or the reason in the first line."""
+        """Records that a trial ended without a result: the reason in the first line, then what else is known."""
         folder = self.trial(trial_id)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MARKS[state], text.rstrip() + "\n")
@@ -199,8 +199,8 @@ class RunDir:
             state = self.state(folder.name)
             if state is None:
                 continue
-            text = (folder / MARKS["failed"]).read_text() if state == "failed" else ""
-            reason = next(iter(text.splitlines()), "its reason was not written") if state == "failed" else ""
+            text = "" if state == "done" else (folder / MARKS[state]).read_text()
+            reason = "" if state == "done" else next(iter(text.splitlines()), "its reason was not written")
             found.append(Ended(id=folder.name, arm=arm_of(folder.name), state=state, reason=reason))
         return found
 

@@ -1,33 +1,43 @@
-"""Which trials are stopped early: those that fall behind in their own arm, by retrained metrics only.
+"""Which trials are stopped early: those that fall behind in their own arm.
 
-asha: behind the best third at epochs 2, 6, 18, ... of retraining. median: behind the median of the others' means.
+While retraining, by the compact model's metric on valid. asha: behind the best third at epochs 2, 6, 18, ...
+median: behind the median of the others' means. While searching, by the supernet's and once: the worst third at epoch 2
+of the first phase that has one, if the best peer is ahead by more than a standard error of the AUC.
 Nothing is stopped where trials are compared by a cost as well: a cheap one may be behind for good reason.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from autoembed.space import SearchSpace
-from autoembed.study.worker import OBJECTIVE, RUNG
+from autoembed.study.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_AUC, RUNG, SEARCH_RUNG
 
-GRACE, FACTOR = 2, 3
+FACTOR = 3
+SEARCH_FACTOR = 1.5  # stops the worst third, once: how good a search's model is tells little of the retrained one
 
 
 class PerArm(FIFOScheduler):  # type: ignore[misc]
     """One scheduler per arm, ASHA (Li et al., MLSys 2020) or the median rule (Golovin et al., KDD 2017), so that a
-    baseline never stops a search or the other way round.
+    baseline never stops a search or the other way round; and an ASHA with a single rung for each kind of peers.
 
-    An arm with no more trials than `FACTOR` is left alone: there are too few to compare.
+    An arm with no more trials than `FACTOR` is left alone, and so are the first `FACTOR` of its peers: there are too
+    few to compare. `reasons` tells why a trial was stopped, by its id.
     """
 
     def __init__(self, trials: Mapping[str, int], space: SearchSpace) -> None:
         super().__init__()
-        own = space.scheduler != "none" and not space.objective.cost
+        own = space.scheduler.name != "none" and not space.objective.cost
+        self._space = space
         self._arms: dict[str, Any] = {arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR}
+        self._searches: dict[tuple[str, str], Any] = {}
+        self._aucs: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        self._compared: set[str] = set()
+        self.reasons: dict[str, str] = {}
 
     def _of(self, trial: Any) -> Any:
         return self._arms.get(trial.config["arm"])
@@ -38,7 +48,37 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         scheduler = self._of(trial)
-        return str(scheduler.on_trial_result(controller, trial, result)) if scheduler else TrialScheduler.CONTINUE
+        if scheduler is None:
+            return str(TrialScheduler.CONTINUE)
+        if PROXY in result:
+            return self._on_search(controller, trial, result)
+        action = str(scheduler.on_trial_result(controller, trial, result))
+        if action == TrialScheduler.STOP:
+            figure = f"{self._space.objective.metric} {result[OBJECTIVE]:.4f}"
+            self.reasons[trial.config["trial"]] = f"behind its arm: {figure} at epoch {result[RUNG]} of retraining"
+        return action
+
+    def _on_search(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        go_on = str(TrialScheduler.CONTINUE)
+        if result[SEARCH_RUNG] != GRACE or trial.trial_id in self._compared:
+            return go_on
+        self._compared.add(trial.trial_id)
+        kind, auc = (trial.config["arm"], result[PEERS]), result[PROXY_AUC]
+        if kind not in self._searches:
+            self._searches[kind] = _search_rule(self._space)
+        rule, before = self._searches[kind], self._aucs[kind]
+        rule.on_trial_add(controller, trial)
+        worst = rule.on_trial_result(controller, trial, result) == TrialScheduler.STOP
+        before.append(auc)
+        lead = max(before) - auc
+        if len(before) <= FACTOR or not worst or lead <= result[ERROR]:
+            return go_on
+        phase = result[PEERS].rpartition(" ")[2]
+        self.reasons[trial.config["trial"]] = (
+            f"behind its peers: {phase}_{self._space.objective.metric} {result[PROXY]:.4f} at epoch {GRACE} is in the "
+            f"worst third of {len(before)} trials, and {lead:.4f} of AUC behind the best ({result[PEERS]})"
+        )
+        return str(TrialScheduler.STOP)
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if scheduler := self._of(trial):
@@ -58,6 +98,18 @@ def _rule(space: SearchSpace) -> TrialScheduler:
         "mode": space.objective.mode,
         "grace_period": GRACE,
     }
-    if space.scheduler == "median":
+    if space.scheduler.name == "median":
         return MedianStoppingRule(min_samples_required=FACTOR, **common)
     return AsyncHyperBandScheduler(max_t=10**6, reduction_factor=FACTOR, **common)
+
+
+def _search_rule(space: SearchSpace) -> TrialScheduler:
+    return AsyncHyperBandScheduler(
+        time_attr=SEARCH_RUNG,
+        metric=PROXY,
+        mode=space.objective.mode,
+        grace_period=GRACE,
+        max_t=GRACE,
+        reduction_factor=SEARCH_FACTOR,
+        stop_last_trials=False,
+    )

@@ -251,10 +251,15 @@ def _run_trials(
             tune.run_trials(run, space, dataset, todo, [bar, tracker])
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):
-        first = next((trial for trial in ended if trial.state == "failed"), None)
-        if first is None:
-            raise StudyError(f"no trial of {run.path} ended well, and none failed: go on with --resume")
-        raise StudyError(f"all {len(ended)} trials failed; the first, {first.id}: {first.reason}")
+        failed, stopped = ([trial for trial in ended if trial.state == state] for state in ("failed", "pruned"))
+        if not ended:
+            raise StudyError(f"no trial of {run.path} has ended: go on with --resume")
+        if not stopped:
+            raise StudyError(f"all {len(ended)} trials failed; the first, {failed[0].id}: {failed[0].reason}")
+        raise StudyError(
+            f"none of {len(ended)} trials ended well, {len(stopped)} were stopped; the first, {stopped[0].id}: "
+            f"{stopped[0].reason}: try other ranges, more valid rows, or scheduler: {{search: false}}"
+        )
 
 
 def export(run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, path: Path) -> Path:

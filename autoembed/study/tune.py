@@ -120,20 +120,21 @@ def run_trials(
         tune.with_parameters(work, run=run.path, space=space, dataset=dataset.path),
         {"cpu": budget.cpus_per_trial, "gpu": budget.gpus_per_trial},
     )
+    scheduler = PerArm(left, space)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=sum(left.values()),
             max_concurrent_trials=concurrency(space),
             search_alg=searcher(run, space, left),
-            scheduler=PerArm(left, space),
+            scheduler=scheduler,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(run.path / "ray"),
-            callbacks=[Recorder(run, watchers)],
+            callbacks=[Recorder(run, watchers, scheduler.reasons)],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from ray import tune
 
+from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
+from autoembed.metrics import auc_error
+from autoembed.search.supernet import configure
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space
 from autoembed.trial import TrialConfig, run_trial
@@ -24,6 +27,16 @@ FINISHED = "finished"
 FAILED = "failed"
 NO_SPACE = "no_space"
 RUNG = "rung"
+STOPPED = "stopped"
+# What searches are compared by, never together with OBJECTIVE and RUNG.
+PROXY = "proxy"
+PROXY_AUC = "proxy_auc"
+ERROR = "proxy_error"
+PEERS = "peers"
+SEARCH_RUNG = "proxy_rung"
+GRACE = 2  # epochs of a phase before a trial may be stopped
+ERRORS = 3  # standard errors that a search must be above chance
+PHASES = {"warm": "warm_", "search": "search_", "retrain": ""}
 
 
 def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path) -> None:
@@ -37,16 +50,21 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
     """
     torch.set_num_threads(max(1, int(space.budget.cpus_per_trial)))
     folder, name = RunDir(run), config["trial"]
+    end: dict[str, Any]
     try:
         trial = space.config(config["arm"], config["values"], space.seed)
         folder.begin_trial(name, trial)
-        report = Reporter(trial, space, partial(folder.add_point, name))
-        result, model = run_trial(trial, Dataset.open(dataset), report)
+        data = Dataset.open(dataset)
+        report = Reporter(trial, space, data.labels("valid"), partial(folder.add_point, name))
+        result, model = run_trial(trial, data, report)
         folder.finish_trial(name, result, model)
-        end: dict[str, Any] = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
+        end = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
         end[COST] = space.objective.cost_of(result)
         if space.budget.latency_ms is not None:
             end[OVER] = result.latency_ms - space.budget.latency_ms
+    except Hopeless as stop:
+        folder.mark(name, "pruned", str(stop))
+        end = {STOPPED: True}
     except Exception as error:
         if no_space(error):
             # Not the trial's fault: it is run again when there is room.
@@ -67,24 +85,57 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {first}\n\n{''.join(traceback.format_exception(error))}"
 
 
-class Reporter:
-    """Passes a trial's epochs to its folder, and to Tune with the objective of the epoch that would be kept.
+class Hopeless(Exception):  # noqa: N818
+    """A search that is no better than chance; the text is the reason, in one line."""
 
-    RUNG is what the scheduler compares at. The last epoch has none: a trial that is through is not stopped.
+
+class Reporter:
+    """Passes a trial's epochs to its folder and to Tune, with the figure of the epoch that would be kept of the phase.
+
+    While retraining that is OBJECTIVE, compared at RUNG. The last epoch has none: a trial that is through is not
+    stopped. While searching it is PROXY, compared at SEARCH_RUNG among those with the same PEERS, with the AUC beside
+    it and its standard error. Raises Hopeless.
     """
 
-    def __init__(self, trial: TrialConfig, space: SearchSpace, keep: Callable[[Mapping[str, float]], None]) -> None:
-        self.keep = keep
-        self.epochs, self.metric = trial.train.epochs, space.objective.metric
-        self.best_auc, self.objective = float("-inf"), float("nan")
+    def __init__(
+        self, trial: TrialConfig, space: SearchSpace, labels: Array, keep: Callable[[Mapping[str, float]], None]
+    ) -> None:
+        self.keep, self.trial = keep, trial
+        self.metric, self.stops = space.objective.metric, space.scheduler.stops_searches
+        self.ones = int((labels > 0).sum())
+        self.zeros = len(labels) - self.ones
+        self.auc = self.figure = float("nan")
 
     def __call__(self, values: Mapping[str, float]) -> None:
         self.keep(values)
-        report = dict(values)
-        if "valid_auc" in report:
-            if report["valid_auc"] > self.best_auc:
-                self.best_auc, self.objective = report["valid_auc"], report[self.metric]
-            report[OBJECTIVE] = self.objective
-            if report["retrain_epoch"] < self.epochs:
-                report[RUNG] = int(report["retrain_epoch"])
+        report: dict[str, Any] = dict(values)
+        phase = next((name for name in PHASES if f"{name}_epoch" in values), None)
+        if phase is not None:
+            epoch, auc = int(values[f"{phase}_epoch"]), values[f"{PHASES[phase]}valid_auc"]
+            if epoch == 1 or auc > self.auc:
+                self.auc, self.figure = auc, values[PHASES[phase] + self.metric]
+            if phase == "retrain":
+                report[OBJECTIVE] = self.figure
+                if epoch < self.trial.train.epochs:
+                    report[RUNG] = epoch
+            elif self.stops:
+                error = auc_error(self.auc, self.ones, self.zeros)
+                if epoch >= GRACE and self.auc - ERRORS * error <= 0.5:
+                    raise Hopeless(
+                        f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs is within "
+                        f"{ERRORS} standard errors of {error:.4f} of 0.5"
+                    )
+                report |= {PROXY: self.figure, PROXY_AUC: self.auc, ERROR: error, SEARCH_RUNG: epoch}
+                report[PEERS] = peers(self.trial, int(values["stage"]), phase)
         tune.report(report)
+
+
+def peers(trial: TrialConfig, stage: int, phase: str) -> str:
+    """What a search has in common with those that it may be compared with: methods and epochs of all phases so far."""
+    done = []
+    for number, options in enumerate(trial.stages[: stage + 1]):
+        method = configure(options)
+        epochs = "+".join(str(getattr(method, name, 0)) for name in ("warm_epochs", "epochs"))
+        # How long the search of the gates will go on matters from its beginning, since temperatures fall with it.
+        done.append(method.method if number == stage and phase == "warm" else f"{method.method} {epochs}")
+    return f"{', '.join(done)}: {phase}"
