@@ -517,8 +517,12 @@ def show(
 def _show_board(console: Console, run: RunDir, board: Leaderboard) -> None:
     from autoembed.space import SearchSpace
     from autoembed.study import report
+    from autoembed.study.retrain import ARMS
 
     report.show_leaderboard(console, run, board)
+    arms = run.read_json(ARMS)
+    if arms is not None:
+        report.show_arms(console, arms, run.path / ARMS)
     space = SearchSpace.read(run.space)
     if space.objective.cost:
         from autoembed.study import pareto

@@ -178,6 +178,14 @@ class Scheduler(BaseModel):
         return self.search and self.name != "none"
 
 
+class Final(BaseModel):
+    """The study's end: each arm's best trial is retrained from fresh weights with so many seeds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: int = Field(ge=2)
+
+
 class Variant(BaseModel):
     """What a variant changes: keys of `embedding` and `train`, and the whole `backbone`."""
 
@@ -205,6 +213,7 @@ class SearchSpace(BaseModel):
     objective: Objective = Objective()
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     scheduler: Scheduler = Scheduler()
+    final: Final | None = None
     seed: int = 0
     device: Any = "auto"
 

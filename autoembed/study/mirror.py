@@ -25,6 +25,7 @@ from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import choice_matrix, dims_matrix
+from autoembed.study.retrain import ARMS
 from autoembed.study.run_dir import Ended, RunDir, arm_of, store
 
 for _name in ("mlflow", "alembic", "urllib3"):
@@ -247,12 +248,25 @@ class Mirror:
         self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
         if parent.data.tags.get("best.trial") != board.winner:
             self._pictures(self.parent, board.winner)
+        self._over_seeds()
         if (self.run.path / "pareto.png").is_file():
             for name in ("pareto.png", "pareto.json"):
                 self.client.log_artifact(self.parent, str(self.run.path / name))
         self._champion(board.winner)
         self.client.set_tag(self.parent, "best.trial", board.winner)
         parent.data.tags["best.trial"] = board.winner
+
+    def _over_seeds(self) -> None:
+        """Logs mean and sd over seeds on the run of each arm's best trial, and the leading arm's on the study's."""
+        found = self.run.read_json(ARMS)
+        if found is None:
+            return
+        for arm, one in found["arms"].items():
+            values = {f"seeds_{name}_{what}": one[what][name] for what in ("mean", "sd") for name in one[what]}
+            self._facts(self._child(one["trial"]), values)
+            if arm == found["leader"]:
+                self._facts(self._runs[""], values)
+        self.client.log_artifact(self.parent, str(self.run.path / ARMS))
 
     def _champion(self, winner: str) -> None:
         """Registers the best bundle under the study's name, unless it is, and points the alias at it."""

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 
 class Bar:
-    """One line per phase: encode, rank, trials, final; with `lines`, also plain text for each trial that has ended."""
+    """One line per phase: encode, rank, trials, retrain, final; with `lines`, also plain text for each trial that has
+    ended."""
 
     def __init__(self, *, lines: bool = False) -> None:
         self._lines = lines
@@ -67,9 +68,13 @@ class Bar:
     def ended(self, trial: str) -> None:
         self._done += 1
         self._show(trial)
+        best = "none yet" if self._best is None else f"{self._best:.4f}"
+        self.line(f"trial {trial} has ended, {self._done} of {self._total}; best valid AUC so far {best}")
+
+    def line(self, text: str) -> None:
+        """Prints a line where lines were asked for."""
         if self._lines:
-            best = "none yet" if self._best is None else f"{self._best:.4f}"
-            print(f"trial {trial} has ended, {self._done} of {self._total}; best valid AUC so far {best}", flush=True)
+            print(text, flush=True)
 
     def _show(self, trial: str) -> None:
         best = "" if self._best is None else f"best valid AUC {self._best:.4f} · "

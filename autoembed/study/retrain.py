@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from autoembed.data.dataset import Dataset
@@ -10,7 +11,7 @@ from autoembed.errors import StudyError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
 from autoembed.space import SearchSpace
-from autoembed.study.leaderboard import best, eligible
+from autoembed.study.leaderboard import Leaderboard, best, eligible
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.training import pick_device, predict
@@ -18,6 +19,7 @@ from autoembed.trial import retrain
 
 FILE = "retrain.json"
 ARMS = "arms.json"
+PARTIAL = "arms.partial.json"
 METRICS = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
 
 
@@ -28,7 +30,14 @@ def retrain_seeds(
 
     The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json.
     """
-    rows, summary = _over_seeds(run, run.read_trial(trial_id), dataset, seeds, device, bar)
+    if seeds < 1:
+        raise StudyError(f"--seeds must be at least 1, but got {seeds}")
+    rows: list[dict[str, Any]] = []
+    bar.step("retrain", 0, seeds)
+    for row in _over_seeds(run, run.read_trial(trial_id), dataset, range(1, seeds + 1), device):
+        rows.append(row)
+        bar.step("retrain", len(rows), seeds)
+    summary = _summary(trial_id, rows)
     run.write_json(FILE, {**summary, "seeds": rows})
     return rows, summary
 
@@ -40,26 +49,44 @@ def retrain_arms(
 
     `arms` holds mean, sd and seeds of each. `paired` holds, for each arm but the best by mean valid, the mean and sd
     over seeds of the best one's test metric minus its own, and p of a paired t-test: a seed shuffles the same rows for
-    all. Written to arms.json.
+    all. Written to arms.json; what an interrupted call has done stands in arms.partial.json and is not done again.
     """
     if seeds < 2:
         raise StudyError(f"--trial all compares arms over seeds, so --seeds must be at least 2, but got {seeds}")
     done = eligible(run.trials(), space)
-    arms: dict[str, Any] = {}
-    for arm in space.arms():
-        own = [trial for trial in done if trial.arm == arm]
-        if own:
-            rows, summary = _over_seeds(run, best(own, space), dataset, seeds, device, bar)
-            arms[arm] = {**summary, "seeds": rows}
-    if not arms:
+    owns = {arm: [trial for trial in done if trial.arm == arm] for arm in space.arms()}
+    chosen = {arm: best(own, space) for arm, own in owns.items() if own}
+    if not chosen:
         raise StudyError("no trial is done yet")
+    known: dict[str, list[dict[str, Any]]] = run.read_json(PARTIAL) or {}
+    rows = {arm: known.get(trial.id, [])[:seeds] for arm, trial in chosen.items()}
+    total = seeds * len(chosen)
+    for arm, trial in chosen.items():
+        bar.step("retrain", sum(map(len, rows.values())), total)
+        for row in _over_seeds(run, trial, dataset, range(len(rows[arm]) + 1, seeds + 1), device):
+            rows[arm].append(row)
+            run.write_json(PARTIAL, {chosen[one].id: own for one, own in rows.items()})
+            ready = sum(map(len, rows.values()))
+            bar.step("retrain", ready, total)
+            bar.line(f"{trial.id} is retrained with seed {row['seed']}, {ready} of {total}")
+    arms = {arm: {**_summary(trial.id, rows[arm]), "seeds": rows[arm]} for arm, trial in chosen.items()}
     sign = 1 if space.objective.mode == "max" else -1
     leader = max(arms, key=lambda arm: sign * arms[arm]["mean"][space.objective.metric])
     metric = space.objective.metric.replace("valid", "test")
     paired = {arm: _paired(arms[leader], found, metric) for arm, found in arms.items() if arm != leader}
     content = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
     run.write_json(ARMS, content)
+    (run.path / PARTIAL).unlink(missing_ok=True)
     return content
+
+
+def due(run: RunDir, space: SearchSpace, board: Leaderboard) -> bool:
+    """Whether the search space asks for each arm's best trial over seeds, and the folder does not hold it."""
+    if space.final is None:
+        return False
+    arms = (run.read_json(ARMS) or {"arms": {}})["arms"]
+    held = {arm: one["trial"] for arm, one in arms.items() if len(one["seeds"]) >= space.final.seeds}
+    return held != {row.arm: row.trial for row in board.rows if row.trial}
 
 
 def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[str, float]:
@@ -73,31 +100,31 @@ def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[
 
 
 def _over_seeds(
-    run: RunDir, trial: Trial, dataset: Dataset, seeds: int, device: str | None, bar: Bar
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    if seeds < 1:
-        raise StudyError(f"--seeds must be at least 1, but got {seeds}")
+    run: RunDir, trial: Trial, dataset: Dataset, seeds: Iterable[int], device: str | None
+) -> Iterator[dict[str, Any]]:
+    """A row per seed, as it is ready."""
     result = trial.result
     where = pick_device(device or result.config.device)
     found = run.load_model(trial, dataset.schema)
     router = found.router if isinstance(found, RoutedModel) else None
-    rows: list[dict[str, Any]] = []
-    for seed in range(1, seeds + 1):
-        bar.step("retrain", seed - 1, seeds)
+    for seed in seeds:
         model, fitted = retrain(
             result.architecture, dataset, result.config.train, where, seed, lambda values: None, router=router
         )
         test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
         values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)
-        rows.append(
-            {"seed": seed, **dict(zip(METRICS, values, strict=True)), "best_epoch": fitted.epoch}
-            | {"seconds": round(fitted.seconds, 2)}
-        )
-        bar.step("retrain", seed, seeds)
+        yield {
+            "seed": seed,
+            **dict(zip(METRICS, values, strict=True)),
+            "best_epoch": fitted.epoch,
+            "seconds": round(fitted.seconds, 2),
+        }
+
+
+def _summary(trial_id: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     columns = {name: [row[name] for row in rows] for name in METRICS}
-    summary = {
-        "trial": trial.id,
+    return {
+        "trial": trial_id,
         "mean": {name: statistics.mean(values) for name, values in columns.items()},
-        "sd": {name: statistics.stdev(values) if seeds > 1 else 0.0 for name, values in columns.items()},
+        "sd": {name: statistics.stdev(values) if len(rows) > 1 else 0.0 for name, values in columns.items()},
     }
-    return rows, summary

@@ -1,7 +1,7 @@
 """The run folder of a study: the truth about it. MLflow only mirrors what stands here.
 
 runs/<study>/ study.json, space.yaml, dataset.json, ranking.parquet, ranking.html, mlflow.json, optuna.db,
-  leaderboard.json, retrain.json, arms.json, pareto.json, pareto.png
+  leaderboard.json, retrain.json, arms.json, arms.partial.json, pareto.json, pareto.png
   trials/<id>/ config.json, curves.jsonl, result.json, architecture.json, weights.safetensors, and
     DONE | PRUNED | error.txt
   best/ (a bundle), ray/ (Ray's own state)

@@ -23,6 +23,7 @@ from autoembed.study.commit import commit_of
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
+from autoembed.study.retrain import due, retrain_arms
 from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
 from autoembed.trial import Limit, TrialResult, run_limits
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from autoembed.study.tracking import Tracker
 
 # What may differ on --resume: how much is run and where, but not what a trial is.
-FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True}
+FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True, "final": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
     if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
         return None
     mirrored = mirror.get("tracking_uri") == store(run.path.parent) and mirror.get("status") == "FINISHED"
-    if not mirrored or not (run.best / "manifest.json").is_file():
+    if not mirrored or not (run.best / "manifest.json").is_file() or due(run, space, board):
         return None
     return board
 
@@ -127,6 +128,8 @@ def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request
             pareto.write(run, space)
         bar.step("final", 1, 3)
         export(run, space, dataset, board.winner, run.best)
+        if space.final and due(run, space, board):
+            retrain_arms(run, space, dataset, space.final.seeds, None, bar)
         tracker.result(board)
         bar.step("final", 2, 3)
         status = "FINISHED"
