@@ -31,7 +31,8 @@ Kinds = tuple[Any, ...]  # of each argument: (dtype, dimensions) of an array, in
 _DIGEST = 32  # bytes at the head of a file
 _LIBM = {"exp", "log", "sqrt"}
 # Where a function writes that it returned None.
-_NOWHERE = np.zeros(8, np.int64)
+_NOTHING = np.zeros(8, np.int64)
+_NOWHERE = _NOTHING.ctypes.data
 
 
 class View:
@@ -73,7 +74,7 @@ class Native:
         if found is None:
             with self._lock:
                 found = self._loaded.setdefault(key, self._loaded.get(key) or self._load(key))
-        found(_NOWHERE.ctypes.data, 0, *values)
+        found(_NOWHERE, 0, *values)
 
     def _load(self, kinds: Kinds) -> Callable[..., int]:
         name = f"{self._function.__module__.rpartition('.')[2]}.{self._function.__name__}-{self._digest(kinds)}.o"
@@ -180,7 +181,7 @@ def _address(code: bytes, name: str) -> int:
 
 def _folders() -> list[Path]:
     """Beside the bytecode, and where that may not be written, in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return [Path(__file__).parent / "__pycache__", Path(home) / "autoembed"]
 
 

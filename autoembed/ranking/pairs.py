@@ -229,7 +229,7 @@ class _Columns:
     def __getitem__(self, column: int) -> Side:
         if column in self._kept:
             return self._kept[column]
-        codes = np.ascontiguousarray(self.table.codes(column)[:: self._step])
+        codes = np.ascontiguousarray(self.table.codes(column, self._step))
         counts = self.table.counts.tables[column]
         if self._step > 1:
             counts = np.bincount(codes * np.int64(2) + self.labels.array, minlength=counts.size).reshape(counts.shape)

@@ -126,7 +126,7 @@ def _near_twins(table: CodedTable, known: set[str]) -> list[Finding]:
 
     @cache
     def sample(place: int) -> tuple[npt.NDArray[Any], int]:
-        codes = np.ascontiguousarray(table.codes(place)[::step])
+        codes = np.ascontiguousarray(table.codes(place, step))
         return codes, len(np.unique(codes[:_FEW]))
 
     found = []

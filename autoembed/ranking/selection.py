@@ -50,7 +50,7 @@ def select(
         raise DataError(f"the number of columns to select must be at least 1, but got {k}")
     step = max(1, table.rows // _SAMPLE)
     labels = table.labels[::step]
-    columns = [np.ascontiguousarray(table.codes(place)[::step]) for place in range(len(table.names))]
+    columns = [np.ascontiguousarray(table.codes(place, step)) for place in range(len(table.names))]
     classes = table.counts.tables[0].shape[1]
     alone = np.array([score(_table(codes, labels, classes)).score for codes in columns])
     left, taken = list(range(len(columns))), list[int]()

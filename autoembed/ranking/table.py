@@ -106,11 +106,11 @@ class CodedTable:
     def cardinalities(self) -> tuple[int, ...]:
         return tuple(len(table) for table in self.counts.tables)
 
-    def codes(self, column: int) -> Codes:
-        """int32 [rows] of a column, read anew each time."""
+    def codes(self, column: int, step: int = 1) -> Codes:
+        """int32 of every `step`-th row of a column, read anew each time."""
         if self.store is None:
             raise ValueError("codes were not kept: build the table with keep=True")
-        codes = self.store.read(column, len(self.names), self.rows)
+        codes = self.store.read(column, len(self.names), self.rows)[::step]
         recode = self.recode[column]
         return codes if recode is None else recode[codes]
 

@@ -315,11 +315,11 @@ CASES = [
 
 def z_of(first, second, labels, Ka, Kb):
     """synergy_z of a pair, the larger column walked, as `rank` does it."""
-    kernel = Kernel(len(labels), int(labels.sum()), max(Ka, Kb))
+    kernel, rows = Kernel(len(labels), int(labels.sum()), max(Ka, Kb)), View(labels)
     a, b = (
         Side(codes, count_columns([codes], labels, [size]).tables[0]) for codes, size in ((first, Ka), (second, Kb))
     )
-    cells, _ = kernel.cells(a, b, labels, a.walk(labels), 1)
+    cells, _ = kernel.cells(a, b, rows, a.walk(rows), 1)
     return synergy(kernel.fit(cells, a.rows, b.rows)[None], len(labels))[1][0]
 
 
