@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BARS = 40
 _CELLS = 40
 _FIELDS = 200
+_PANELS = 6  # next to each other
 _CHOICES = {"naive": "#e8e8e8", "factorize": "#4c9be8", "memorize": "#e8743b", "open": "#ffffff"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #222 }
@@ -92,24 +93,47 @@ def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> F
 
 
 def dims_matrix(architecture: Architecture) -> Figure:
-    """How many dims each field keeps in each of its blocks, frequent values on the left."""
+    """How many dims each field keeps in each of its blocks, frequent values on the left; a panel for each cluster."""
     fields = architecture.fields[:_FIELDS]
-    kept = np.full((len(fields), max(len(field.blocks) for field in fields)), np.nan)
-    for row, field in enumerate(fields):
-        kept[row, : len(field.blocks)] = [len(block.dims) for block in field.blocks]
-    figure, axes = _figure(4 + 0.4 * kept.shape[1], 1.5 + 0.24 * len(fields))
-    image = axes.imshow(kept, cmap="viridis", vmin=0, vmax=architecture.dim, aspect="auto")
-    for (row, column), dims in np.ndenumerate(kept):
-        if np.isfinite(dims):
-            colour = "black" if dims > 0.6 * architecture.dim else "white"
-            axes.text(column, row, f"{dims:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(kept.shape[1]), [str(block + 1) for block in range(kept.shape[1])])
-    axes.set_yticks(range(len(fields)), [field.name for field in fields], fontsize=8)
-    axes.set_xlabel("block, frequent values first")
+    parts = dims_panels(architecture)
+    blocks = max(len(field.blocks) for field in fields)
+    columns = min(len(parts), _PANELS)
+    rows = -(-len(parts) // columns)
+    size = (3 + (1 + 0.4 * blocks) * columns, rows * (1.5 + 0.24 * len(fields)))
+    figure, grid = _figure(*size, columns=columns, rows=rows)
+    panels = np.atleast_1d(grid).ravel()
+    for number, (title, part) in enumerate(parts.items()):
+        axes = panels[number]
+        own = {field.name: field for field in part.fields}
+        kept = np.full((len(fields), blocks), np.nan)
+        for row, field in enumerate(fields):
+            plan = own.get(field.name)
+            kept[row, : len(field.blocks)] = [len(block.dims) for block in plan.blocks] if plan else 0
+        image = axes.imshow(kept, cmap="viridis", vmin=0, vmax=architecture.dim, aspect="auto")
+        for (row, column), dims in np.ndenumerate(kept):
+            if np.isfinite(dims):
+                colour = "black" if dims > 0.6 * architecture.dim else "white"
+                axes.text(column, row, f"{dims:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.set_xticks(range(blocks), [str(block + 1) for block in range(blocks)])
+        axes.set_yticks(range(len(fields)), [field.name for field in fields], fontsize=8)
+        axes.tick_params(labelleft=number % columns == 0, labelbottom=number + columns >= len(parts))
+        axes.set_title(title, fontsize=9)
+    for axes in panels[len(parts) :]:
+        axes.remove()
     more = f", the first {_FIELDS} fields" if len(architecture.fields) > _FIELDS else ""
-    axes.set_title(f"dims kept of {architecture.dim}{more}")
-    figure.colorbar(image, ax=axes, shrink=0.7)
+    figure.suptitle(f"dims kept of {architecture.dim}{more}")
+    figure.supxlabel("block, frequent values first", fontsize=10)
+    figure.colorbar(image, ax=list(panels[: len(parts)]), shrink=0.7)
     return figure
+
+
+def dims_panels(architecture: Architecture) -> dict[str, Architecture]:
+    """What dims are drawn of, by title: the architecture, or each cluster's; the members of an ensemble are alike."""
+    if architecture.router is None:
+        return {"": architecture}
+    if architecture.router.kind == "all":
+        return {f"each of {len(architecture.clusters)} members": architecture.clusters[0]}
+    return {f"cluster {number}": cluster for number, cluster in enumerate(architecture.clusters, 1)}
 
 
 def pareto_picture(found: Sequence[Point], kept: Sequence[Point], quality: str, cost: str) -> Figure:
@@ -127,12 +151,12 @@ def pareto_picture(found: Sequence[Point], kept: Sequence[Point], quality: str, 
     return figure
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
     # A figure of its own, without pyplot: that keeps figures alive and asks for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns)
 
 
 def _draw_matrix(figure: Figure, axes: Any, names: Sequence[str], matrix: Any) -> None:

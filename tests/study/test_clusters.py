@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from autoembed.bundle import load_bundle
 from autoembed.data.planted import PlantedSpec, write_planted
 from autoembed.space import SearchSpace
+from autoembed.study.page import dims_matrix
 from autoembed.study.run_dir import store
 from autoembed.study.study import Request, prepare, run_study
 from autoembed.training import predict
@@ -51,6 +52,18 @@ def test_routed_rows_score_alike_everywhere(write_space, tmp_path, ray_here, cli
 
     client = MlflowClient(store(run.path.parent))
     (experiment,) = [e for e in client.search_experiments() if e.name == "clusters"]
+    runs = {one.data.tags.get("trial"): one.info.run_id for one in client.search_runs(experiment.experiment_id)}
+    for row in board.rows:
+        assert "dims.png" in {file.path for file in client.list_artifacts(runs[row.trial])}
+        found = run.read_trial(row.trial).result.architecture
+        alike = row.arm == "ensemble"
+        panels = dims_matrix(found).axes[:-1]  # the last one is the colour bar
+        titles = ["each of 2 members"] if alike else [f"cluster {n + 1}" for n in range(len(found.clusters))]
+        assert [panel.get_title() for panel in panels] == titles
+        assert [label.get_text() for label in panels[0].get_yticklabels()] == list(found.names)
+        for panel, cluster in zip(panels, found.clusters, strict=not alike):
+            dims = sum(len(block.dims) for field in cluster.fields for block in field.blocks)
+            assert sum(int(text.get_text()) for text in panel.texts) == dims
     mlflow.set_tracking_uri(store(run.path.parent))
     (logged,) = client.search_logged_models([experiment.experiment_id])
     served = mlflow.pyfunc.load_model(logged.model_uri).predict(raw.head(50).to_pandas())
