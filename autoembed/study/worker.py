@@ -35,7 +35,8 @@ ERROR = "proxy_error"
 PEERS = "peers"
 SEARCH_RUNG = "proxy_rung"
 GRACE = 2  # epochs of a phase before a trial may be stopped
-ERRORS = 3  # standard errors that a search must be above chance
+# How far above chance a search must be: so many standard errors, but where valid is small, no more than this.
+ERRORS, ABOVE = 3, 0.02
 PHASES = {"warm": "warm_", "search": "search_", "retrain": ""}
 
 
@@ -120,10 +121,11 @@ class Reporter:
                     report[RUNG] = epoch
             elif self.stops:
                 error = auc_error(self.auc, self.ones, self.zeros)
-                if epoch >= GRACE and self.auc - ERRORS * error <= 0.5:
+                above = min(ERRORS * error, ABOVE)
+                if epoch >= GRACE and self.auc <= 0.5 + above:
                     raise Hopeless(
-                        f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs is within "
-                        f"{ERRORS} standard errors of {error:.4f} of 0.5"
+                        f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs is not above "
+                        f"{0.5 + above:.4f}"
                     )
                 report |= {PROXY: self.figure, PROXY_AUC: self.auc, ERROR: error, SEARCH_RUNG: epoch}
                 report[PEERS] = peers(self.trial, int(values["stage"]), phase)

@@ -73,9 +73,9 @@ def test_a_search_no_better_than_chance_is_told_after_two_epochs(reporter, repor
     report(warm(1, 0.49))
     assert len(reports) == 1
     with pytest.raises(
-        Hopeless, match=r"^no better than chance: warm_valid_auc 0.5400 after 2 epochs .* 0.0187 of 0.5$"
+        Hopeless, match=r"^no better than chance: warm_valid_auc 0.5180 after 2 epochs is not above 0.5200$"
     ):
-        report(warm(2, 0.54))
+        report(warm(2, 0.518))
     report = reporter()
     report(warm(1, 0.57))
     report(warm(2, 0.52))  # the best epoch is the one that is kept
@@ -276,7 +276,11 @@ def test_trials_that_cannot_learn_end_while_searching_and_the_winner_stays(write
 
 
 def test_a_study_of_hopeless_searches_says_what_to_do(write_space, ray_here, tmp_path):
-    space = write_space(stages=[DNIS], baselines=[], train={"epochs": 1, "lr": 1e-9})
+    data = {
+        "planted": {"rows": 20000, "seed": 0, "marginal": [], "xor": [], "low_rank": [], "noise": [10, 50]},
+        "split": {"by": "random", "valid": 0.2, "test": 0.2},
+    }
+    space = write_space(data=data, stages=[DNIS], baselines=[], train={"epochs": 1, "lr": 1e-3})
     first = r"none of 1 trials ended well, 1 were stopped; the first, dnis-1: no better than chance: "
     advice = r"try other ranges, more valid rows, or scheduler: \{search: false\}"
     with pytest.raises(StudyError, match=f"^{first}.*: {advice}$"):
