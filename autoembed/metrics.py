@@ -7,7 +7,6 @@ import math
 import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
-from sklearn.metrics import log_loss, roc_auc_score
 
 from autoembed.architecture import Array
 from autoembed.errors import DataError
@@ -25,13 +24,28 @@ class Metrics(BaseModel):
 def evaluate(labels: Array, probabilities: Array) -> Metrics:
     """Metrics of float [N] probabilities for 0/1 labels [N]; DataError if only one class is there.
 
-    The AUC is exact, ties counted as half: scikit-learn sorts a million rows in a third of a second.
+    The AUC is exact, ties counted as half. Both are scikit-learn's to the last digit, whose import would cost the
+    process of each trial 90 MiB and more than a second.
     """
     if labels.min() == labels.max():
         raise DataError(f"AUC needs both classes, but all {len(labels)} labels are {labels[0]:g}")
-    return Metrics(
-        auc=float(roc_auc_score(labels, probabilities)), logloss=float(log_loss(labels, probabilities, labels=[0, 1]))
-    )
+    if not np.isfinite(probabilities).all():
+        raise DataError("probabilities must be finite, but some are not")
+    chosen = np.where(labels == 1, probabilities, 1 - probabilities)
+    eps = np.finfo(chosen.dtype).eps
+    return Metrics(auc=_auc(labels, probabilities), logloss=float(-np.log(chosen.clip(eps, 1 - eps)).mean()))
+
+
+def _auc(labels: Array, scores: Array) -> float:
+    order = np.argsort(scores)[::-1]
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    ones = np.cumsum(labels[order], dtype=np.float64)[ends]
+    zeros = 1 + ends - ones
+    # Points on a line between others are left out, as scikit-learn does: the sum rounds differently with them.
+    corner = np.ones(len(ends), dtype=bool)
+    corner[1:-1] = (np.diff(zeros, 2) != 0) | (np.diff(ones, 2) != 0)
+    ones, zeros = np.append(0, ones[corner]), np.append(0, zeros[corner])
+    return float(np.trapezoid(ones / ones[-1], zeros / zeros[-1]))
 
 
 def auc_error(auc: float, ones: int, zeros: int) -> float:

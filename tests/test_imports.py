@@ -61,6 +61,23 @@ def test_importing_the_package_loads_no_ray_optuna_or_mlflow(module):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_trial_loads_no_more_than_it_needs(planted):
+    """What each of many processes at once would hold for itself: torch's compiler alone is 65 MiB."""
+    heavy = {"torch._dynamo", "sklearn", "scipy", "numba", "llvmlite", "matplotlib", "mlflow", "optuna"}
+    code = f"""
+import sys, torch
+import autoembed.study.worker
+from autoembed.data.dataset import Dataset
+from autoembed.trial import check, run_trial
+for sparse in (False, True):
+    config = {{"arm": "x", "stages": [{{"method": "uniform"}}], "train": {{"epochs": 1, "sparse": sparse}}}}
+    run_trial(check(config), Dataset.open({str(planted.path)!r}), lambda values: None)
+print(sorted({heavy!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_usage_reports_are_off_by_default():
     names = ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
     code = f"import os, autoembed.study; print(*[os.environ[name] for name in {names!r}])"

@@ -1,18 +1,36 @@
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from autoembed.errors import DataError
 from autoembed.metrics import calibration_error, evaluate, group_auc
 
 
-def test_auc_equals_scikit_learns_and_the_pair_count_ties_included():
+def test_auc_equals_the_pair_count_ties_included():
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(0, 2, 400).astype(np.float32), rng.integers(0, 20, 400) / 20
     ones, zeros = scores[labels == 1], scores[labels == 0]
     pairs = (ones[:, None] > zeros).mean() + 0.5 * (ones[:, None] == zeros).mean()
-    assert abs(evaluate(labels, scores).auc - roc_auc_score(labels, scores)) < 1e-12
     assert evaluate(labels, scores).auc == pytest.approx(pairs, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_both_are_scikit_learns_to_the_last_digit(dtype):
+    rng = np.random.default_rng(0)
+    for rows in (2, 3, 5, 40, 1000, 30_000):
+        for steps in (3, 20, 10**6):
+            scores = (rng.integers(0, steps + 1, rows) / steps).astype(dtype)
+            labels = (rng.random(rows) < 0.2 + 0.5 * scores).astype(np.float32)
+            labels[:2] = 0, 1
+            found = evaluate(labels, scores)
+            assert found.auc == roc_auc_score(labels, scores)
+            assert found.logloss == log_loss(labels, scores, labels=[0, 1])
+
+
+def test_what_is_no_number_is_refused():
+    with pytest.raises(DataError, match="finite"):
+        evaluate(np.array([0.0, 1.0]), np.array([0.5, np.nan]))
 
 
 def test_calibration_error_of_perfect_and_shifted_predictions():

@@ -7,7 +7,7 @@ import torch
 from autoembed.errors import DataError, SpaceError, TrialError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import CTRModel
-from autoembed.training import Optimiser, TrainConfig, batches, click_loss, fit, pick_device, predict
+from autoembed.training import Adam, Optimiser, TrainConfig, batches, click_loss, fit, pick_device, predict
 from autoembed.trial import check, root_architecture, run_trial
 
 CPU = torch.device("cpu")
@@ -35,6 +35,24 @@ def test_batches_cover_every_row_once_in_the_order_asked_for(planted):
     ids = torch.cat([ids for ids, _ in batches(planted, "train", 1000, CPU, rows=order)])
     assert np.array_equal(ids.numpy(), np.asarray(planted.ids("train"))[order])
     assert sum(len(labels) for _, labels in batches(planted, "valid", 999, CPU)) == planted.rows("valid")
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"weight_decay": 1e-2}])
+def test_adam_is_torchs(options):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(7, 3), torch.randn(5, 7, 3)
+    ends = []
+    for kind in (Adam, torch.optim.Adam):
+        weight, unused = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+        optimiser = kind([weight, unused], lr=0.1, **options)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimiser.step()
+            optimiser.zero_grad()
+            assert weight.grad is None
+        ends.append(weight.detach())
+        assert torch.equal(unused, start)
+    assert torch.equal(*ends)
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(planted):
@@ -95,10 +113,8 @@ def test_clicks_count_as_often_as_their_weight_says():
 
 def test_the_learning_rate_falls_and_the_gradient_is_clipped(planted, monkeypatch):
     rates = []
-    step = torch.optim.Adam.step
-    monkeypatch.setattr(
-        torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1]
-    )
+    step = Adam.step
+    monkeypatch.setattr(Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1])
     recipe = TrainConfig(epochs=30, lr=5e-2, batch_size=4096, patience=2, decay=0.1)
     curve = []
     fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=curve.append)

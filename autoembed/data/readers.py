@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from autoembed.data.files import format_of, locate
 from autoembed.data.labels import label_of
@@ -232,6 +231,8 @@ def _typed_time(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split
 
 def _auc(frame: pl.LazyFrame) -> float:
     """The AUC of the noise-free logit, which no model can beat except by luck."""
+    from scipy.stats import rankdata
+
     rows = frame.select("label", LOGIT).collect()
     label = rows["label"].to_numpy() == 1
     ranks = rankdata(rows[LOGIT].to_numpy())

@@ -33,6 +33,7 @@ from autoembed.nn.router import Router as RouterModule
 from autoembed.ranking.scores import score
 from autoembed.search import supernet
 from autoembed.shuffle import Shuffle
+from autoembed.training import Adam
 
 _CHUNK = 8192
 _UNDECIDED = (0.1, 0.9)
@@ -121,7 +122,7 @@ class Supernet(supernet.Supernet):
 
     def step_gates(self, gradients: Sequence[Tensor]) -> None:
         if self.optimiser is None:
-            self.optimiser = torch.optim.Adam(self.arch_parameters(), lr=self.config.arch_lr)
+            self.optimiser = Adam(self.arch_parameters(), lr=self.config.arch_lr)
         for parameter, gradient in zip(self.arch_parameters(), gradients, strict=True):
             parameter.grad = gradient
         self.optimiser.step()
@@ -328,7 +329,7 @@ def distil(
 def fit_table(router: TableRouter, ids: Tensor, cluster: Tensor, steps: int = 150) -> None:
     """Fits a table's scores by multinomial logistic regression, whole batches, Adam."""
     weights = [router.score.requires_grad_(True), router.bias.requires_grad_(True)]
-    optimiser = torch.optim.Adam(weights, lr=0.1, weight_decay=1e-5)
+    optimiser = Adam(weights, lr=0.1, weight_decay=1e-5)
     for _ in range(steps):
         optimiser.zero_grad()
         loss = functional.cross_entropy(router.scores(ids), cluster)

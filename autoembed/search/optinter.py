@@ -25,6 +25,7 @@ from autoembed.architecture import Architecture, Array, Choice
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import SpaceError
 from autoembed.search import pairs, supernet
+from autoembed.training import Adam
 
 CHOICES: tuple[Choice, ...] = ("memorize", "factorize", "naive")
 _COPIES = 4  # a table, its gradient and Adam's two moments
@@ -65,7 +66,7 @@ class Supernet(supernet.Supernet):
         self._check_memory(parent, config)
         super().__init__(schema, parent, config, counts, seed)
         self.theta = nn.Parameter(torch.zeros(len(self.inputs), len(CHOICES)))
-        self.optimiser = torch.optim.Adam([self.theta], lr=config.arch_lr)
+        self.optimiser = Adam([self.theta], lr=config.arch_lr)
         self.steps = 0
         rows = torch.tensor([float(pair.crossed) for pair in self.inputs])
         self.register_buffer("rows", rows, persistent=False)
