@@ -5,6 +5,7 @@ set here, once, and only where the user has not set it.
 """
 
 import os
+import sys
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -30,3 +31,9 @@ ENVIRONMENT = {
 
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+if "ray" in sys.modules and not sys.modules["ray"].is_initialized():
+    # Ray has read them already, when the program imported it: without this it could not talk to what it starts.
+    from ray._raylet import Config
+
+    Config.initialize("")

@@ -13,6 +13,7 @@ from autoembed.bundle import load_bundle
 from autoembed.errors import StudyError
 from autoembed.metrics import evaluate
 from autoembed.space import SearchSpace
+from autoembed.study import ENVIRONMENT
 from autoembed.study.run_dir import RunDir
 from autoembed.study.study import Request, prepare, run_study
 
@@ -40,6 +41,24 @@ def test_every_arm_gets_its_trials_and_the_board_says_what_the_folder_holds(fini
     facts = run.read_json("dataset.json")
     assert facts["fingerprint"]
     assert "row" not in json.dumps(facts["schema"])
+
+
+@pytest.mark.parametrize("first", ["import ray.tune", "import ray; ray.init(num_cpus=1, include_dashboard=False)"])
+def test_a_program_may_import_ray_first(write_space, tmp_path, first):
+    """Ray reads its environment once, and a study's Ray wants a token; one that the program started is used as it is."""
+    space = write_space(stages=[{"method": "uniform"}], baselines=[], budget={"trials": 1, "width": 2})
+    code = f"""
+{first}
+from pathlib import Path
+from autoembed.study.study import Request, run_study
+run_study(Request(space=Path({str(space)!r}), runs=Path({str(tmp_path / "runs")!r}), cpus=1))
+"""
+    # As it is before this process has imported autoembed.study.
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(RunDir(tmp_path / "runs" / "tiny").trials()) == 1
 
 
 def test_the_best_bundle_gives_the_reported_test_auc(finished):
