@@ -196,6 +196,30 @@ def test_a_job_that_is_stopped_ends_in_order(head, write_space, tmp_path):
 
 @needs_job_server
 @pytest.mark.slow
+def test_a_study_goes_on_after_its_job_was_stopped(head, write_space, tmp_path):
+    stages, run = [LONG | {"epochs": 200}], RunDir(tmp_path / "runs" / "tiny")
+    space = write_space(stages=[{"method": "uniform"}], baselines=stages, budget={"trials": 1, "width": 2})
+    words = ("submit", space, "--address", head[0], "--runs", run.path.parent)
+    status, out, err = command(*words, "--no-follow")
+    assert status == 0, err
+    wait_for(lambda: run.state("uniform-1") and len(run.curves("dnis-1")) > 3)
+    assert command("job", "stop", submitted(out), "--address", head[0])[1].endswith(": STOPPED\n")
+    done = (run.trial("uniform-1") / "DONE").stat().st_mtime_ns
+    config = (run.trial("dnis-1") / "config.json").read_text()
+    status, out, err = command(*words, "--resume")
+    assert (status, err) == (0, ""), out
+    # What was running begins anew under the next number, with the values that it had.
+    assert out.index("trial dnis-2 has ended, 2 of 2") < out.index("the best trial of each arm")
+    assert [(ended.id, ended.state) for ended in run.ended()] == [("dnis-2", "done"), ("uniform-1", "done")]
+    assert (run.trial("uniform-1") / "DONE").stat().st_mtime_ns == done
+    assert (run.trial("dnis-2") / "config.json").read_text() == config
+    assert Leaderboard.read(run).trials == (2, 0, 0)
+    ended = {"tiny": "FINISHED", "uniform-1": "FINISHED", "dnis-1": "KILLED", "dnis-2": "FINISHED"}
+    assert statuses(run) == ended
+
+
+@needs_job_server
+@pytest.mark.slow
 def test_a_node_that_is_lost_costs_no_trial(head, write_space, tmp_path):
     """Two raylets on this machine; the second is killed while it runs a trial."""
     stage = LONG | {"epochs": 150}
