@@ -40,6 +40,8 @@ BEST = ("valid_auc", "valid_logloss", "embedding_parameters", "parameters", "byt
 FOLDER, TRIAL = "autoembed.folder", "trial"
 # Set when everything of a trial, or the data of a study, is there.
 WHOLE = "autoembed.mirrored"
+# The time of a trial's first point, by which a run is told from that of a process that was lost.
+BEGUN = "autoembed.begun"
 
 
 class Mirror:
@@ -59,7 +61,7 @@ class Mirror:
         }
         self._runs = self._find()
         self._described: set[str] = set()
-        self._logged: dict[str, tuple[int, int]] = {}
+        self._logged: dict[str, int] = {}
         self._phase: dict[str, str] = {}
         tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
         self.parent = self._ensure("", run.name, tags).info.run_id
@@ -105,14 +107,25 @@ class Mirror:
         self.run.write_json("mlflow.json", facts)
 
     def live(self, trial: str) -> None:
-        """Brings a trial's run up to what its folder holds: parameters, curves, the phase that it is in."""
-        run_id = self._child(trial).info.run_id
-        self._describe(trial, run_id)
+        """Brings a trial's run up to what its folder holds: parameters, curves, the phase that it is in.
+
+        A trial that was run again from its beginning gets another run in the place of the first, which is deleted:
+        points cannot be taken out of a run.
+        """
         whole = self.run.curves(trial)
-        first = whole[0]["time"] if whole else 0
-        before, start = self._logged.get(trial, (first, 0))
-        # A trial that was run again from its beginning has other curves.
-        points = whole[start if before == first else 0 :]
+        begun = str(whole[0]["time"]) if whole else None
+        if self._child(trial).data.tags.get(BEGUN, begun) != begun:
+            self.client.delete_run(self._runs.pop(trial).info.run_id)
+            self._described.discard(trial)
+            for known in (self._logged, self._phase):
+                known.pop(trial, None)
+        run = self._child(trial)
+        run_id = run.info.run_id
+        self._describe(trial, run_id)
+        if begun and BEGUN not in run.data.tags:
+            self.client.set_tag(run_id, BEGUN, begun)
+            run.data.tags[BEGUN] = begun
+        points = whole[self._logged.get(trial, 0) :]
         metrics: list[Metric] = []
         for point in points:
             phase = next((name for name in point if name.endswith(EPOCH)), "")
@@ -124,7 +137,7 @@ class Mirror:
             ]
         for place in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[place : place + BATCH])
-        self._logged[trial] = (first, len(whole))
+        self._logged[trial] = len(whole)
         if points:
             stage = phase.removesuffix(EPOCH)
             if self._phase.get(trial) != stage:
@@ -163,11 +176,11 @@ class Mirror:
 
     def close(self, ended: Ended) -> None:
         """Writes the end of a trial's run: what it was, what came of it, and its status."""
-        run = self._child(ended.id)
-        if run.data.tags.get(WHOLE):
+        if self._child(ended.id).data.tags.get(WHOLE):
             return
-        run_id = run.info.run_id
         self.live(ended.id)
+        run = self._child(ended.id)
+        run_id = run.info.run_id
         folder = self.run.trial(ended.id)
         if ended.state == "done":
             result = self.run.read_trial(ended.id).result

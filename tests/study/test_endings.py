@@ -109,12 +109,16 @@ def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path)
     assert "the trial's process ended 2 times" in run.ended()[0].reason
     assert "1 of 2 trials failed" in out
     known = run.read_json("mlflow.json")
-    found = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
+    client = MlflowClient(known["tracking_uri"])
+    found = client.search_runs([known["experiment"]])
     assert {one.info.run_name: one.info.status for one in found} == {
         "tiny": "FINISHED",
         "dnis-1": "FAILED",
         "dnis-2": "FINISHED",
     }
+    (retried,) = [one.info.run_id for one in found if one.info.run_name == "dnis-2"]
+    points = [point["valid_auc"] for point in run.curves("dnis-2") if "valid_auc" in point]
+    assert [point.value for point in client.get_metric_history(retried, "valid_auc")] == points
 
 
 @pytest.fixture

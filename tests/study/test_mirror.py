@@ -135,6 +135,35 @@ def test_sync_closes_what_a_killed_driver_left_running(copied, cli, tmp_path, mo
     assert [step for step, _ in after["dnis-2"]["curves"]["valid_auc"]] == [1, 2]
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_trial_that_was_run_again_has_one_curve(copied, finished, cli, tmp_path, monkeypatch, away):
+    """Its process was lost after three points; MLflow sees the second one begin, or is away until it has ended."""
+    run, _ = copied
+    uri, trial = f"sqlite:///{tmp_path}/other.db", run.trial("dnis-2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    curves, done = (trial / "curves.jsonl").read_text(), (trial / "DONE").read_text()
+    lost = [{"time": 1000 + epoch, "retrain_epoch": epoch, "valid_auc": 0.9, "lost": 1.0} for epoch in (1, 2, 3)]
+    (trial / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in lost))
+    (trial / "DONE").unlink()
+    mirror = Mirror(run, SearchSpace.read(run.space))
+    mirror.begin()
+    mirror.live("dnis-2")
+    assert content(uri, run)["dnis-2"]["curves"]["lost"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    (trial / "curves.jsonl").unlink()
+    for end in (0, 1, 2, None):
+        (trial / "curves.jsonl").write_text("".join(curves.splitlines(keepends=True)[:end]))
+        if not away:
+            mirror.live("dnis-2")
+            assert ("valid_auc" in content(uri, run)["dnis-2"]["curves"]) == (end is None)
+    (trial / "DONE").write_text(done)
+    assert cli("sync", run.path)[0] == 0
+    live = content(finished[0].read_json("mlflow.json")["tracking_uri"], run)["dnis-2"]
+    found = content(uri, run)["dnis-2"]
+    for one in (live, found):
+        del one["tags"]["mlflow.source.name"]
+    assert found == live
+
+
 def test_sync_says_why_it_cannot(copied, cli, tmp_path, monkeypatch):
     run, _ = copied
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
