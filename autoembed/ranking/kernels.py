@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's
 _HALF, _WORDS = np.uint64(64), np.uint64(32)
-LONG_BLOCK = np.uint64(4096)
+_LONG = 8192  # rows: where counters are waited for, long blocks let a core go on
 _NEAR = 1 << 13  # cells: a table of them stands in the first cache
 _TWOS = 1 << 11  # cells
 _INTERLEAVED = 1 << 7  # cells
@@ -32,8 +32,8 @@ def count_column(codes: Array, labels: Array, table: Array) -> None:
     if len(codes) < cells:
         count_few(codes, labels, table)
     elif cells > _NEAR:
-        part = np.zeros(cells, np.uint32)
-        count_far(codes, labels, table, part, np.empty(LONG_BLOCK, np.uint32))
+        cell = np.empty(_LONG, np.uint16 if cells <= 1 << 16 else np.uint32)
+        count_far(codes, labels, table, np.zeros(cells, np.uint32), cell)
     else:
         # A core writes one counter at a time, so rows of a small table are counted two by two.
         twos = cells * cells <= _TWOS

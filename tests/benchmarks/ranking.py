@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from autoembed.ranking.counts import count_columns, count_pair
 from autoembed.ranking.native import View
 from autoembed.ranking.pairs import Kernel, Side, synergy
 from autoembed.ranking.ranking import rank_table
+from autoembed.ranking.table import read_table
 
 OURS = [str(Path(sys.executable).parent / "autoembed"), "rank"]
 PUBLISHED_PAIRS = 1627.0  # s: OutRank's --interaction_order 2 on this table, measured once on 2 cores
@@ -190,13 +192,44 @@ def kernel(args, folder):
         ratios = f"{counting / reading:.1f} | {counting / cell:.1f}"
         lines.append(f"| {values:,} | {reading:.2f} | {cell:.2f} | {counting:.2f} | {ratios} |")
         print(lines[-1], flush=True)
+    together = ["| columns | sum, ns a row | count, ns a row | count / sum |", "|---|---|---|---|"]
+    table = read_table(planted(args, folder / "case", 7, "parquet")[0], "label", keep=True)
+    several = {
+        f"4 of {values:,} values": [(rng.integers(0, values, rows).astype(np.int32), values) for _ in range(4)]
+        for values in (50, 1000)
+    }
+    several["the 60 of the planted table, 20 times over"] = [
+        (np.tile(table.codes(at), 20), values) for at, values in enumerate(table.cardinalities)
+    ]
+    for name, columns in several.items():
+        reading, counting = on_all_cores(columns, labels, read_pass)
+        together.append(f"| {name} | {reading:.3f} | {counting:.3f} | {counting / reading:.2f} |")
+        print(together[-1], flush=True)
     return [
         "One column of 20 million int32 codes and uint8 labels, one thread, CPU time, fastest of 5. The sum is "
         "vectorised and only streams memory; the read of the cell fetches `table[code, label]` of each row, as "
         "counting must, without writing.",
         "",
         *lines,
+        "",
+        f"As `rank` runs, a column on each of {os.cpu_count()} cores, wall time: the cores share what memory delivers.",
+        "",
+        *together,
     ]
+
+
+def on_all_cores(columns, labels, read_pass):
+    """Wall nanoseconds a row and column of (codes, values), read and counted, a column on each core."""
+    labels = labels[: len(columns[0][0])]
+    found = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for step in (
+            lambda column: read_pass(column[0], labels),
+            lambda column: kernels.count_column(column[0], labels, np.zeros((column[1], 2), np.int64)),
+        ):
+            seconds = best_of(7, lambda step=step: list(pool.map(step, columns)))
+            found.append(seconds / len(labels) / len(columns) * 1e9)
+    return found
 
 
 def counting(args, folder):
