@@ -358,7 +358,14 @@ def retrain(
         else:
             rows, summary = retrain_seeds(folder, chosen, dataset, seeds, device, bar)
     if trial == "all":
+        from autoembed.study.tracking import sync as synced
+
         show_arms(stdout(), arms, folder.path / ARMS)
+        try:
+            with folder.locked():
+                synced(folder, space)
+        except StudyError as error:
+            print(f"warning: {error}: `autoembed sync {folder.path}` writes it when that is mended", file=sys.stderr)
     else:
         show_seeds(stdout(), rows, summary, folder.path / FILE)
 

@@ -172,6 +172,10 @@ def test_sync_says_why_it_cannot(copied, cli, tmp_path, monkeypatch):
     assert status == 2
     assert err.startswith("error: cannot write to the MLflow store http://127.0.0.1:9")
     assert err.count("\n") == 1
+    status, _, err = cli("retrain", run.path, "--trial", "all", "--seeds", "2")
+    assert (status, (run.path / "arms.json").is_file()) == (0, True)
+    assert err.startswith("warning: cannot write to the MLflow store http://127.0.0.1:9")
+    assert err.rstrip().endswith(f"`autoembed sync {run.path}` writes it when that is mended")
     with run.locked():
         assert f"process {os.getpid()}" in cli("sync", run.path)[2]
     (run.path / "dataset.json").unlink()
