@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,10 +201,11 @@ def _chunks(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     if not _SLICED.fullmatch(frame.slice(1, 1).explain()):
         yield from frame.collect_batches(chunk_size=_CHUNK, maintain_order=True, engine="streaming")
         return
-    start = 0
-    while (rows := frame.slice(start, _CHUNK).collect()).height:
+    for start in count(0, _CHUNK):
+        rows = frame.slice(start, _CHUNK).collect()
         yield rows
-        start += _CHUNK
+        if rows.height < _CHUNK:
+            return
 
 
 def _manifest(folder: Path) -> Manifest:

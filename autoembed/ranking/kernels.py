@@ -15,8 +15,8 @@ from autoembed.ranking.native import native, summing
 
 Array = npt.NDArray[Any]
 
-BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's
-_HALF, _WORDS = np.uint64(64), np.uint64(32)
+_BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's
+_HALF = _BLOCK // np.uint64(2)
 _LONG = 8192  # rows: where counters are waited for, long blocks let a core go on
 _NEAR = 1 << 13  # cells: a table of them stands in the first cache
 _TWOS = 1 << 11  # cells
@@ -40,7 +40,7 @@ def count_column(codes: Array, labels: Array, table: Array) -> None:
         size = cells * cells if twos else cells
         # Equal neighbours would wait on each other in one table.
         part = np.zeros((8 if size <= _INTERLEAVED else 1, size), np.uint32)
-        count_near(codes, labels, table, int(twos), part, np.empty(int(BLOCK), np.uint16))
+        count_near(codes, labels, table, int(twos), part, np.empty(int(_BLOCK), np.uint16))
 
 
 @native
@@ -70,7 +70,7 @@ def count_far(codes: Array, labels: Array, table: Array, part: Array, cell: Arra
 def count_near(codes: Array, labels: Array, table: Array, twos: int, part: Array, cell: Array) -> None:
     """`count_column` through counters part, uint32 [1 or 8, cells], or [., cells * cells] with `twos`.
 
-    cell, uint16 [BLOCK], holds the cells of a block of rows, or with `twos` those of both halves, row by row. They are
+    cell, uint16 [_BLOCK], holds the cells of a block of rows, or with `twos` those of both halves, row by row. They are
     found several at a time, and read by fours.
     """
     L, M = np.uint32(table.shape[1]), np.uint32(table.size)
@@ -79,16 +79,16 @@ def count_near(codes: Array, labels: Array, table: Array, twos: int, part: Array
     p4, p5, p6, p7 = part[4 % n], part[5 % n], part[6 % n], part[7 % n]
     fours = cell.view(np.uint64)
     low, one = np.uint64(0xFFFF), np.uint32(1)
-    words = _HALF // np.uint64(4) if twos else _WORDS
-    whole = np.uint64(len(codes)) // BLOCK * BLOCK
-    for b in range(np.uint64(0), whole, BLOCK):
+    words = (_HALF if twos else _BLOCK) // np.uint64(4)
+    whole = np.uint64(len(codes)) // _BLOCK * _BLOCK
+    for b in range(np.uint64(0), whole, _BLOCK):
         if twos:
             for i in range(_HALF):
                 j = b + _HALF + i
                 first = np.uint32(codes[b + i]) * L + labels[b + i]
                 cell[i] = first * M + np.uint32(codes[j]) * L + labels[j]
         else:
-            for i in range(BLOCK):
+            for i in range(_BLOCK):
                 cell[i] = np.uint32(codes[b + i]) * L + labels[b + i]
         for i in range(np.uint64(0), words, np.uint64(2)):
             x, y = fours[i], fours[i + np.uint64(1)]
@@ -415,19 +415,6 @@ def cells(
 
 @native
 def screen(
-    a: Array,
-    b: Array,
-    labels: Array,
-    order: Array,
-    starts: Array,
-    sorted_a: Array,
-    sorted_labels: Array,
-    Ka: int,
-    Kb: int,
-    counter: Array,
-    bits: int,
-    packed: Array,
-    y: Array,
     ca: Array,
     cb: Array,
     cn: Array,
@@ -443,11 +430,7 @@ def screen(
     V: float,
     out: Array,
 ) -> None:
-    """`chance` and `interaction` of the `cells` of two rows or more, about odds that were not fitted: out [14]."""
-    cells(
-        a, b, labels, order, starts, sorted_a, sorted_labels, Ka, Kb,
-        counter, bits, 2, packed, y, ca, cb, cn, ck, numbers,
-    )  # fmt: skip
+    """`chance` and `interaction` of what `cells` found, about odds that were not fitted: out [14]."""
     m = numbers[0]
     ca, cb, cn, ck = ca[:m], cb[:m], cn[:m], ck[:m]
     chance(cn, ck, numbers[1], logs, moments, histogram, out[:8])

@@ -94,17 +94,16 @@ class Kernel:
         self._narrow = View(np.zeros(size, np.uint32)), 16, View(packed.view(np.uint32))
         self._wide = View(np.zeros(size, np.uint64)), 32, View(packed)
 
-    def _rows(self, a: Side, b: Side, labels: View, walk: Walk | None) -> tuple[Any, ...]:
-        return a.codes, b.codes, labels, *(walk or (_NO_ORDER, _NO_ORDER, a.codes, labels)), len(a.rows), len(b.rows)
-
-    def _counter(self, a: Side, b: Side) -> tuple[View, int, View]:
-        return self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
+    def _count(self, a: Side, b: Side, labels: View, walk: Walk | None, least: int) -> None:
+        """Fills the workspace with the cells of a pair that have `least` rows."""
+        rows = a.codes, b.codes, labels, *(walk or (_NO_ORDER, _NO_ORDER, a.codes, labels)), len(a.rows), len(b.rows)
+        counter, bits, packed = self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
+        work = counter, bits, least, packed, self._walked[b.codes.array.dtype], *self._cells, self._numbers
+        kernels.cells(*rows, *work)
 
     def cells(self, a: Side, b: Side, labels: View, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
-        counter, bits, packed = self._counter(a, b)
-        work = counter, bits, least, packed, self._walked[b.codes.array.dtype], *self._cells, self._numbers
-        kernels.cells(*self._rows(a, b, labels, walk), *work)
+        self._count(a, b, labels, walk, least)
         found, seen = self._numbers.array.tolist()
         ca, cb, cn, ck = (part.array[:found] for part in self._cells)
         return (ca, cb, cn, ck), seen
@@ -112,10 +111,9 @@ class Kernel:
     def screen(self, a: Side, b: Side, labels: View, walk: Walk | None) -> Floats:
         """The 14 sums of a pair from its cells of two rows or more, about the product of the odds of both values."""
         out = np.zeros(14)
-        counter, bits, packed = self._counter(a, b)
-        work = counter, bits, packed, self._walked[b.codes.array.dtype], *self._cells, self._numbers, *self._chance
+        self._count(a, b, labels, walk, 2)
         about = a.odds, b.relative, a.lever, b.lever, min(a.spread, b.spread)
-        kernels.screen(*self._rows(a, b, labels, walk), *work, *about, out)
+        kernels.screen(*self._cells, self._numbers, *self._chance, *about, out)
         return out
 
     def fit(self, cells: Cells, na: Any, nb: Any) -> Floats:
