@@ -60,6 +60,7 @@ def count_columns(
     classes: int = 2,
     weights: Weights | None = None,
     threads: int = 1,
+    rows: int | None = None,
 ) -> LabelCounts:
     """Count codes [rows] of every column against labels [rows] of 0..classes-1, in one pass.
 
@@ -69,26 +70,44 @@ def count_columns(
         cardinalities: K of each column.
         classes: L.
         weights: of the rows, float64, or None for 1 each.
-        threads: columns counted at a time.
+        threads: groups of columns counted at a time.
+        rows: of the whole table, where these are one part of it.
     """
     tables = [np.zeros((size, classes), np.float64 if weights is not None else np.int64) for size in cardinalities]
 
-    if len(labels) * len(columns) < _SMALL:
+    if (rows or len(labels)) * len(columns) < _SMALL:
         for codes, table in zip(columns, tables, strict=True):
             table += np.bincount(codes * np.int64(classes) + labels, weights, table.size).reshape(table.shape)
     else:
         from autoembed.ranking import kernels
 
-        def fill(place: int) -> None:
-            if weights is None:
+        def fill(place: int, other: int | None) -> None:
+            if weights is not None:
+                kernels.count_column_weighted(columns[place], labels, weights, tables[place])
+            elif other is None:
                 kernels.count_column(columns[place], labels, tables[place])
             else:
-                kernels.count_column_weighted(columns[place], labels, weights, tables[place])
+                kernels.count_two(columns[place], columns[other], labels, tables[place], tables[other])
 
+        most = min(kernels.COUPLED, len(labels)) // classes if weights is None else 0
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, range(len(columns))))
+            list(pool.map(fill, *zip(*_couples(cardinalities, most), strict=True)))
     squares = float(len(labels)) if weights is None else float(weights @ weights)
     return LabelCounts(tables=tuple(tables), squares=squares)
+
+
+def _couples(cardinalities: Sequence[int], most: int) -> list[tuple[int, int | None]]:
+    """Places of columns by falling cardinality, each with that of another if both have at most so many combinations."""
+    left = sorted(range(len(cardinalities)), key=lambda place: -cardinalities[place])
+    couples: list[tuple[int, int | None]] = []
+    while left:
+        place = left.pop(0)
+        room = most // max(1, cardinalities[place])
+        other = next((other for other in left if cardinalities[other] <= room), None)
+        if other is not None:
+            left.remove(other)
+        couples.append((place, other))
+    return couples
 
 
 @dataclass(frozen=True, kw_only=True)

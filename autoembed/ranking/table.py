@@ -125,7 +125,7 @@ def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress 
     step = max(1, _CHUNK_CELLS // max(1, len(sizes)))
     for start in range(0, len(ids), step):
         chunk = np.ascontiguousarray(ids[start : start + step].T)
-        counts += count_columns(list(chunk), labels[start : start + step], sizes, threads=threads)
+        counts += count_columns(list(chunk), labels[start : start + step], sizes, threads=threads, rows=len(ids))
         if store:
             for codes in chunk:
                 store.add(codes)
@@ -253,7 +253,7 @@ class Plan:
     def count(self, columns: list[Codes], labels: Labels, threads: int = 1) -> LabelCounts:
         """The counts of a chunk, to be added up."""
         sizes = [int(codes.max(initial=0)) + 1 for codes in columns]
-        return count_columns(columns, labels, sizes, len(set(self.classes.values())), threads=threads)
+        return count_columns(columns, labels, sizes, len(set(self.classes.values())), threads=threads, rows=self.rows)
 
     def finish(self, counts: LabelCounts, labels: Labels, store: Store | None, fingerprint: str) -> CodedTable:
         """The table from the counts of all chunks: values that are the same become one, and every code is in use."""

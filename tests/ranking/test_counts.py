@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from autoembed.errors import DataError
 from autoembed.ranking import counts as module
+from autoembed.ranking import kernels
 from autoembed.ranking.counts import check_classes, count_columns, count_pair
 from autoembed.ranking.scores import mutual_information, score
 
@@ -30,6 +31,36 @@ def test_counts_are_those_of_a_loop(classes, compiled, monkeypatch):
         np.add.at(expected, (codes, labels), 1)
         assert table.dtype == np.int64
         assert (table == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "expected"),
+    [
+        ((2, 2), 1024, [(0, 1)]),  # rows two by two as well
+        ((40, 9, 500, 3, 2), 1024, [(2, 4), (0, 1), (3, None)]),
+        ((600, 1), 1024, [(0, 1)]),
+        ((40, 30), 1000, [(0, None), (1, None)]),
+        ((40, 30), 0, [(0, None), (1, None)]),
+    ],
+)
+def test_columns_of_few_values_are_counted_in_couples(sizes, most, expected, monkeypatch):
+    assert module._couples(sizes, most) == expected
+    monkeypatch.setattr(module, "_SMALL", 0)
+    rng = np.random.default_rng(1)
+    columns = [rng.integers(0, size, 5003).astype(np.int32) for size in sizes]
+    labels = rng.integers(0, 2, 5003).astype(np.uint8)
+    for codes, table in zip(columns, count_columns(columns, labels, sizes).tables, strict=True):
+        assert (table == np.bincount(codes * 2 + labels, minlength=table.size).reshape(table.shape)).all()
+
+
+def test_the_parts_of_a_large_table_are_counted_by_the_kernels(monkeypatch):
+    columns, labels = drawn()
+    used = []
+    monkeypatch.setattr(kernels, "count_column", lambda *arguments: used.append(arguments))
+    count_columns(columns, labels, SIZES)
+    assert not used
+    count_columns(columns, labels, SIZES, rows=module._SMALL)
+    assert used
 
 
 @given(st.integers(1, 60), st.integers(2, 4), st.randoms(use_true_random=False))
