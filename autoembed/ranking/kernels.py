@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoembed.ranking.native import native, summing
+from autoembed.ranking.native import native, prefetch, summing
 
 Array = npt.NDArray[Any]
 
 _BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's
 _HALF = _BLOCK // np.uint64(2)
-_LONG = 8192  # rows: where counters are waited for, long blocks let a core go on
+_LONG = 1 << 14  # rows: where counters are waited for, long blocks let a core go on
+_LINE = np.uint64(16)  # codes: of one line of memory
 _NEAR = 1 << 13  # cells: a table of them stands in the first cache
 COUPLED = 1 << 11  # cells: beside the three streams of two columns there is less room
 _TWOS = 1 << 11  # cells
@@ -73,8 +74,11 @@ def count_far(codes: Array, labels: Array, table: Array, part: Array, cell: Arra
     for b in range(np.uint64(0), whole, block):
         for i in range(block):
             cell[i] = np.uint32(codes[b + i]) * L + labels[b + i]
-        for i in range(block):
-            part[cell[i]] += np.uint32(1)
+        for line in range(np.uint64(0), block, _LINE):
+            # The codes of the next block arrive meanwhile; past the end of the array this does nothing.
+            prefetch(codes, b + block + line)
+            for i in range(_LINE):
+                part[cell[line + i]] += np.uint32(1)
     for i in range(whole, len(codes)):
         part[np.uint32(codes[i]) * L + labels[i]] += np.uint32(1)
     for c in range(len(part)):

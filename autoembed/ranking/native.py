@@ -92,7 +92,7 @@ class Native:
 
     def _digest(self, kinds: Kinds) -> str:
         """Of all that the machine code depends on."""
-        source = Path(self._function.__code__.co_filename).read_bytes()
+        source = Path(self._function.__code__.co_filename).read_bytes() + Path(__file__).read_bytes()
         facts = [llvmlite.__version__, platform.machine(), llvm.get_host_cpu_name(), *map(str, kinds)]
         facts.append(llvm.get_host_cpu_features().flatten())
         return hashlib.sha256(source + "\n".join(facts).encode()).hexdigest()[:16]
@@ -140,6 +140,35 @@ class Native:
         code: bytes = machine.emit_object(module)
         return code
 
+
+class _Prefetch(Native):
+    """Machine code's own prefetch."""
+
+    def __init__(self) -> None: ...
+
+    def _numba(self) -> Any:
+        from llvmlite import ir
+        from numba.core import cgutils, types
+        from numba.extending import intrinsic
+
+        def call(context: Any, array: Any, place: Any) -> Any:
+            def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+                number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+                kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+                function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+                address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+                # To read, to be kept in all caches but the first, data.
+                builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 2, 1))])
+                return context.get_dummy_value()
+
+            return types.none(array, place), code
+
+        return intrinsic(call)
+
+
+# prefetch(array, place): the memory there will be read soon. For functions that are compiled only.
+prefetch: Any = _Prefetch()
 
 _NUMBERS: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double}
 
