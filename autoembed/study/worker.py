@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,6 +36,7 @@ ERROR = "proxy_error"
 PEERS = "peers"
 SEARCH_RUNG = "proxy_rung"
 GRACE = 2  # epochs of a phase before a trial may be stopped
+STEPS = 100  # of searching: on small data the first epochs are too few for a good draw to leave chance
 # How far above chance a search must be: so many standard errors, but where valid is small, no more than this.
 ERRORS, ABOVE = 3, 0.02
 PHASES = {"warm": "warm_", "search": "search_", "retrain": ""}
@@ -56,7 +58,7 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
         trial = space.config(config["arm"], config["values"], space.seed)
         folder.begin_trial(name, trial)
         data = Dataset.open(dataset)
-        report = Reporter(trial, space, data.labels("valid"), partial(folder.add_point, name))
+        report = Reporter(trial, space, data.rows("train"), data.labels("valid"), partial(folder.add_point, name))
         result, model = run_trial(trial, data, report)
         folder.finish_trial(name, result, model)
         end = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
@@ -96,15 +98,28 @@ class Reporter:
     While retraining that is OBJECTIVE, compared at RUNG. The last epoch has none: a trial that is through is not
     stopped. While searching it is PROXY, compared at SEARCH_RUNG among those with the same PEERS, with the AUC beside
     it and its standard error. Raises Hopeless.
+
+    Args:
+        trial: what is run.
+        space: the study's.
+        rows: of train.
+        labels: of valid.
+        keep: takes the values of each report first.
     """
 
     def __init__(
-        self, trial: TrialConfig, space: SearchSpace, labels: Array, keep: Callable[[Mapping[str, float]], None]
+        self,
+        trial: TrialConfig,
+        space: SearchSpace,
+        rows: int,
+        labels: Array,
+        keep: Callable[[Mapping[str, float]], None],
     ) -> None:
         self.keep, self.trial = keep, trial
         self.metric, self.stops = space.objective.metric, space.scheduler.stops_searches
         self.ones = int((labels > 0).sum())
         self.zeros = len(labels) - self.ones
+        self.batches, self.steps = math.ceil(rows / trial.train.batch_size), 0
         self.auc = self.figure = float("nan")
 
     def __call__(self, values: Mapping[str, float]) -> None:
@@ -122,10 +137,11 @@ class Reporter:
             elif self.stops:
                 error = auc_error(self.auc, self.ones, self.zeros)
                 above = min(ERRORS * error, ABOVE)
-                if epoch >= GRACE and self.auc <= 0.5 + above:
+                self.steps += self.batches
+                if epoch >= GRACE and self.steps >= STEPS and self.auc <= 0.5 + above:
                     raise Hopeless(
-                        f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs is not above "
-                        f"{0.5 + above:.4f}"
+                        f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs, at step "
+                        f"{self.steps}, is not above {0.5 + above:.4f}"
                     )
                 report |= {PROXY: self.figure, PROXY_AUC: self.auc, ERROR: error, SEARCH_RUNG: epoch}
                 report[PEERS] = peers(self.trial, int(values["stage"]), phase)

@@ -43,15 +43,20 @@ def reports(monkeypatch):
 
 @pytest.fixture
 def reporter(write_space):
-    def make(**changes):
+    def make(batches=50, **changes):
         space = SearchSpace.read(write_space(**{"stages": [DNIS]} | changes))
-        return Reporter(space.config("dnis", {"train.lr": 1e-3}), space, LABELS, lambda values: None)
+        trial = space.config("dnis", {"train.lr": 1e-3})
+        return Reporter(trial, space, batches * trial.train.batch_size, LABELS, lambda values: None)
 
     return make
 
 
 def warm(epoch, auc, stage=0):
     return {"warm_epoch": epoch, "warm_valid_auc": auc, "warm_valid_logloss": 0.6, "stage": stage}
+
+
+def searched(epoch, auc):
+    return {"search_epoch": epoch, "search_valid_auc": auc, "search_valid_logloss": 0.6, "stage": 0}
 
 
 def retrained(epoch, auc):
@@ -73,9 +78,20 @@ def test_a_search_no_better_than_chance_is_told_after_two_epochs(reporter, repor
     report(warm(1, 0.49))
     assert len(reports) == 1
     with pytest.raises(
-        Hopeless, match=r"^no better than chance: warm_valid_auc 0.5180 after 2 epochs is not above 0.5200$"
+        Hopeless,
+        match=r"^no better than chance: warm_valid_auc 0.5180 after 2 epochs, at step 100, is not above 0.5200$",
     ):
         report(warm(2, 0.518))
+    report = reporter(batches=30)  # on few rows it takes more epochs to come so far
+    for epoch in (1, 2, 3):
+        report(warm(epoch, 0.5))
+    with pytest.raises(Hopeless, match="after 4 epochs, at step 120"):
+        report(warm(4, 0.5))
+    report = reporter(batches=30)  # steps count on from phase to phase, epochs of a phase anew
+    for values in (warm(1, 0.5), warm(2, 0.5), searched(1, 0.5)):
+        report(values)
+    with pytest.raises(Hopeless, match=r"search_valid_auc 0.5000 after 2 epochs, at step 120"):
+        report(searched(2, 0.5))
     report = reporter()
     report(warm(1, 0.57))
     report(warm(2, 0.52))  # the best epoch is the one that is kept
@@ -229,7 +245,7 @@ def test_trials_that_cannot_learn_end_while_searching_and_the_winner_stays(write
         },
         "stages": [DNIS],
         "baselines": [],
-        "train": {"epochs": 3, "lr": {"choice": [1.0e-9, 3.0e-3, 5.0e-3]}, "batch_size": 512},
+        "train": {"epochs": 3, "lr": {"choice": [1.0e-9, 3.0e-3, 5.0e-3]}, "batch_size": 128},
         "budget": {"trials": 8, "width": 2, "concurrent": 1},
         "sampler": "random",
     }
@@ -280,7 +296,7 @@ def test_a_study_of_hopeless_searches_says_what_to_do(write_space, ray_here, tmp
         "planted": {"rows": 20000, "seed": 0, "marginal": [], "xor": [], "low_rank": [], "noise": [10, 50]},
         "split": {"by": "random", "valid": 0.2, "test": 0.2},
     }
-    space = write_space(data=data, stages=[DNIS], baselines=[], train={"epochs": 1, "lr": 1e-3})
+    space = write_space(data=data, stages=[DNIS], baselines=[], train={"epochs": 1, "lr": 1e-3, "batch_size": 256})
     first = r"none of 1 trials ended well, 1 were stopped; the first, dnis-1: no better than chance: "
     advice = r"try other ranges, more valid rows, or scheduler: \{search: false\}"
     with pytest.raises(StudyError, match=f"^{first}.*: {advice}$"):
