@@ -175,13 +175,18 @@ def _run(
         search(net, dataset, config.train, device=device, seed=config.seed, report=partial(_staged, report, number))
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
-    searched, found = perf_counter() - start, []
+    searched, router = perf_counter() - start, net.router
+    inherits = isinstance(net.config, SearchConfig) and net.config.retrain == "inherit"
+    answers: list[tuple[Limit, Architecture, Model | None]] = []
     for limit in limits:
         net.reopen()
         architecture = within(net, limit, root)
-        inherits = isinstance(net.config, SearchConfig) and net.config.retrain == "inherit"
-        model = net.compact(architecture) if inherits else None
-        model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, model, net.router)
+        answers.append((limit, architecture, net.compact(architecture) if inherits else None))
+    # As large as all embeddings: none are held beside those that are retrained.
+    net = trained = None
+    found = []
+    for limit, architecture, start_from in answers:
+        model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, start_from, router)
         cost = measure(model)
         result = TrialResult(
             config=config.model_copy(update={"limit": limit}),

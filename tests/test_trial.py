@@ -1,12 +1,14 @@
 """Stages that follow one another, limits, and one search read off at several of them."""
 
+import gc
+
 import pytest
 import torch
 
 from autoembed.errors import SpaceError
 from autoembed.nn.model import cost_of
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import configure, load
+from autoembed.search.supernet import Supernet, configure, load
 from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
 
@@ -96,6 +98,18 @@ def test_a_limit_of_bytes_holds_and_is_used(planted_pairs, stage):
 def test_a_limit_of_bytes_that_holds_nothing_is_refused(planted_pairs):
     with pytest.raises(SpaceError, match=r"budget"):
         run(planted_pairs, DNIS, limit={"bytes": 500})
+
+
+@pytest.mark.parametrize("stages", [(DNIS,), (DNIS, OPTINTER), (IHAS,), ({"method": "uniform", "width": 2},)], ids=str)
+def test_no_supernet_is_held_while_its_answer_is_retrained(planted_pairs, stages):
+    held = []
+
+    def report(values):
+        if "retrain_epoch" in values:
+            held.extend(one for one in gc.get_objects() if isinstance(one, Supernet))
+
+    run_trial(config(*stages), planted_pairs, report)
+    assert not held
 
 
 @pytest.mark.parametrize("stage", [DNIS, IHAS], ids=lambda stage: stage["method"])

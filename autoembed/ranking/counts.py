@@ -70,7 +70,7 @@ def count_columns(
         cardinalities: K of each column.
         classes: L.
         weights: of the rows, float64, or None for 1 each.
-        threads: groups of columns counted at a time.
+        threads: columns, or couples of them, counted at a time.
         rows: of the whole table, where these are one part of it.
     """
     tables = [np.zeros((size, classes), np.float64 if weights is not None else np.int64) for size in cardinalities]

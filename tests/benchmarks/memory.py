@@ -4,20 +4,29 @@
 
 Processes open the same encoded data, as Ray's workers do, train an epoch (of a million rows at most), map all of the
 data and read it; then the memory of each is read from /proc. Pss shares a page among the processes that map it, so the
-sum over processes is what they hold together. The last table is of trials under Ray Tune, run by a study's own means:
-the highest of samples while all of them train. Linux only.
+sum over processes is what they hold together. The tables under Ray are of trials that Ray Tune runs, by a study's own
+means: the highest of samples while all of them train, until they have read nearly all of the data. Sizes are
+ROWSxCOLUMNS, or ROWSxCOLUMNSxVALUES for about so many values in three large columns, of 1,000 values in the others;
+embeddings have 4 dimensions, or with VALUES 16. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import psutil
 import torch
 import yaml
@@ -34,9 +43,17 @@ from autoembed.trial import check, root_architecture
 BASE = 200_000
 READ = 1_000_000
 BATCH = 4096
+IMPORTS = ("sys", "ray", "pandas", "ray.tune", "torch", "polars", "autoembed.study.worker")
 AT_ONCE = (1, 2, 8)
-DATA = {"planted": {"rows": BASE}, "split": {"by": "random", "valid": 0.1, "test": 0.1}}
+SPLIT = {"by": "random", "valid": 0.1, "test": 0.1}
+LARGE = 3  # columns that share VALUES
+READY = 0.95  # of the data read
+LONGEST = 900.0  # seconds
 BACKBONE = {"name": "deepfm", "hidden": [16]}
+
+
+def configured(dim):
+    return check({"arm": "x", "stages": [{"method": "uniform"}], "embedding": {"dim": dim}, "backbone": BACKBONE})
 
 
 def held(pid, folder):
@@ -55,12 +72,22 @@ def total(pids, folder):
     return tuple(sum(part) for part in zip(*(held(pid, folder) for pid in pids), strict=True))
 
 
-def make(folder, rows, columns):
-    """Encoded planted data of so many columns, its train rows repeated until there are so many."""
-    planted = DATA["planted"] | {"noise": [10, 100, *[1000] * (columns - 9)]}
-    base = build_dataset(DataSpec.model_validate(DATA | {"planted": planted}), None, folder / "base")
-    assert len(base.schema.fields) == columns
-    path = folder / f"{rows}x{columns}"
+def make(folder, size):
+    """The folder of encoded random data, its train rows repeated until there are so many."""
+    rows, columns, *values = map(int, size.split("x"))
+    rng = np.random.default_rng(0)
+    # Of so many draws from as many values, 1 - 1/e are different; 0.8 of them are train's.
+    count = max(BASE, int(2 * values[0] / LARGE)) if values else BASE
+    sizes = [1000] * columns
+    if values:
+        sizes[:LARGE] = [count] * LARGE
+    frame = pl.DataFrame({f"c{at}": rng.integers(0, many, count, dtype=np.int32) for at, many in enumerate(sizes)})
+    frame.with_columns(label=pl.Series(rng.integers(0, 2, count, dtype=np.int8))).write_parquet(folder / "base.parquet")
+    spec = DataSpec.model_validate(
+        {"path": str(folder / "base.parquet"), "label": "label", "split": SPLIT, "min_count": 1}
+    )
+    base = build_dataset(spec, None, folder / "base")
+    path = folder / size
     path.mkdir()
     writer = Writer(path, base.schema, {split: base.rows(split) for split in base.splits} | {"train": rows})
     for split in ("valid", "test"):
@@ -69,15 +96,20 @@ def make(folder, rows, columns):
     for start in range(0, rows, len(ids)):
         writer.add("train", ids[: rows - start], labels[: rows - start])
     writer.finish(base.vocabulary, base.truth)
-    return Dataset.open(path)
+    return path
 
 
-def trial(path, barrier, done):
+def model_bytes(dataset, dim):
+    """What only a trial's model needs: its weights, and the two moments that Adam keeps of each."""
+    model = CTRModel(dataset.schema, root_architecture(configured(dim), dataset))
+    return 3 * sum(weights.numel() * weights.element_size() for weights in model.parameters())
+
+
+def trial(path, dim, barrier, done):
     torch.set_num_threads(1)
     dataset = Dataset.open(path)
-    config = check({"arm": "x", "stages": [{"method": "uniform"}], "embedding": {"dim": 4}, "backbone": BACKBONE})
-    model = CTRModel(dataset.schema, root_architecture(config, dataset))
-    train = TrainConfig(epochs=1, batch_size=BATCH)
+    model = CTRModel(dataset.schema, root_architecture(configured(dim), dataset))
+    train = TrainConfig(epochs=1, batch_size=BATCH, sparse=True)
     rows = Shuffle(min(dataset.rows("train"), READ), 0)
     fit(model, dataset, train, device=torch.device("cpu"), seed=0, report=lambda values: None, rows=rows)
     # What an epoch maps is unmapped with it: mapped and read whole once more, to be seen while all wait.
@@ -87,11 +119,12 @@ def trial(path, barrier, done):
     done.wait(1200)
 
 
-def together(path, number):
+def together(dataset, dim, number):
     """Bytes of data, and of all else, that so many trials hold together."""
+    path = dataset.path
     context = multiprocessing.get_context("spawn")
     barrier, done = context.Barrier(number + 1), context.Event()
-    processes = [context.Process(target=trial, args=(path, barrier, done)) for _ in range(number)]
+    processes = [context.Process(target=trial, args=(path, dim, barrier, done)) for _ in range(number)]
     for process in processes:
         process.start()
     barrier.wait(1200)
@@ -102,36 +135,47 @@ def together(path, number):
     return found
 
 
-def under_ray(dataset, folder, number):
+def under_ray(dataset, dim, number):
     """The same of so many trials that Ray Tune runs at once."""
     from autoembed.study.run_dir import RunDir
     from autoembed.study.tune import Resources, cluster, run_trials
 
+    folder = dataset.path.parent
     space = folder / f"{number}.yaml"
-    node = {"data": DATA, "stages": [{"method": "uniform"}], "baselines": [], "embedding": {"dim": 4}}
-    node |= {"backbone": BACKBONE, "train": {"epochs": 1, "lr": {"log": [1e-4, 1e-3]}, "batch_size": BATCH}}
+    node = {"data": {"path": "not read"}, "stages": [{"method": "uniform"}], "baselines": [], "embedding": {"dim": dim}}
+    train = {"epochs": 1, "lr": {"log": [1e-4, 1e-3]}, "batch_size": BATCH, "sparse": True}
+    node |= {"backbone": BACKBONE, "train": train}
     space.write_text(yaml.safe_dump(node | {"budget": {"trials": number, "cpus_per_trial": 1}}))
-    run, most, ended = RunDir(folder / f"run{number}"), (0, 0), threading.Event()
+    run, most, complete, ended = RunDir(folder / f"run{number}"), (0, 0), False, threading.Event()
     run.path.mkdir()
 
+    size = sum(part.nbytes for part in (dataset.ids("train"), dataset.labels("train")))
+
     def watch():
-        nonlocal most
+        nonlocal most, complete
+        start = time.monotonic()
         while not ended.wait(0.5):
             workers = [one for one in psutil.Process().children(recursive=True) if "ImplicitFunc" in name_of(one)]
             try:
                 most = max(most, total([one.pid for one in workers], dataset.path), key=sum)
             except (OSError, ValueError):
                 continue
+            complete = len(workers) == number and most[0] >= READY * size
+            if complete or time.monotonic() - start > LONGEST:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     with cluster(Resources(cpus=number)):
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
             run_trials(run, SearchSpace.read(space), dataset, {"uniform": number}, [])
+        except SystemExit:
+            pass
         finally:
             ended.set()
             watcher.join()
-    assert len(run.trials()) == number
+    assert complete, "the trials did not read the data in time"
     return most
 
 
@@ -142,48 +186,66 @@ def name_of(process):
         return ""
 
 
-def table(title, measure):
+def imports():
+    """What a trial's process under Ray imports, one after another, and the MiB that are then its alone to write."""
+    lines = ["## Imports of a trial under Ray", "", "| import | private memory after it, MiB |", "|---|---|"]
+    code = "import importlib, re, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    code += (
+        "    text = open('/proc/self/smaps_rollup').read()\n    print(re.search(r'Private_Dirty: *([0-9]+)', text)[1])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, *IMPORTS], check=True, capture_output=True, text=True)
+    for name, kilobytes in zip(IMPORTS, answer.stdout.split(), strict=True):
+        lines.append(f"| {name} | {int(kilobytes) / 1024:,.0f} |")
+        print(lines[-1], flush=True)
+    return [*lines, ""]
+
+
+def table(dataset, dim, measure):
     """Rows of one table; `measure` gives (data, all else) of so many trials at once."""
-    lines = [f"## {title}", "", "| trials at once | encoded data, MiB | all else, MiB | together, MiB | of one |"]
-    lines += ["|---|---|---|---|---|"]
-    one = None
+    lines = [
+        "| trials at once | encoded data, MiB | their models | all else | together | of one | of one and the models |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    one, model = None, model_bytes(dataset, dim)
     for number in AT_ONCE:
-        data, rest = measure(number)
-        one = one or data + rest
-        sizes = " | ".join(f"{size / 2**20:,.0f}" for size in (data, rest, data + rest))
-        lines.append(f"| {number} | {sizes} | {(data + rest) / one:.2f} |")
+        data, rest = measure(dataset, dim, number)
+        whole = data + rest
+        one = one or whole
+        sizes = " | ".join(f"{size / 2**20:,.0f}" for size in (data, number * model, rest - number * model, whole))
+        lines.append(f"| {number} | {sizes} | {whole / one:.2f} | {whole / (one + (number - 1) * model):.2f} |")
         print(lines[-1], flush=True)
     return [*lines, ""]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", default=["2000000x11", "20000000x39", "45000000x39"], help="ROWSxCOLUMNS")
-    parser.add_argument("--ray", default="2000000x39", help="ROWSxCOLUMNS of the trials under Ray Tune")
+    parser.add_argument("--sizes", nargs="*", default=["2000000x11", "20000000x39", "45000000x39"])
+    parser.add_argument("--ray", nargs="*", default=["2000000x39", "45000000x39x5500000"], help="sizes under Ray Tune")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    lines = []
-    for size, ray in [*((size, False) for size in args.sizes), (args.ray, True)]:
-        rows, columns = map(int, size.split("x"))
+    lines = imports()
+    for size, measure in [*((size, together) for size in args.sizes), *((size, under_ray) for size in args.ray)]:
         with tempfile.TemporaryDirectory() as name:
-            dataset = make(Path(name), rows, columns)
-            bytes_ = sum(file.stat().st_size for file in dataset.path.rglob("*") if file.is_file())
-            title = f"{rows:,} rows, {columns} columns, {bytes_ / 2**20:,.0f} MiB on disk"
+            # In a process of its own, whose memory ends with it.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                dataset = Dataset.open(pool.submit(make, Path(name), size).result())
+            dim = 16 if size.count("x") > 1 else 4
+            megabytes = sum(file.stat().st_size for file in dataset.path.rglob("*") if file.is_file()) / 2**20
+            values = sum(dataset.schema.cardinalities)
+            title = f"{dataset.rows('train'):,} rows, {len(dataset.schema.fields)} columns, {values:,} values"
+            title += f", {megabytes:,.0f} MiB on disk" + (", under Ray" if measure is under_ray else "")
             print(title, flush=True)
-            if ray:
-                folder = Path(name)
-                lines += table(f"{title}, under Ray", lambda n, d=dataset, f=folder: under_ray(d, f, n))
-            else:
-                lines += table(title, lambda n, d=dataset: together(d.path, n))
+            lines += [f"## {title}", "", *table(dataset, dim, measure)]
     text = "\n".join(
         [
             "# Memory of trials at once",
             "",
-            f"`python tests/benchmarks/memory.py --sizes {' '.join(args.sizes)} --ray {args.ray}`",
+            f"`python tests/benchmarks/memory.py --sizes {' '.join(args.sizes)} --ray {' '.join(args.ray)}`",
             "",
-            "Each trial reads all of the data. Pss summed over processes: a page that several map is counted once. All "
-            f"else is Python, torch and the model, which each process has for itself; batches are of {BATCH} rows. Of "
-            "one: together, over what one trial holds.",
+            "Each trial reads all of the data. Pss summed over processes: a page that several map is counted once. "
+            "Their models are weights and Adam's two moments of each. All else is Python, torch, under Ray also Ray, "
+            f"and batches of {BATCH} rows, which each process has for itself. Of one: together, over what one trial "
+            "holds; of one and the models: over what one trial holds and the models of the others.",
             "",
             *lines,
         ]
