@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,9 @@ _CHUNK = 1 << 18
 class Dataset:
     """Encoded rows per split and what they mean; open one with `build_dataset` or `Dataset.open`."""
 
-    def __init__(self, path: Path, schema: FeatureSchema, vocabulary: Vocabulary, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, schema: FeatureSchema, facts: dict[str, Any]) -> None:
         self.path = path
         self.schema = schema
-        self.vocabulary = vocabulary
         self.fingerprint: str = facts["fingerprint"]
         self.truth: dict[str, Any] | None = facts["truth"]
         self._rows: dict[str, int] = facts["rows"]
@@ -45,31 +46,38 @@ class Dataset:
         folder = Path(path)
         if not (folder / "dataset.json").is_file():
             raise DataError(f"{folder} is no complete dataset: it has no dataset.json (build it anew)")
-        try:
+        with _corrupt(folder):
             facts = json.loads((folder / "dataset.json").read_text())
             if facts["layout"] != LAYOUT:
                 raise DataError(
                     f"{folder} has layout {facts['layout']}, but this version reads {LAYOUT}: build it anew"
                 )
             schema = FeatureSchema.model_validate_json((folder / "schema.json").read_text())
-            vocabulary = Vocabulary.read(folder / "vocabulary.parquet")
-            dataset = cls(folder, schema, vocabulary, facts)
+            dataset = cls(folder, schema, facts)
             dataset._check()
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"the dataset in {folder} is corrupt ({reason}): remove the folder and build it anew"
-            ) from error
         return dataset
 
     def _check(self) -> None:
-        if self.vocabulary.names != self.schema.names or self.vocabulary.schema(self.schema) != self.schema:
-            raise ValueError("its vocabulary and its schema differ")
+        counts = self._load("counts")
+        if counts.shape != (sum(self.schema.cardinalities),) or counts.dtype != np.int64:
+            raise ValueError("its counts are not as its schema says")
         for split in SPLITS:
             shape = (self.rows(split), len(self.schema.fields))
             ids, labels = self.ids(split), self.labels(split)
             if ids.shape != shape or ids.dtype != np.int32 or labels.shape != shape[:1] or labels.dtype != np.float32:
                 raise ValueError(f"the arrays of {split} are not as dataset.json says")
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids mean, read when it is first asked for: it takes some 140 bytes a value, and a trial needs none.
+
+        DataError if it is corrupt.
+        """
+        with _corrupt(self.path):
+            vocabulary = Vocabulary.read(self.path / "vocabulary.parquet")
+            if vocabulary.names != self.schema.names or vocabulary.schema(self.schema) != self.schema:
+                raise ValueError("its vocabulary and its schema differ")
+        return vocabulary
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -81,21 +89,21 @@ class Dataset:
 
     def ids(self, split: Split) -> Ids:
         """int32 [rows, F], memory-mapped copy-on-write: torch takes it as it is, and no write reaches the disk."""
-        ids: Ids = self._load(split, "ids")
+        ids: Ids = self._load(f"{_known(split)}.ids")
         return ids
 
     def labels(self, split: Split) -> Labels:
         """float32 [rows], 0 or 1, memory-mapped copy-on-write."""
-        labels: Labels = self._load(split, "labels")
+        labels: Labels = self._load(f"{_known(split)}.labels")
         return labels
 
-    def _load(self, split: Split, what: str) -> Any:
-        return np.load(self.path / f"{_known(split)}.{what}.npy", mmap_mode="c", allow_pickle=False)
+    def _load(self, name: str) -> Any:
+        return np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
 
     @property
     def counts(self) -> list[Counts]:
-        """Train rows per id, one int64 [cardinality] per field."""
-        return [self.vocabulary.counts(name) for name in self.schema.names]
+        """Train rows per id, one int64 [cardinality] per field, memory-mapped copy-on-write."""
+        return np.split(self._load("counts"), np.cumsum(self.schema.cardinalities)[:-1])
 
     def keep(self, names: Iterable[str], cache: str | Path) -> Dataset:
         """The dataset of these fields only, in the order in which they stand here, copied once into `cache`."""
@@ -234,7 +242,9 @@ def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
 def _cached(folder: Path, write: Callable[[Path], None]) -> Dataset:
     """Open `folder`; where there is none, let `write` fill a temporary one, and rename it."""
     if folder.is_dir():
-        return Dataset.open(folder)
+        dataset = Dataset.open(folder)
+        _ = dataset.vocabulary  # rather than at the end of a study
+        return dataset
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -247,6 +257,18 @@ def _cached(folder: Path, write: Callable[[Path], None]) -> Dataset:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Dataset.open(folder)
+
+
+@contextmanager
+def _corrupt(folder: Path) -> Iterator[None]:
+    """DataError that names the folder, for whatever is wrong with its files."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"the dataset in {folder} is corrupt ({reason}): remove the folder and build it anew"
+        ) from error
 
 
 def _digest(*parts: Any) -> str:

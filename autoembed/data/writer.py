@@ -16,7 +16,7 @@ from autoembed.data.vocabulary import Ids, Vocabulary
 
 Labels = npt.NDArray[np.float32]
 
-LAYOUT = 1
+LAYOUT = 2
 
 
 class Writer:
@@ -45,13 +45,14 @@ class Writer:
         self._done[split] = end
 
     def finish(self, vocabulary: Vocabulary, truth: dict[str, Any] | None) -> None:
-        """Write schema, vocabulary and dataset.json, the last of all, which makes the dataset complete."""
+        """Write schema, vocabulary, its counts and dataset.json, the last of all, which makes the dataset complete."""
         assert self._done == self.rows, f"{self._done} rows written, {self.rows} announced"
         for arrays in (self._ids, self._labels):
             for array in arrays.values():
                 assert isinstance(array, np.memmap)
                 array.flush()
         vocabulary.write(self.folder / "vocabulary.parquet")
+        np.save(self.folder / "counts.npy", np.concatenate([vocabulary.counts(name) for name in vocabulary.names]))
         (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
         content = [self.schema.fingerprint(), hashlib.sha256(vocabulary.table().write_csv().encode()).hexdigest()]
         content += [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]

@@ -252,22 +252,21 @@ def damage_json(path):
     (path / "dataset.json").write_text("{")
 
 
-def damage_vocabulary(path):
-    table = pl.read_parquet(path / "vocabulary.parquet")
-    table.filter(pl.col("field") != "noise_0").write_parquet(path / "vocabulary.parquet")
+def damage_counts(path):
+    np.save(path / "counts.npy", np.zeros(3, dtype=np.int64))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (damage_missing, "no complete dataset: it has no dataset.json"),
-        (damage_layout, "has layout 99, but this version reads 1: build it anew"),
+        (damage_layout, "has layout 99, but this version reads 2: build it anew"),
         (damage_array, "is corrupt .*remove the folder and build it anew"),
         (damage_rows, "arrays of valid are not as dataset.json says"),
         (damage_pickle, "is corrupt"),
         (damage_schema, "is corrupt"),
         (damage_json, "is corrupt"),
-        (damage_vocabulary, "its vocabulary and its schema differ"),
+        (damage_counts, "its counts are not as its schema says"),
     ],
 )
 def test_a_damaged_folder_is_refused(build, damage, message):
@@ -277,6 +276,17 @@ def test_a_damaged_folder_is_refused(build, damage, message):
     with pytest.raises(DataError, match=message) as caught:
         Dataset.open(dataset.path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_vocabulary_is_refused_before_a_study_and_read_by_no_trial(build):
+    path = build(**PLANTED).path
+    table = pl.read_parquet(path / "vocabulary.parquet")
+    table.filter(pl.col("field") != "noise_0").write_parquet(path / "vocabulary.parquet")
+    opened = Dataset.open(path)
+    assert opened.counts[0].sum() == opened.rows("train")
+    for ask in (lambda: opened.vocabulary, lambda: build(**PLANTED)):
+        with pytest.raises(DataError, match=r"is corrupt .its vocabulary and its schema differ.*build it anew"):
+            ask()
 
 
 def test_an_unknown_split_is_refused(build):
