@@ -48,6 +48,7 @@ AT_ONCE = (1, 2, 8)
 SPLIT = {"by": "random", "valid": 0.1, "test": 0.1}
 LARGE = 3  # columns that share VALUES
 READY = 0.95  # of the data read
+BUSY = 45.0  # seconds of CPU that each trial has had: its model and moments stand
 LONGEST = 900.0  # seconds
 BACKBONE = {"name": "deepfm", "hidden": [16]}
 
@@ -142,8 +143,14 @@ def under_ray(dataset, dim, number):
 
     folder = dataset.path.parent
     space = folder / f"{number}.yaml"
-    node = {"data": {"path": "not read"}, "stages": [{"method": "uniform"}], "baselines": [], "embedding": {"dim": dim}}
-    train = {"epochs": 1, "lr": {"log": [1e-4, 1e-3]}, "batch_size": BATCH, "sparse": True}
+    node = {
+        "data": {"path": "not read"},
+        "scheduler": "none",
+        "stages": [{"method": "uniform"}],
+        "baselines": [],
+        "embedding": {"dim": dim},
+    }
+    train = {"epochs": 100, "patience": 100, "lr": {"log": [1e-4, 1e-3]}, "batch_size": BATCH, "sparse": True}
     node |= {"backbone": BACKBONE, "train": train}
     space.write_text(yaml.safe_dump(node | {"budget": {"trials": number, "cpus_per_trial": 1}}))
     run, most, complete, ended = RunDir(folder / f"run{number}"), (0, 0), False, threading.Event()
@@ -160,7 +167,8 @@ def under_ray(dataset, dim, number):
                 most = max(most, total([one.pid for one in workers], dataset.path), key=sum)
             except (OSError, ValueError):
                 continue
-            complete = len(workers) == number and most[0] >= READY * size
+            busy = sum(cpu_of(one) >= BUSY for one in workers)
+            complete = busy == number and most[0] >= READY * size
             if complete or time.monotonic() - start > LONGEST:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
@@ -177,6 +185,13 @@ def under_ray(dataset, dim, number):
             watcher.join()
     assert complete, "the trials did not read the data in time"
     return most
+
+
+def cpu_of(process):
+    try:
+        return process.cpu_times().user
+    except psutil.Error:
+        return 0.0
 
 
 def name_of(process):
