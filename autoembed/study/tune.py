@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,20 @@ def cluster(resources: Resources) -> Iterator[None]:
         with ended_by_sigterm():
             yield
     finally:
+        _end()
+
+
+def _end() -> None:
+    """Shuts Ray down while no thread collects garbage: to free an object reference in the midst of it would make Ray
+    exit the process with status 1."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def concurrency(space: SearchSpace) -> int:

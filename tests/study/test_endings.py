@@ -121,6 +121,32 @@ def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path)
     assert [point.value for point in client.get_metric_history(retried, "valid_auc")] == points
 
 
+def test_references_that_a_thread_frees_while_ray_ends_do_not_end_the_process():
+    code = """
+import gc, ray, threading, time
+from autoembed.study.tune import Resources, cluster
+
+def drop():
+    while left:
+        for _ in range(min(200, len(left))):
+            cycle = [left.pop()]
+            cycle.append(cycle)
+        time.sleep(0.002)
+
+with cluster(Resources(cpus=1)):
+    left = [ray.put(number) for number in range(20_000)]
+    dropping = threading.Thread(target=drop)
+    dropping.start()
+    time.sleep(0.02)
+assert gc.isenabled()
+dropping.join()
+gc.collect()
+print("ended")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "ended\n"), ended.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of 512 kB."""
