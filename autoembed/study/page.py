@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from autoembed.architecture import Architecture
     from autoembed.ranking.ranking import Ranking
-    from autoembed.study.pareto import Point
+
+Place = tuple[float, float]  # cost, quality
 
 _BARS = 40
 _CELLS = 40
@@ -136,13 +137,12 @@ def dims_panels(architecture: Architecture) -> dict[str, Architecture]:
     return {f"cluster {number}": cluster for number, cluster in enumerate(architecture.clusters, 1)}
 
 
-def pareto_picture(found: Sequence[Point], kept: Sequence[Point], quality: str, cost: str) -> Figure:
-    """Every trial's quality over its cost, an arm a colour, and the line of the Pareto front."""
+def pareto_picture(found: Mapping[str, Sequence[Place]], front: Sequence[Place], quality: str, cost: str) -> Figure:
+    """The quality over the cost of each arm's trials, an arm a colour, and the line of the Pareto front."""
     figure, axes = _figure(7, 4.5)
-    for arm in dict.fromkeys(point.trial.arm for point in found):
-        own = [point for point in found if point.trial.arm == arm]
-        axes.scatter([point.cost for point in own], [point.quality for point in own], s=18, label=arm, alpha=0.8)
-    axes.step([p.cost for p in kept], [p.quality for p in kept], where="post", color="black", lw=1, label="front")
+    for arm, places in found.items():
+        axes.scatter(*np.reshape(places, (-1, 2)).T, s=18, label=arm, alpha=0.8)
+    axes.step(*np.reshape(front, (-1, 2)).T, where="post", color="black", lw=1, label="front")
     axes.set_xscale("log")
     axes.set_xlabel(cost)
     axes.set_ylabel(quality)

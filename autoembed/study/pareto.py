@@ -56,7 +56,9 @@ def write(run: RunDir, space: SearchSpace) -> None:
     cost = space.objective.cost or "bytes"
     rows = [{"trial": p.trial.id, space.objective.metric: p.quality, cost: p.cost} for p in kept]
     run.write_json("pareto.json", rows)
-    pareto_picture(found, kept, space.objective.metric, cost).savefig(run.path / "pareto.png", dpi=120)
+    arms = {p.trial.arm: [(q.cost, q.quality) for q in found if q.trial.arm == p.trial.arm] for p in found}
+    picture = pareto_picture(arms, [(p.cost, p.quality) for p in kept], space.objective.metric, cost)
+    picture.savefig(run.path / "pareto.png", dpi=120)
 
 
 def pick(kept: Sequence[Point], rule: str) -> Trial:

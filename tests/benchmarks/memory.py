@@ -77,7 +77,7 @@ def make(folder, size):
     """The folder of encoded random data, its train rows repeated until there are so many."""
     rows, columns, *values = map(int, size.split("x"))
     rng = np.random.default_rng(0)
-    # Of so many draws from as many values, 1 - 1/e are different; 0.8 of them are train's.
+    # Train has 0.8 of so many draws from as many values: some 0.55 of the values occur in it.
     count = max(BASE, int(2 * values[0] / LARGE)) if values else BASE
     sizes = [1000] * columns
     if values:
@@ -260,7 +260,8 @@ def main():
             "Each trial reads all of the data. Pss summed over processes: a page that several map is counted once. "
             "Their models are weights and Adam's two moments of each. All else is Python, torch, under Ray also Ray, "
             f"and batches of {BATCH} rows, which each process has for itself. Of one: together, over what one trial "
-            "holds; of one and the models: over what one trial holds and the models of the others.",
+            "holds; of one and the models: over what one trial holds and the models of the others. The driver and "
+            "Ray's own processes are not counted.",
             "",
             *lines,
         ]
