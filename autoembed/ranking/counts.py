@@ -79,17 +79,17 @@ def count_columns(
         for codes, table in zip(columns, tables, strict=True):
             table += np.bincount(codes * np.int64(classes) + labels, weights, table.size).reshape(table.shape)
     else:
-        from autoembed.ranking import kernels
+        from autoembed.ranking import column_kernels
 
         def fill(place: int, other: int | None) -> None:
             if weights is not None:
-                kernels.count_column_weighted(columns[place], labels, weights, tables[place])
+                column_kernels.count_column_weighted(columns[place], labels, weights, tables[place])
             elif other is None:
-                kernels.count_column(columns[place], labels, tables[place])
+                column_kernels.count_column(columns[place], labels, tables[place])
             else:
-                kernels.count_two(columns[place], columns[other], labels, tables[place], tables[other])
+                column_kernels.count_two(columns[place], columns[other], labels, tables[place], tables[other])
 
-        most = min(kernels.COUPLED, len(labels)) // classes if weights is None else 0
+        most = min(column_kernels.COUPLED, len(labels)) // classes if weights is None else 0
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill, *zip(*_couples(cardinalities, most), strict=True)))
     squares = float(len(labels)) if weights is None else float(weights @ weights)

@@ -33,7 +33,7 @@ import numpy.typing as npt
 import polars as pl
 
 from autoembed.errors import DataError
-from autoembed.ranking import kernels
+from autoembed.ranking import pair_kernels
 from autoembed.ranking.counts import PairCounts
 from autoembed.ranking.native import View
 from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
@@ -99,7 +99,7 @@ class Kernel:
         rows = a.codes, b.codes, labels, *(walk or (_NO_ORDER, _NO_ORDER, a.codes, labels)), len(a.rows), len(b.rows)
         counter, bits, packed = self._narrow if min(a.most, b.most) < 1 << 16 else self._wide
         work = counter, bits, least, packed, self._walked[b.codes.array.dtype], *self._cells, self._numbers
-        kernels.cells(*rows, *work)
+        pair_kernels.cells(*rows, *work)
 
     def cells(self, a: Side, b: Side, labels: View, walk: Walk | None, least: int) -> tuple[Cells, int]:
         """The cells of a pair with `least` rows, in the workspace, and how many occur."""
@@ -113,13 +113,13 @@ class Kernel:
         out = np.zeros(14)
         self._count(a, b, labels, walk, 2)
         about = a.odds, b.relative, a.lever, b.lever, min(a.spread, b.spread)
-        kernels.screen(*self._cells, self._numbers, *self._chance, *about, out)
+        pair_kernels.screen(*self._cells, self._numbers, *self._chance, *about, out)
         return out
 
     def fit(self, cells: Cells, na: Any, nb: Any) -> Floats:
         """The 14 sums of a pair from all its cells, which are reordered, about the additive fit."""
         out, work = np.zeros(14), (np.empty((5, len(na))), np.empty((5, len(nb))))
-        kernels.fit(*cells, na, nb, *self._chance, _LEAST, _SWEEPS, _TOLERANCE, *work, out)
+        pair_kernels.fit(*cells, na, nb, *self._chance, _LEAST, _SWEEPS, _TOLERANCE, *work, out)
         return out
 
 
@@ -151,7 +151,7 @@ class Side:
     def walk(self, labels: View) -> Walk:
         """What `Kernel.cells` needs to walk the rows of each value."""
         codes = self.codes.array
-        order, starts = kernels.sort_rows(codes, len(self.rows))
+        order, starts = pair_kernels.sort_rows(codes, len(self.rows))
         return View(order), View(starts), View(codes[order]), View(labels.array[order])
 
 

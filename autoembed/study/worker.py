@@ -102,7 +102,7 @@ class Reporter:
     Args:
         trial: what is run.
         space: the study's.
-        rows: of train.
+        rows: of train, with what a search holds out: steps are at most as many.
         labels: of valid.
         keep: takes the values of each report first.
     """

@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 import psutil
 
-from autoembed.ranking import kernels
+from autoembed.ranking import column_kernels
 from autoembed.ranking.counts import count_columns, count_pair
 from autoembed.ranking.native import View
 from autoembed.ranking.pairs import Kernel, Side, synergy
@@ -87,7 +87,7 @@ def cold(args, folder):
         "OutRank, default flags": [*peer, "--output_folder", "out"],
         "OutRank, --minibatch_size 200000": [*peer, "--output_folder", "out2", "--minibatch_size", "200000"],
     }
-    for code in Path(kernels.__file__).parent.glob("__pycache__/*.o"):
+    for code in Path(column_kernels.__file__).parent.glob("__pycache__/*.o"):
         code.unlink()
     first = run(sides["autoembed rank --pairs all"], folder)[0]  # compiles
     run(sides["autoembed rank"], folder)
@@ -187,7 +187,7 @@ def kernel(args, folder):
         calls = [
             lambda codes=codes: read_pass(codes, labels),
             lambda codes=codes, table=table: gather(codes, labels, table),
-            lambda codes=codes, table=table: kernels.count_column(codes, labels, table),
+            lambda codes=codes, table=table: column_kernels.count_column(codes, labels, table),
         ]
         for call in calls:
             call()
@@ -250,7 +250,7 @@ def counting(args, folder):
 
     def by_kernel():
         for column, size in zip(columns, values, strict=True):
-            kernels.count_column(column, labels, np.zeros((size, 2), np.int64))
+            column_kernels.count_column(column, labels, np.zeros((size, 2), np.int64))
 
     sides = {
         "numba, one thread": by_kernel,

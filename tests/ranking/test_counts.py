@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoembed.errors import DataError
+from autoembed.ranking import column_kernels
 from autoembed.ranking import counts as module
-from autoembed.ranking import kernels
 from autoembed.ranking.counts import check_classes, count_columns, count_pair
 from autoembed.ranking.scores import mutual_information, score
 
@@ -56,7 +56,7 @@ def test_columns_of_few_values_are_counted_in_couples(sizes, most, expected, mon
 def test_the_parts_of_a_large_table_are_counted_by_the_kernels(monkeypatch):
     columns, labels = drawn()
     used = []
-    monkeypatch.setattr(kernels, "count_column", lambda *arguments: used.append(arguments))
+    monkeypatch.setattr(column_kernels, "count_column", lambda *arguments: used.append(arguments))
     count_columns(columns, labels, SIZES)
     assert not used
     count_columns(columns, labels, SIZES, rows=module._SMALL)

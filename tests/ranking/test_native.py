@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from autoembed.ranking import kernels
+from autoembed.ranking import column_kernels
 from autoembed.ranking import native as module
 from autoembed.ranking.native import View, native
 
@@ -88,12 +88,12 @@ def test_what_would_crash_is_refused(cache):
 
 def test_a_second_process_needs_no_numba():
     code = (
-        "import sys; sys.modules['numba'] = None; import numpy as np; from autoembed.ranking import kernels; "
+        "import sys; sys.modules['numba'] = None; import numpy as np; from autoembed.ranking import column_kernels; "
         "table = np.zeros((2, 2), np.int64); "
-        "kernels.count_column(np.array([0, 1, 1, 1] * 9, np.int32), np.array([0, 1, 1, 0] * 9, np.uint8), table); "
+        "column_kernels.count_column(np.array([0, 1, 1, 1] * 9, np.int32), np.array([0, 1, 1, 0] * 9, np.uint8), table); "
         "print(table.tolist())"
     )
-    kernels.count_column(np.zeros(9, np.int32), np.zeros(9, np.uint8), np.zeros((2, 2), np.int64))
+    column_kernels.count_column(np.zeros(9, np.int32), np.zeros(9, np.uint8), np.zeros((2, 2), np.int64))
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=120, check=True
     )
@@ -108,6 +108,6 @@ def test_columns_are_counted_by_every_way(values, classes):
         codes = np.minimum(rng.zipf(1.3, rows), values).astype(np.int32) - 1
         labels = rng.integers(0, classes, rows).astype(np.uint8)
         table = np.ones((values, classes), np.int64)
-        kernels.count_column(codes, labels, table)
+        column_kernels.count_column(codes, labels, table)
         known = np.bincount(codes * classes + labels, minlength=table.size).reshape(table.shape)
         assert (table - 1 == known).all()

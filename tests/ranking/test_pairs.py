@@ -68,7 +68,7 @@ def test_synergy_is_the_information_that_the_interaction_holds():
 
 
 def test_cells_are_the_same_by_table_and_by_walk():
-    from autoembed.ranking import kernels
+    from autoembed.ranking import pair_kernels
 
     rng = np.random.default_rng(0)
     a, b = (draw(rng, 5000, *side).astype(np.uint16) for side in ((300, True), (40, False)))
@@ -79,10 +79,10 @@ def test_cells_are_the_same_by_table_and_by_walk():
         for bits, dtype in ((16, np.uint32), (32, np.uint64)):
             out = [np.empty(5001, dtype) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
             counter, packed, y = np.zeros(12_000, dtype), np.empty(5001, dtype), np.empty(5000, np.uint16)
-            order, starts = kernels.sort_rows(a, 300) if walk else np.zeros((2, 0), np.uint32)
+            order, starts = pair_kernels.sort_rows(a, 300) if walk else np.zeros((2, 0), np.uint32)
             rows = a, b, labels, order, starts, a[order], labels[order], 300, 40
             numbers = np.zeros(2, np.int64)
-            kernels.cells(*rows, counter, bits, 2, packed, y, *out, numbers)
+            pair_kernels.cells(*rows, counter, bits, 2, packed, y, *out, numbers)
             some, seen = numbers.tolist()
             assert not counter.any()  # it is left as it was found
             found.append((seen, sorted(zip(*(part[:some].tolist() for part in out), strict=True))))
