@@ -90,7 +90,8 @@ def test_a_second_process_needs_no_numba():
     code = (
         "import sys; sys.modules['numba'] = None; import numpy as np; from autoembed.ranking import column_kernels; "
         "table = np.zeros((2, 2), np.int64); "
-        "column_kernels.count_column(np.array([0, 1, 1, 1] * 9, np.int32), np.array([0, 1, 1, 0] * 9, np.uint8), table); "
+        "codes, labels = np.array([0, 1, 1, 1] * 9, np.int32), np.array([0, 1, 1, 0] * 9, np.uint8); "
+        "column_kernels.count_column(codes, labels, table); "
         "print(table.tolist())"
     )
     column_kernels.count_column(np.zeros(9, np.int32), np.zeros(9, np.uint8), np.zeros((2, 2), np.int64))
