@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
+from autoembed.study import forkserver
 from autoembed.study.recorder import RETRIES, Recorder, Watcher
 from autoembed.study.run_dir import RunDir
 from autoembed.study.sampler import searcher
@@ -49,6 +50,8 @@ def cluster(resources: Resources) -> Iterator[None]:
     own: dict[str, Any] = {}
     if not resources.address:
         own = {"num_cpus": resources.cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        if forked := forkserver.command():
+            own["runtime_env"] = {"py_executable": forked}
     try:
         # Without an address Ray would join any cluster that it finds on the machine.
         ray.init(address=resources.address or "local", log_to_driver=False, logging_level="CRITICAL", **own)

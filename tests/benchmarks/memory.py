@@ -1,18 +1,18 @@
-"""What trials on one machine hold in memory together: the encoded data once, and what each process has for itself.
+"""What trials on one machine hold in memory together: encoded data and imports once, and what each has for itself.
 
     python tests/benchmarks/memory.py --out docs/results/memory.md
 
-Processes open the same encoded data, as Ray's workers do, train an epoch (of a million rows at most), map all of the
-data and read it; then the memory of each is read from /proc. Pss shares a page among the processes that map it, so the
-sum over processes is what they hold together. The tables under Ray are of trials that Ray Tune runs, by a study's own
-means: the highest of samples while all of them train, until they have read nearly all of the data. Sizes are
-ROWSxCOLUMNS, or ROWSxCOLUMNSxVALUES for about so many values in three large columns, of 1,000 values in the others;
-embeddings have 4 dimensions, or with VALUES 16. Linux only.
+Ray Tune runs the trials by a study's own means. Their memory is read from /proc: Pss shares a page among the processes
+that map it, so the sum over processes is what they hold together. The figures are the highest of samples while all of
+them train, until they have read nearly all of the data. Sizes are ROWSxCOLUMNS, or ROWSxCOLUMNSxVALUES for about so
+many values in three large columns, of 1,000 values in the others; embeddings have 4 dimensions, or with VALUES 16.
+Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import re
@@ -24,26 +24,27 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import polars as pl
 import psutil
-import torch
 import yaml
 
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.data.writer import Writer
 from autoembed.nn.model import CTRModel
-from autoembed.shuffle import Shuffle
 from autoembed.space import SearchSpace
-from autoembed.training import TrainConfig, fit
+from autoembed.study import forkserver
+from autoembed.study.run_dir import RunDir
+from autoembed.study.tune import Resources, cluster, run_trials
 from autoembed.trial import check, root_architecture
 
 BASE = 200_000
-READ = 1_000_000
 BATCH = 4096
 IMPORTS = ("sys", "ray", "pandas", "ray.tune", "torch", "polars", "autoembed.study.worker")
+SIZES = ["2000000x39", "20000000x39", "2000000x39x5500000", "45000000x39x5500000"]
 AT_ONCE = (1, 2, 8)
 SPLIT = {"by": "random", "valid": 0.1, "test": 0.1}
 LARGE = 3  # columns that share VALUES
@@ -106,41 +107,8 @@ def model_bytes(dataset, dim):
     return 3 * sum(weights.numel() * weights.element_size() for weights in model.parameters())
 
 
-def trial(path, dim, barrier, done):
-    torch.set_num_threads(1)
-    dataset = Dataset.open(path)
-    model = CTRModel(dataset.schema, root_architecture(configured(dim), dataset))
-    train = TrainConfig(epochs=1, batch_size=BATCH, sparse=True)
-    rows = Shuffle(min(dataset.rows("train"), READ), 0)
-    fit(model, dataset, train, device=torch.device("cpu"), seed=0, report=lambda values: None, rows=rows)
-    # What an epoch maps is unmapped with it: mapped and read whole once more, to be seen while all wait.
-    mapped = [dataset.ids("train"), dataset.labels("train")]
-    assert all(part.sum() >= 0 for part in mapped)
-    barrier.wait(1200)
-    done.wait(1200)
-
-
-def together(dataset, dim, number):
-    """Bytes of data, and of all else, that so many trials hold together."""
-    path = dataset.path
-    context = multiprocessing.get_context("spawn")
-    barrier, done = context.Barrier(number + 1), context.Event()
-    processes = [context.Process(target=trial, args=(path, dim, barrier, done)) for _ in range(number)]
-    for process in processes:
-        process.start()
-    barrier.wait(1200)
-    found = total([process.pid for process in processes], path)
-    done.set()
-    for process in processes:
-        process.join(60)
-    return found
-
-
-def under_ray(dataset, dim, number):
-    """The same of so many trials that Ray Tune runs at once."""
-    from autoembed.study.run_dir import RunDir
-    from autoembed.study.tune import Resources, cluster, run_trials
-
+def together(dataset, dim, number, forked):
+    """Bytes of data, and of all else, that so many trials hold together which Ray Tune runs at once."""
     folder = dataset.path.parent
     space = folder / f"{number}.yaml"
     node = {
@@ -162,18 +130,19 @@ def under_ray(dataset, dim, number):
         nonlocal most, complete
         start = time.monotonic()
         while not ended.wait(0.5):
-            workers = [one for one in psutil.Process().children(recursive=True) if "ImplicitFunc" in name_of(one)]
             try:
-                most = max(most, total([one.pid for one in workers], dataset.path), key=sum)
-            except (OSError, ValueError):
+                family = processes(forked)
+                most = max(most, total([one.pid for one in family], dataset.path), key=sum)
+                busy = sum(one.cpu_times().user >= BUSY for one in family if is_worker(one))
+            except (OSError, ValueError, psutil.Error):
                 continue
-            busy = sum(cpu_of(one) >= BUSY for one in workers)
             complete = busy == number and most[0] >= READY * size
             if complete or time.monotonic() - start > LONGEST:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    with cluster(Resources(cpus=number)):
+    started = contextlib.nullcontext() if forked else mock.patch.object(forkserver, "command", return_value=None)
+    with started, cluster(Resources(cpus=number)):
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
@@ -187,23 +156,24 @@ def under_ray(dataset, dim, number):
     return most
 
 
-def cpu_of(process):
-    try:
-        return process.cpu_times().user
-    except psutil.Error:
-        return 0.0
+def processes(forked):
+    """The trials' workers; forked ones with their server and its idle forks."""
+    mine = psutil.Process().children(recursive=True)
+    if not forked:
+        return [one for one in mine if is_worker(one)]
+    pids = {str(one.pid) for one in mine}
+    servers = [one for one in psutil.process_iter() if forkserver.__file__ in one.cmdline()]
+    servers = [one for one in servers if one.environ().get("RAY_RAYLET_PID") in pids]
+    return [member for one in servers for member in (one, *one.children(recursive=True))]
 
 
-def name_of(process):
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def is_worker(process):
+    return any("ImplicitFunc" in word for word in process.cmdline())
 
 
 def imports():
     """What a trial's process under Ray imports, one after another, and the MiB that are then its alone to write."""
-    lines = ["## Imports of a trial under Ray", "", "| import | private memory after it, MiB |", "|---|---|"]
+    lines = ["## What a worker imports", "", "| import | private memory after it, MiB |", "|---|---|"]
     code = "import importlib, re, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += (
         "    text = open('/proc/self/smaps_rollup').read()\n    print(re.search(r'Private_Dirty: *([0-9]+)', text)[1])"
@@ -215,15 +185,14 @@ def imports():
     return [*lines, ""]
 
 
-def table(dataset, dim, measure):
-    """Rows of one table; `measure` gives (data, all else) of so many trials at once."""
+def table(dataset, dim, forked):
     lines = [
         "| trials at once | encoded data, MiB | their models | all else | together | of one | of one and the models |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
     one, model = None, model_bytes(dataset, dim)
     for number in AT_ONCE:
-        data, rest = measure(dataset, dim, number)
+        data, rest = together(dataset, dim, number, forked)
         whole = data + rest
         one = one or whole
         sizes = " | ".join(f"{size / 2**20:,.0f}" for size in (data, number * model, rest - number * model, whole))
@@ -234,12 +203,12 @@ def table(dataset, dim, measure):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", default=["2000000x11", "20000000x39", "45000000x39"])
-    parser.add_argument("--ray", nargs="*", default=["2000000x39", "45000000x39x5500000"], help="sizes under Ray Tune")
+    parser.add_argument("--sizes", nargs="*", default=SIZES)
+    parser.add_argument("--spawned", nargs="*", default=SIZES[:1], help="sizes whose workers are started one by one")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     lines = imports()
-    for size, measure in [*((size, together) for size in args.sizes), *((size, under_ray) for size in args.ray)]:
+    for size, forked in [*((size, True) for size in args.sizes), *((size, False) for size in args.spawned)]:
         with tempfile.TemporaryDirectory() as name:
             # In a process of its own, whose memory ends with it.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -248,20 +217,20 @@ def main():
             megabytes = sum(file.stat().st_size for file in dataset.path.rglob("*") if file.is_file()) / 2**20
             values = sum(dataset.schema.cardinalities)
             title = f"{dataset.rows('train'):,} rows, {len(dataset.schema.fields)} columns, {values:,} values"
-            title += f", {megabytes:,.0f} MiB on disk" + (", under Ray" if measure is under_ray else "")
+            title += f", {megabytes:,.0f} MiB on disk" + ("" if forked else ", workers started one by one")
             print(title, flush=True)
-            lines += [f"## {title}", "", *table(dataset, dim, measure)]
+            lines += [f"## {title}", "", *table(dataset, dim, forked)]
     text = "\n".join(
         [
             "# Memory of trials at once",
             "",
-            f"`python tests/benchmarks/memory.py --sizes {' '.join(args.sizes)} --ray {' '.join(args.ray)}`",
+            f"`python tests/benchmarks/memory.py --sizes {' '.join(args.sizes)} --spawned {' '.join(args.spawned)}`",
             "",
             "Each trial reads all of the data. Pss summed over processes: a page that several map is counted once. "
-            "Their models are weights and Adam's two moments of each. All else is Python, torch, under Ray also Ray, "
-            f"and batches of {BATCH} rows, which each process has for itself. Of one: together, over what one trial "
-            "holds; of one and the models: over what one trial holds and the models of the others. The driver and "
-            "Ray's own processes are not counted.",
+            "Their models are weights and Adam's two moments of each. All else is Python, torch, Ray and what else a "
+            f"worker imports, and batches of {BATCH} rows, which each trial has for itself. The server that workers "
+            "are forks of and idle forks are counted, the driver and Ray's own processes are not. Of one: together, "
+            "over what one trial holds; of one and the models: over what one trial holds and the models of the others.",
             "",
             *lines,
         ]

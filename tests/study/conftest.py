@@ -1,6 +1,8 @@
+import contextlib
 import os
 import socket
 
+import psutil
 import pytest
 import yaml
 
@@ -24,18 +26,25 @@ SPACE = {
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray for all studies of this process."""
-    import ray
+    from autoembed.study.tune import Resources, cluster
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        logging_level="CRITICAL",
-    )
-    yield
-    ray.shutdown()
+    with cluster(Resources(cpus=2)):
+        yield
+
+
+def family(pid):
+    """The children of a process, and Ray's workers, which are those of a fork server."""
+    found = {child.pid: child for child in psutil.Process(pid).children(recursive=True)}
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "forkserver.py" in " ".join(one.cmdline()) and int(one.environ()["RAY_RAYLET_PID"]) in found:
+                found |= {child.pid: child for child in (one, *one.children(recursive=True))}
+    return list(found.values())
+
+
+@pytest.fixture(name="family")
+def _family():
+    return family
 
 
 @pytest.fixture(autouse=True)

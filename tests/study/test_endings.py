@@ -49,13 +49,14 @@ def wait_for(condition, process, seconds=90):
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_study_in_order(write_space, tmp_path, sent, status):
+def test_a_signal_ends_a_study_in_order(write_space, tmp_path, family, sent, status):
     long = {"method": "dnis", "warm_epochs": 1, "epochs": 200}
     space, run = write_space(stages=[{"method": "uniform"}], baselines=[long]), RunDir(tmp_path / "runs" / "tiny")
     driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1")
     try:
         wait_for(lambda: run.state("uniform-1") and run.curves("dnis-1"), driver)
-        children = psutil.Process(driver.pid).children(recursive=True)
+        children = family(driver.pid)
+        assert any(child.name().startswith("ray::Impl") for child in children)
         if sent == signal.SIGINT:
             # A terminal's Ctrl-C goes to every process of the group.
             os.killpg(driver.pid, sent)
@@ -83,14 +84,13 @@ def test_a_signal_ends_a_study_in_order(write_space, tmp_path, sent, status):
 
 
 @pytest.mark.slow
-def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path):
+def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path, family):
     """The first trial's process is killed twice, the second's once."""
     space, run = write_space(**LONG | {"stages": [{"method": "dnis", "epochs": 40}]}), RunDir(tmp_path / "runs/tiny")
     driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1")
 
     def workers():
-        family = psutil.Process(driver.pid).children(recursive=True)
-        return {p.pid: p for p in family if p.name().startswith("ray::Impl") and p.is_running()}
+        return {p.pid: p for p in family(driver.pid) if p.name().startswith("ray::Impl") and p.is_running()}
 
     killed = set()
     try:

@@ -1,0 +1,157 @@
+"""Ray's workers as forks of one process that has imported all that a trial needs.
+
+What is imported, most of what a trial on small data takes, is then in memory once for all of them, and a worker starts
+without importing it again. Ray runs this file in the place of Python (`py_executable`), followed by its worker's script
+and arguments. The first of a job on a node starts the server, which ends with the node's raylet. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import warnings
+from typing import NoReturn
+
+MODULES = ("ray.tune", "autoembed.study.worker")
+FILES = 4  # stdin, stdout, stderr, and what is told
+STARTS = 5.0  # seconds that a server may take to listen
+ANSWERS = 300.0  # and to import MODULES and fork; Ray gives a worker up before
+
+
+def command() -> str | None:
+    """What Ray shall run in the place of Python; None where this system has not what it takes."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        return None
+    return f"{sys.executable} -I -S {__file__}"
+
+
+def start(arguments: list[str]) -> None:
+    """Has the server fork a worker; where there can be no server, runs the worker in this process, as Ray would have.
+
+    TimeoutError if the server does not answer: it may still fork, and there must be one worker only.
+    """
+    try:
+        with _connected(_address(arguments)) as server:
+            _ask(server, arguments)
+    except TimeoutError:
+        raise
+    except (OSError, KeyError, StopIteration):
+        os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def _address(arguments: list[str]) -> str:
+    """The abstract name of this node's and job's server, without its first byte, which is zero."""
+    node = next(word for word in arguments if word.startswith("--node-id="))
+    return f"autoembed{node}-{os.environ['RAY_JOB_ID']}"
+
+
+def _connected(address: str) -> socket.socket:
+    """A connection to the server, which is started if there is none."""
+    server, end = None, time.monotonic() + STARTS
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(f"\0{address}")
+        except ConnectionRefusedError:
+            connection.close()
+            if time.monotonic() > end:
+                raise
+            # Of several that are started at once, all end but the first to take the address.
+            server = server or subprocess.Popen([sys.executable, "-P", __file__, address], start_new_session=True)
+            time.sleep(0.01)
+        else:
+            return connection
+
+
+def _ours(connection: socket.socket) -> bool:
+    """Whether a process of this user is at the other end: who asks for a worker has code run."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return bool(struct.unpack("3i", credentials)[1] == os.getuid())
+
+
+def _ask(server: socket.socket, arguments: list[str]) -> None:
+    if not _ours(server):
+        raise PermissionError("the server is another user's")
+    server.settimeout(ANSWERS)
+    told = os.memfd_create("told")
+    os.write(told, json.dumps([arguments, dict(os.environ), os.getcwd()]).encode())
+    socket.send_fds(server, [b"?"], [0, 1, 2, told])
+    if not server.recv(1):
+        raise ConnectionError("the server has ended")
+
+
+def serve(address: str) -> None:
+    """Forks a worker for each that asks, until the raylet has ended."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{address}")
+    listener.listen(128)
+    raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
+    # The collector would write to pages that are shared.
+    gc.disable()
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while raylet not in select.select([listener.fileno(), raylet], [], [])[0]:
+        with listener.accept()[0] as client:
+            files = _received(client)
+            if len(files) == FILES:
+                if _fork() == 0:
+                    listener.close()
+                    client.close()
+                    _work(*files)
+                with contextlib.suppress(OSError):
+                    client.sendall(b"!")
+        for file in files:
+            os.close(file)
+
+
+def _received(client: socket.socket) -> list[int]:
+    """The files that the client sent; none if it is another user's, or gone."""
+    client.settimeout(STARTS)
+    try:
+        return socket.recv_fds(client, 1, FILES)[1] if _ours(client) else []
+    except OSError:
+        return []
+
+
+def _fork() -> int:
+    # Python warns of the threads of other libraries, which know how to be forked.
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return os.fork()
+
+
+def _work(stdin: int, stdout: int, stderr: int, told: int) -> NoReturn:
+    """What a fork does: it becomes the worker that was asked for."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for stream, file in enumerate((stdin, stdout, stderr)):
+        os.dup2(file, stream)
+        os.close(file)
+    with open(told, "rb") as text:
+        text.seek(0)
+        sys.argv, environment, folder = json.load(text)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    gc.enable()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        start(sys.argv[1:])
