@@ -14,6 +14,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -33,7 +34,7 @@ def command() -> str | None:
     """What Ray shall run in the place of Python; None where this system has not what it takes."""
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return None
-    return f"{sys.executable} -I -S {__file__}"
+    return shlex.join([sys.executable, "-I", "-S", __file__])
 
 
 def start(arguments: list[str]) -> None:

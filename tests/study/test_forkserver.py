@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ def script(tmp_path):
 
 def run(script, **environment):
     """(what a worker prints that Ray starts so, stderr)"""
-    command = [*forkserver.command().split(), str(script), *WORDS]
+    command = [*shlex.split(forkserver.command()), str(script), *WORDS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
     return done.stdout, done.stderr
 
