@@ -93,13 +93,19 @@ def _ask(server: socket.socket, arguments: list[str]) -> None:
 
 
 def serve(address: str) -> None:
-    """Forks a worker for each that asks, until the raylet has ended."""
+    """Forks a worker for each that asks, until the raylet has ended.
+
+    ImportError if a fork would have another autoembed than the driver, who may have it from a folder of its own.
+    """
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"\0{address}")
     listener.listen(128)
     raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
     # The collector would write to pages that are shared.
     gc.disable()
+    package = importlib.import_module("autoembed")
+    if not os.path.samefile(package.__path__[0], os.path.dirname(os.path.dirname(__file__))):
+        raise ImportError(f"the driver's autoembed is not that of {package.__path__[0]}")
     for module in MODULES:
         importlib.import_module(module)
     gc.freeze()

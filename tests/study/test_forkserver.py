@@ -87,7 +87,8 @@ def test_a_worker_that_fails_leaves_the_server(script, server):
     assert run(script, **variables)[1].endswith("OSError: mine\n")
     script.write_text("print('next')")
     assert run(script, **variables)[0] == "next\n"
-    assert not psutil.Process(process.pid).children()
+    _, alive = psutil.wait_procs(psutil.Process(process.pid).children(), timeout=10)
+    assert not alive
 
 
 def test_the_server_ends_with_the_raylet(server):
@@ -100,6 +101,15 @@ def test_the_server_ends_with_the_raylet(server):
 def test_without_a_server_the_worker_is_started_as_it_would_have_been(script, variables):
     out, _ = run(script, **variables)
     assert out == f"{WORDS} itself\n"
+
+
+def test_workers_have_the_drivers_autoembed_or_are_no_forks(script, tmp_path):
+    (tmp_path / "autoembed").mkdir()
+    (tmp_path / "autoembed" / "__init__.py").touch()
+    job = f"test-{os.getpid()}"
+    out, err = run(script, RAY_JOB_ID=job, RAY_RAYLET_PID=str(os.getpid()), PYTHONPATH=str(tmp_path))
+    assert out == f"{WORDS} itself\n"
+    assert "the driver's autoembed is not that of" in err
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs another user")
@@ -128,10 +138,10 @@ def test_another_user_gets_no_worker(script, server):
 import os, socket
 client = socket.socket(socket.AF_UNIX)
 client.connect("\\0autoembed{WORDS[0]}-{variables["RAY_JOB_ID"]}")
-socket.send_fds(client, [b"?"], [0, 1, 2, os.memfd_create("told")])
 try:
+    socket.send_fds(client, [b"?"], [0, 1, 2, os.memfd_create("told")])
     print(client.recv(1))
-except ConnectionResetError:
+except ConnectionError:
     print("closed")
 """
     done = subprocess.run(["python3", "-c", code], user=NOBODY, capture_output=True, cwd="/", env=PLAIN, timeout=30)
