@@ -32,19 +32,19 @@ def ray_here():
         yield
 
 
-def family(pid):
-    """The children of a process, and Ray's workers, which are those of a fork server."""
-    found = {child.pid: child for child in psutil.Process(pid).children(recursive=True)}
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if "forkserver.py" in " ".join(one.cmdline()) and int(one.environ()["RAY_RAYLET_PID"]) in found:
-                found |= {child.pid: child for child in (one, *one.children(recursive=True))}
-    return list(found.values())
+@pytest.fixture
+def family():
+    """Finds the children of a process, and its Ray's workers, which are those of a fork server."""
 
+    def find(pid):
+        found = {child.pid: child for child in psutil.Process(pid).children(recursive=True)}
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if "forkserver.py" in " ".join(one.cmdline()) and int(one.environ()["RAY_RAYLET_PID"]) in found:
+                    found |= {child.pid: child for child in (one, *one.children(recursive=True))}
+        return list(found.values())
 
-@pytest.fixture(name="family")
-def _family():
-    return family
+    return find
 
 
 @pytest.fixture(autouse=True)
