@@ -61,14 +61,15 @@ def _connected(address: str) -> socket.socket:
     """A connection to the server, which is started if there is none."""
     server, end = None, time.monotonic() + STARTS
     while True:
+        # Of several that are started at once, all end but the first to take the address.
+        ended = server is not None and server.poll() is not None
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(f"\0{address}")
         except ConnectionRefusedError:
             connection.close()
-            if time.monotonic() > end:
+            if ended or time.monotonic() > end:
                 raise
-            # Of several that are started at once, all end but the first to take the address.
             server = server or subprocess.Popen([sys.executable, "-P", __file__, address], start_new_session=True)
             time.sleep(0.01)
         else:

@@ -121,6 +121,7 @@ def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path,
     assert [point.value for point in client.get_metric_history(retried, "valid_auc")] == points
 
 
+@pytest.mark.slow
 def test_references_that_a_thread_frees_while_ray_ends_do_not_end_the_process():
     code = """
 import gc, ray, threading, time

@@ -43,7 +43,13 @@ def test_every_arm_gets_its_trials_and_the_board_says_what_the_folder_holds(fini
     assert "row" not in json.dumps(facts["schema"])
 
 
-@pytest.mark.parametrize("first", ["import ray.tune", "import ray; ray.init(num_cpus=1, include_dashboard=False)"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import ray; ray.init(num_cpus=1, include_dashboard=False)",
+        pytest.param("import ray.tune", marks=pytest.mark.slow),
+    ],
+)
 def test_a_program_may_import_ray_first(write_space, tmp_path, first):
     """Ray reads its environment once, and a study's Ray wants a token; a Ray that runs already is used as it is."""
     space = write_space(stages=[{"method": "uniform"}], baselines=[], budget={"trials": 1, "width": 2})
