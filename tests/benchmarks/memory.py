@@ -138,13 +138,12 @@ def together(dataset, dim, number, forked):
         nonlocal most, complete
         start = time.monotonic()
         while not ended.wait(2):
-            try:
+            # Some end while they are looked at.
+            with contextlib.suppress(OSError, ValueError, psutil.Error):
                 family = processes(forked)
                 most = max(most, total(family, dataset.path), key=sum)
                 busy = sum(one.cpu_times().user >= BUSY for one in family if is_worker(one))
-            except (OSError, ValueError, psutil.Error):
-                continue
-            complete = busy == number and most[0] >= READY * size
+                complete = busy == number and most[0] >= READY * size
             if complete or time.monotonic() - start > LONGEST:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
