@@ -1,4 +1,4 @@
-"""The one answer type: which dims each block of each field keeps, and the backbone behind them.
+"""The one answer type: which dims each block of each field keeps, in how many bits, and the backbone behind them.
 
 An Architecture is plain data: JSON, no tensors, no trace of the method that found it. A compact model is built from a
 schema and an Architecture alone (`autoembed.nn.model.CTRModel`).
@@ -10,159 +10,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import JsonValue, ValidationError, model_validator
 
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, SpaceError
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Cut = Literal["geometric", "equal"]
-Choice = Literal["open", "memorize", "factorize", "naive"]
+from autoembed.plans import Array, Bits, Block, BlockCut, Choice, Cost, FieldPlan, Frozen, PairPlan, Router
+from autoembed.storage import MixedStorage, Step, Storage, table_bytes
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Architecture(Frozen):
+    """Kept dims and bits per field block, in an interaction space of width `dim`, and the backbone's name and options.
 
-
-class Block(_Frozen):
-    """Ids up to but without `stop` (the previous block's stop is the first), and the dims that they keep.
-
-    `level` is the frequency block over all fields that the values belong to, 0 the most frequent.
+    The inputs of built `pairs` have `pair_dim` numbers of `pair_bits` bits each. `storage` says how the embeddings are
+    kept; under a shared table every block keeps every dim. With `clusters`, there is a model for each of them, `router`
+    says which one a row goes to, and the fields show what any of them keeps.
     """
 
-    stop: int
-    level: int
-    dims: tuple[int, ...]
-
-
-class FieldPlan(_Frozen):
-    """One field: its blocks cover the ids 0..cardinality-1 in order, frequent values first."""
-
-    name: str
-    cardinality: int
-    blocks: tuple[Block, ...]
-
-    @property
-    def entries(self) -> int:
-        """Entries that its values keep together, first-order weights left out."""
-        starts = [0, *(block.stop for block in self.blocks[:-1])]
-        return sum((block.stop - start) * len(block.dims) for block, start in zip(self.blocks, starts, strict=True))
-
-    @model_validator(mode="after")
-    def _blocks_cover_the_ids(self) -> FieldPlan:
-        stops = [0, *(block.stop for block in self.blocks)]
-        if any(a >= b for a, b in pairwise(stops)) or stops[-1] != self.cardinality:
-            raise ValueError(f"block stops of {self.name!r} must rise to {self.cardinality}, but got {stops[1:]}")
-        return self
-
-
-class PairPlan(_Frozen):
-    """A pair of columns and what is done with it (OptInter, ICDE 2022, arXiv 2108.01265, sec. 3).
-
-    memorize: an embedding for each of the `crossed` ids of the crossed column `name`, which stand for the `distinct`
-    pairs of ids that train holds. factorize: the product of one embedding for each of its two columns, of
-    `cardinalities` ids. naive: nothing. open: nothing yet, a search may choose.
-    """
-
-    a: str
-    b: str
-    name: str
-    cardinalities: tuple[int, int]
-    crossed: int
-    distinct: int = 0
-    choice: Choice
-
-    @property
-    def built(self) -> bool:
-        """Whether a model has an input for it."""
-        return self.choice in ("memorize", "factorize")
-
-
-class SharedTable(_Frozen):
-    """One hashed table for all fields (Unified Embedding, Coleman et al., NeurIPS 2023, arXiv 2305.12102).
-
-    A value reads `lookups` of the `rows` rows, by hashes of its field's own, and joins them to its `dim` numbers.
-    """
-
-    rows: int = Field(ge=1)
-    lookups: int = Field(ge=1)
-    seed: int = 0
-
-
-class RouterField(_Frozen):
-    """A field that a router reads: its ids from `rows` on, the rarer ones, count as id 0."""
-
-    name: str
-    rows: int = Field(ge=1)
-
-
-class Router(_Frozen):
-    """How a row finds the model of its cluster (iHAS, CIKM 2023, arXiv 2309.07967).
-
-    table: the cluster with the largest sum of scores, of which each value of each field has one per cluster.
-    centroid: the nearest centroid to what the search clustered, computed from an embedding table of `dim` numbers a
-    value: the open gates ("mask"), the gated embeddings ("masked") or the embeddings themselves ("embedding"); each
-    gate sees all fields or its own one. hash: at random, but the same for the same ids. all: every model answers, and
-    the mean of their logits counts. With `calibrate`, each cluster's logits are scaled and shifted to fit valid.
-    """
-
-    kind: Literal["table", "centroid", "hash", "all"]
-    fields: tuple[RouterField, ...] = ()
-    dim: int = Field(default=0, ge=0)
-    space: Literal["mask", "masked", "embedding"] = "mask"
-    gate: Literal["all", "field"] = "all"
-    seed: int = 0
-    calibrate: bool = False
-
-
-class Cost(_Frozen):
-    """What a compact model holds in memory: parameters by kind, and bytes with every index buffer counted."""
-
-    embedding_parameters: int
-    dense_parameters: int
-    bytes: int
-
-    @property
-    def parameters(self) -> int:
-        return self.embedding_parameters + self.dense_parameters
-
-
-class Architecture(_Frozen):
-    """Kept dims per field block, in an interaction space of width `dim`, and the backbone's name and options.
-
-    The inputs of built `pairs` have `pair_dim` numbers each. With `shared`, embeddings come from one hashed table
-    instead, and every block keeps every dim. With `clusters`, there is a model for each of them, `router` says which
-    one a row goes to, and the fields show what any of them keeps.
-    """
-
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     dim: int
     fields: tuple[FieldPlan, ...]
     backbone: dict[str, JsonValue]
     pairs: tuple[PairPlan, ...] = ()
     pair_dim: int = 0
-    shared: SharedTable | None = None
+    pair_bits: Bits = 32
+    storage: Storage = MixedStorage()
     clusters: tuple[Architecture, ...] = ()
     router: Router | None = None
     cost: Cost | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, node: Any) -> Any:
+        """Version 1 had `shared`, a hashed table or null, in the place of `storage`."""
+        if not isinstance(node, dict) or node.get("version") != 1:
+            return node
+        shared = node.get("shared")
+        storage = {"kind": "shared", **shared} if isinstance(shared, dict) else {"kind": "mixed"}
+        kept = {key: value for key, value in node.items() if key != "shared"}
+        return {**kept, "version": 2, "storage": storage}
 
     @model_validator(mode="after")
     def _clusters_fit(self) -> Architecture:
         if bool(self.clusters) != bool(self.router):
             raise ValueError(f"clusters and router must come together, but got {len(self.clusters)} clusters")
-        if any(cluster.clusters or cluster.shared or cluster.dim != self.dim for cluster in self.clusters):
+        if any(one.clusters or one.storage.kind != "mixed" or one.dim != self.dim for one in self.clusters):
             raise ValueError(f"a cluster must be a plain architecture of dim {self.dim}")
         return self
 
     @model_validator(mode="after")
     def _dims_fit(self) -> Architecture:
-        if self.shared and self.dim % self.shared.lookups:
-            raise ValueError(f"dim must be a multiple of shared.lookups={self.shared.lookups}, but got {self.dim}")
+        if self.storage.kind == "shared" and self.dim % self.storage.lookups:
+            raise ValueError(f"dim must be a multiple of storage.lookups={self.storage.lookups}, but got {self.dim}")
         least = 1 if self.built else 0
         if not least <= self.pair_dim <= self.dim:
             raise ValueError(f"pair_dim must be a number in {least}..{self.dim}, but got {self.pair_dim}")
@@ -184,7 +86,9 @@ class Architecture(_Frozen):
         dim: int,
         blocks: int,
         backbone: dict[str, JsonValue],
-        cut: Cut = "geometric",
+        cut: BlockCut = "geometric",
+        bits: Bits = 32,
+        step: Step = "row",
     ) -> Architecture:
         """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
 
@@ -197,6 +101,8 @@ class Architecture(_Frozen):
             blocks: number of frequency blocks S over all fields; a field has those that its own counts reach.
             backbone: name and options of the backbone.
             cut: "geometric" cuts at ranks N^(s/S) (the authors' Criteo setting is of this form), "equal" at N*s/S.
+            bits: bits that every number is stored in.
+            step: what shares a step of 8 bits and fewer.
         """
         if blocks < 1 or dim < 1:
             raise SpaceError(f"embedding.blocks and embedding.dim must be at least 1, but got {blocks=} {dim=}")
@@ -228,10 +134,16 @@ class Architecture(_Frozen):
             plan, last = [], 1 if field.cardinality > 1 else 0
             for level, stop in enumerate(stops):
                 if stop > last:
-                    plan.append(Block(stop=stop, level=level, dims=tuple(range(dim))))
+                    plan.append(Block(stop=stop, level=level, dims=tuple(range(dim)), bits=bits))
                     last = stop
             fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(plan)))
-        return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs)
+        storage = MixedStorage(step=step)
+        return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs, pair_bits=bits, storage=storage)
+
+    def replace(self, **changes: Any) -> Architecture:
+        """A copy with other values for some of its parts, checked like a new one; its cost is dropped unless given."""
+        parts = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**parts, "cost": None, **changes})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -283,6 +195,10 @@ class Architecture(_Frozen):
         ranges = self.block_ranges()
         return ranges[:, 1] - ranges[:, 0]
 
+    def block_bits(self) -> Array:
+        """Bits of each block's numbers, 0 where it keeps none: int [S]."""
+        return np.array([block.bits for field in self.fields for block in field.blocks])
+
     def mask(self) -> Array:
         """Which dims each block keeps: bool [S, D]."""
         blocks = [block for field in self.fields for block in field.blocks]
@@ -301,28 +217,38 @@ class Architecture(_Frozen):
         """The inputs of pairs of width `pair_dim` in the interaction space, bool [pairs, D]."""
         return np.broadcast_to(np.arange(self.dim) < pair_dim, (pairs, self.dim))
 
-    def with_mask(self, mask: Array, *, dim: int | None = None) -> Architecture:
+    def with_mask(self, mask: Array, *, bits: Array | None = None, dim: int | None = None) -> Architecture:
         """The same fields and blocks with other kept dims, bool [S, D]; a field that keeps nothing goes.
 
-        SpaceError if no field is left.
+        Args:
+            mask: kept dims, bool [S, D].
+            bits: bits of each block, int [S]; as they are without it, 32 where a block was closed.
+            dim: another width D of the interaction space.
+
+        Raises:
+            SpaceError: if no field is left.
         """
+        if bits is None:
+            bits = self.block_bits()
         fields, at = [], 0
         for field in self.fields:
             blocks = []
             for block in field.blocks:
-                blocks.append(block.model_copy(update={"dims": tuple(np.flatnonzero(mask[at]).tolist())}))
+                dims = tuple(np.flatnonzero(mask[at]).tolist())
+                own = (int(bits[at]) or 32) if dims else 0
+                blocks.append(
+                    Block.model_validate({"stop": block.stop, "level": block.level, "dims": dims, "bits": own})
+                )
                 at += 1
             if any(block.dims for block in blocks):
                 fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(blocks)))
         if not fields:
             raise SpaceError("an architecture must keep at least one dim, but none is left: raise the budget")
-        return Architecture(
-            dim=dim or self.dim,
-            fields=tuple(fields),
-            backbone=self.backbone,
-            pairs=self.pairs,
-            pair_dim=self.pair_dim,
-        )
+        return self.replace(dim=dim or self.dim, fields=tuple(fields), storage=self.mixed(), clusters=(), router=None)
+
+    def mixed(self) -> MixedStorage:
+        """Its storage if it is mixed, else the default kind of that."""
+        return self.storage if self.storage.kind == "mixed" else MixedStorage()
 
     def with_choices(self, choices: Sequence[Choice], pair_dim: int) -> Architecture:
         """The same fields with other choices, one for each pair, and that many numbers for each built one."""
@@ -330,15 +256,13 @@ class Architecture(_Frozen):
             pair.model_copy(update={"choice": choice}) for pair, choice in zip(self.pairs, choices, strict=True)
         )
         built = any(pair.built for pair in pairs)
-        return Architecture.model_validate(
-            {**self.model_dump(exclude={"cost"}), "pairs": pairs, "pair_dim": pair_dim if built else 0}
-        )
+        return self.replace(pairs=pairs, pair_dim=pair_dim if built else 0)
 
     def narrows(self, parent: Architecture) -> bool:
-        """Whether every field, block and kept dim here is one of `parent`'s, and every choice one it left open."""
-        before = {pair.name: pair.choice for pair in parent.pairs}
+        """Whether every field, block, kept dim and bit here is one of `parent`'s, and every choice one it left open."""
+        choices = {pair.name: pair.choice for pair in parent.pairs}
         for pair in self.pairs:
-            if pair.choice not in ("naive", before.get(pair.name)) and before.get(pair.name) != "open":
+            if pair.choice not in ("naive", choices.get(pair.name)) and choices.get(pair.name) != "open":
                 return False
         if not all(cluster.narrows(parent) for cluster in self.clusters):
             return False
@@ -347,28 +271,41 @@ class Architecture(_Frozen):
             plan = plans.get(field.name)
             if plan is None or [b.stop for b in plan.blocks] != [b.stop for b in field.blocks]:
                 return False
-            if any(not set(b.dims) <= set(p.dims) for b, p in zip(field.blocks, plan.blocks, strict=True)):
+            blocks = list(zip(field.blocks, plan.blocks, strict=True))
+            if any(not set(own.dims) <= set(before.dims) or own.bits > before.bits for own, before in blocks):
                 return False
         return self.dim <= parent.dim
 
     def embedding_parameters(self, *, first_order: bool) -> int:
-        """Embedding parameters; with `first_order`, one more for each value of a block that keeps a dim.
+        """Stored entries whatever their bits; with `first_order`, one more for each value of a block that keeps a dim.
 
-        A shared table has as many as its rows hold, whatever the fields. Pairs have their own beside. With clusters, it
-        is the sum over their models, without the router's own.
+        With clusters, the sum over their models, without the router's own.
         """
         if self.clusters:
             return sum(cluster.embedding_parameters(first_order=first_order) for cluster in self.clusters)
-        if self.shared:
-            own = self.shared.rows * (self.dim // self.shared.lookups + first_order)
-        else:
-            own = embedding_parameters(self.mask(), self.block_rows(), first_order=first_order)
-        return own + self.pair_parameters()
+        return self.storage.parameters(self.fields, self.dim, first_order=first_order) + self.pair_parameters()
+
+    def embedding_bytes(self, *, first_order: bool) -> int:
+        """Bytes of the tables of fields and pairs with their steps; with clusters, the sum over their models."""
+        if self.clusters:
+            return sum(cluster.embedding_bytes(first_order=first_order) for cluster in self.clusters)
+        return self.storage.bytes(self.fields, self.dim, first_order=first_order) + self.pair_bytes()
+
+    def _pair_rows(self) -> list[int]:
+        crossed = [pair.crossed for pair in self.built if pair.choice == "memorize"]
+        return [*crossed, *self.factors().values()]
 
     def pair_parameters(self) -> int:
         """Embedding parameters of the pairs: those of crossed values, and of the values of factorized columns."""
-        crossed = sum(pair.crossed for pair in self.built if pair.choice == "memorize")
-        return self.pair_dim * (crossed + sum(self.factors().values()))
+        return self.pair_dim * sum(self._pair_rows())
+
+    def pair_bytes(self) -> int:
+        """Bytes of the pairs' tables with their steps."""
+        return sum(self.pair_column_bytes(rows, self.pair_dim) for rows in self._pair_rows())
+
+    def pair_column_bytes(self, rows: int, pair_dim: int) -> int:
+        """Bytes that a crossed or factorized column of so many ids takes."""
+        return table_bytes(rows, pair_dim, self.pair_bits, step=self.mixed().step, first_order=False)
 
     def write(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=1))
@@ -381,13 +318,7 @@ class Architecture(_Frozen):
         except OSError as error:
             raise BundleError(f"cannot read the architecture {path}: {error.strerror}") from None
         except (ValueError, ValidationError) as error:
-            raise BundleError(f"{path} is no valid architecture: {first_line(error)}") from None
-
-
-def embedding_parameters(mask: Array, rows: Array, *, first_order: bool) -> int:
-    """Embedding parameters of kept dims `mask` bool [S, D] over `rows` int [S] values per block."""
-    width = mask.sum(axis=1)
-    return int((rows * (width + (first_order & (width > 0)))).sum())
+            raise BundleError(f"{path} is not a valid architecture: {first_line(error)}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -27,17 +27,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
-from autoembed.architecture import Architecture, Array, first_line
+from autoembed.architecture import Architecture, first_line
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError
 from autoembed.nn.model import Model, build_model
+from autoembed.plans import Array
 from autoembed.training import pick_device
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 VERSION = 1
 _CHUNK = 1 << 18
+_TABLE = re.compile(r"(\btables\.\d+)$")
 # A plan whose slice was pushed into one Parquet scan, with expressions per row above it.
 _SLICED = re.compile(
     r"(\s*(WITH_COLUMNS:\s+\[.*\]|SELECT \[.*\]|simple π .*) *\n)*"
@@ -177,8 +179,7 @@ def load_bundle(path: str | Path) -> Bundle:
         vocabulary = Vocabulary.read(folder / "vocabulary.parquet")
         if vocabulary.names != schema.names or vocabulary.schema(schema) != schema:
             raise BundleError("its vocabulary and its schema differ")
-        model = build_model(schema, architecture)
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        model = load_model(schema, architecture, folder / "weights.safetensors")
     except (ValueError, ValidationError, SafetensorError, RuntimeError, AutoembedError) as error:
         raise BundleError(f"bundle {folder} does not fit together: {first_line(error)}") from None
     return Bundle(
@@ -222,6 +223,15 @@ def _manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(node)
     except ValidationError as error:
         raise BundleError(f"{folder / 'manifest.json'} breaks a rule: {first_line(error)}") from None
+
+
+def load_model(schema: FeatureSchema, architecture: Architecture, weights: Path) -> Model:
+    """The packed model of an architecture with its stored weights, on the CPU."""
+    model = build_model(schema, architecture, packed=True)
+    # Version 1 stored a table under its own name, where there is a module of weight or codes and steps now.
+    tensors = {_TABLE.sub(r"\1.weight", name): tensor for name, tensor in load_file(weights).items()}
+    model.load_state_dict(tensors)
+    return model
 
 
 def weights_of(model: Model) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from autoembed.architecture import Array
 from autoembed.errors import DataError
+from autoembed.plans import Array
 
 
 class Metrics(BaseModel):

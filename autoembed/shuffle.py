@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from autoembed.architecture import Array
+from autoembed.plans import Array
 
 ROUNDS = 6
 

@@ -11,12 +11,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from autoembed.architecture import first_line
+from autoembed.budget import Limit
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, unknown
 from autoembed.metrics import Metrics
 from autoembed.search.supernet import load
-from autoembed.trial import Limit, TrialConfig, TrialResult, check
+from autoembed.trial import TrialConfig, TrialResult, check
 
 COSTS = ("bytes", "parameters", "latency_ms")
 Minimize = Literal["valid.logloss", "bytes", "parameters", "latency_ms"]

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
+from autoembed.plans import Array
 from autoembed.shuffle import Rows, Shuffle
 
 Report = Callable[[Mapping[str, float]], None]
@@ -32,7 +32,9 @@ class TrainConfig(BaseModel):
     without a better valid AUC the learning rate is multiplied by `decay`; after `patience` of them in a row training
     stops. `clip` bounds the gradient's norm. `positive_weight` counts each click so many times. `sparse` updates only
     the rows of a batch (SparseAdam), for tables too large to touch at every step. `precision` is that of the forward
-    pass on CUDA, and `compile` runs the model through torch.compile.
+    pass on CUDA, and `compile` runs the model through torch.compile. `quantise` says how a model whose architecture has
+    fewer than 32 bits gets its numbers: rounded after training, or trained on with rounded lookups ("aware"), which is
+    kept where it is better; "none" refuses such an architecture.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,7 @@ class TrainConfig(BaseModel):
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    quantise: Literal["none", "round", "aware"] = "aware"
 
     @model_validator(mode="after")
     def _l2_reaches_every_row(self) -> TrainConfig:

@@ -14,46 +14,37 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from autoembed.architecture import Architecture, Cost, Cut, first_line
+from autoembed.architecture import Architecture, first_line
+from autoembed.budget import Limit, uniform_bytes
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
-from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, measure
+from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, has_few_bits, measure, pack, start_rounding
 from autoembed.nn.router import Router
+from autoembed.plans import Bits, BlockCut, Cost
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import SearchConfig, Supernet, configure, load, uniform_budget
-from autoembed.training import Fit, Report, TrainConfig, batches, fit, pick_device, predict
+from autoembed.search.supernet import Answer, SearchConfig, Supernet, configure, load
+from autoembed.storage import Step
+from autoembed.training import Fit, Report, TrainConfig, batches, fit, on_valid, pick_device, predict
 
 _LATENCY_ROWS = 1000
+_AWARE_LR = 0.3
 
 
 class EmbeddingConfig(BaseModel):
-    """The root that every search starts from: width `dim`, and `blocks` frequency blocks over all values."""
+    """The root that every search starts from: width `dim`, and `blocks` frequency blocks over all values.
+
+    Numbers have at most `bits` bits. Where these are 8 or fewer, each row, block, or dim of a block has a `step`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: int = Field(default=16, ge=1)
     blocks: int = Field(default=6, ge=1)
-    cut: Cut = "geometric"
-
-
-class Limit(BaseModel):
-    """What an architecture may cost: embedding parameters, as a number or as many as `width` dims for every value take,
-    and `bytes` of the whole compact model in memory.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parameters: int | None = Field(default=None, ge=1)
-    width: float | None = Field(default=None, gt=0)
-    bytes: int | None = Field(default=None, ge=1)
-
-    def resolve(self, root: Architecture) -> int | None:
-        """The limit in parameters for a root architecture, or None if there is none."""
-        if self.parameters is not None:
-            return self.parameters
-        return None if self.width is None else uniform_budget(root, self.width)
+    cut: BlockCut = "geometric"
+    bits: Bits = 32
+    step: Step = "row"
 
 
 def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:
@@ -108,6 +99,8 @@ def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
         dim=config.embedding.dim,
         blocks=config.embedding.blocks,
         cut=config.embedding.cut,
+        bits=config.embedding.bits,
+        step=config.embedding.step,
         backbone=config.backbone,
     )
 
@@ -165,7 +158,9 @@ def _run(
     for number, stage in enumerate(config.stages):
         if net is not None:
             width = net.config.width
-            architecture = net.derive(None if width is None else uniform_budget(root, width))
+            answer = net.answer(None if width is None else uniform_bytes(root, width))
+            architecture = answer.architecture
+            notes += [f"{net.config.method}: {note}" for note in answer.notes]
         method = configure(stage)
         net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
         if isinstance(method, SearchConfig):
@@ -177,28 +172,29 @@ def _run(
     assert net is not None
     searched, router = perf_counter() - start, net.router
     inherits = isinstance(net.config, SearchConfig) and net.config.retrain == "inherit"
-    answers: list[tuple[Limit, Architecture, Model | None]] = []
+    answers: list[tuple[Limit, Answer, Model | None]] = []
     for limit in limits:
-        net.reopen()
-        architecture = within(net, limit, root)
-        answers.append((limit, architecture, net.compact(architecture) if inherits else None))
+        answer = within(net, limit, root)
+        answers.append((limit, answer, net.compact(answer.architecture) if inherits else None))
+    method_name = net.config.method
     # As large as all embeddings: none are held beside those that are retrained.
     net = trained = None
     found = []
-    for limit, architecture, start_from in answers:
+    for limit, answer, start_from in answers:
+        architecture = answer.architecture
         model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, start_from, router)
         cost = measure(model)
         result = TrialResult(
             config=config.model_copy(update={"limit": limit}),
             valid=fitted.valid,
             cost=cost,
-            architecture=architecture.model_copy(update={"cost": cost}),
+            architecture=architecture.replace(cost=cost),
             fingerprint=dataset.fingerprint,
             best_epoch=fitted.epoch,
             search_seconds=searched,
             retrain_seconds=fitted.seconds,
             latency_ms=latency(model, dataset, device),
-            notes=tuple(notes),
+            notes=(*notes, *(f"{method_name}: {note}" for note in answer.notes)),
         )
         found.append((result, model))
     return found
@@ -208,25 +204,24 @@ def _staged(report: Report, stage: int, values: Mapping[str, float]) -> None:
     report({**values, "stage": stage})
 
 
-def within(net: Supernet, limit: Limit, root: Architecture) -> Architecture:
-    """What a net derives within a limit; SpaceError if even its smallest answer takes too many bytes."""
+def within(net: Supernet, limit: Limit, root: Architecture) -> Answer:
+    """What a net answers within a limit; SpaceError if even its smallest answer takes too many bytes."""
     budget = limit.resolve(root)
     if limit.bytes is None:
-        return net.derive(budget)
-    budget = min(budget or limit.bytes, limit.bytes // 4)
+        return net.answer(budget)
+    budget = min(budget or limit.bytes, limit.bytes)
     while True:
-        # A parameter is four bytes, and with the fewer come fewer inputs of the tower: a few rounds settle it.
-        architecture = net.derive(budget)
-        over = cost_of(architecture).bytes - limit.bytes
+        # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
+        answer = net.answer(budget)
+        over = cost_of(answer.architecture).bytes - limit.bytes
         if over <= 0:
-            return architecture
-        budget -= -(-over // 4)
+            return answer
+        budget -= over
         if budget < 1:
             raise SpaceError(
                 f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
-                f"{architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
+                f"{answer.architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
             )
-        net.reopen()
 
 
 @torch.no_grad()
@@ -268,9 +263,38 @@ def retrain(
         report({("retrain_epoch" if name == "epoch" else name): value for name, value in values.items()})
 
     fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed)
+    if has_few_bits(model):
+        fitted = quantise(model, dataset, train, fitted, device=device, seed=seed)
     if isinstance(model, RoutedModel) and model.calibration is not None:
         fitted = replace(fitted, valid=calibrate(model, dataset, device))
-    return model, fitted
+    return pack(model, dataset.schema), fitted
+
+
+def quantise(
+    model: Model, dataset: Dataset, train: TrainConfig, trained: Fit, *, device: torch.device, seed: int
+) -> Fit:
+    """Rounds a trained model's tables to their bits and, if asked for, trains it on with rounded lookups.
+
+    Training goes on at a part of the learning rate (LSQ, arXiv 1902.08153, trains on from a full-precision model). What
+    is kept is the better of rounding alone and of the best epoch after it.
+    """
+    if train.quantise == "none":
+        raise SpaceError(
+            "train.quantise: none keeps 32-bit numbers, but the architecture has fewer: use round or aware, or bits: 32"
+        )
+    start_rounding(model)
+    where = "rounding"
+    rounded = replace(trained, valid=on_valid(model, dataset, device, train.lr, where))
+    if train.quantise == "round":
+        return rounded
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    recipe = train.model_copy(update={"lr": train.lr * _AWARE_LR})
+    aware = fit(model, dataset, recipe, device=device, seed=seed + 1, report=lambda values: None)
+    seconds = trained.seconds + aware.seconds
+    if aware.valid.auc < rounded.valid.auc:
+        model.load_state_dict(before)
+        return replace(rounded, seconds=seconds)
+    return replace(aware, epoch=trained.epoch + aware.epoch, seconds=seconds)
 
 
 def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Metrics:

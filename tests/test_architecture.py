@@ -5,10 +5,11 @@ import jsonschema
 import numpy as np
 import pytest
 
-from autoembed.architecture import Architecture, Block, FieldPlan
+from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.plans import Block, FieldPlan
 
 BACKBONE = {"name": "deepfm", "hidden": [8], "dropout": 0.0}
 DOCS = Path(__file__).parents[1] / "docs"
@@ -64,7 +65,7 @@ def test_mask_round_trip_and_a_field_that_keeps_nothing_goes():
 
 def test_json_round_trip_and_the_published_schema(tmp_path):
     architecture = full(COUNTS)
-    architecture = architecture.model_copy(update={"cost": cost_of(architecture)})
+    architecture = architecture.replace(cost=cost_of(architecture))
     architecture.write(tmp_path / "a.json")
     assert Architecture.read(tmp_path / "a.json") == architecture
     published = json.loads((DOCS / "architecture.schema.json").read_text())

@@ -79,13 +79,13 @@ def test_l2_is_half_the_weight_times_the_whole_tables_squared_norm(planted):
     ids, labels = next(batches(planted, "train", 8, CPU))
     click_loss(ours(ids), labels).backward()
     Optimiser(ours, ours.parameters(), TrainConfig(lr=1e-2, l2=0.3)).step()
-    norm = sum(table.square().sum() for table in theirs.embedding.tables)
+    norm = sum(table.square().sum() for table in theirs.embedding_weights())
     (click_loss(theirs(ids), labels) + 0.5 * 0.3 * norm).backward()
     torch.optim.Adam(theirs.parameters(), lr=1e-2).step()
     before = fresh(planted)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    for table, start in zip(ours.embedding.tables, before.embedding.tables, strict=True):
+    for table, start in zip(ours.embedding_weights(), before.embedding_weights(), strict=True):
         assert (table != start).all()
 
 
@@ -96,7 +96,8 @@ def test_sparse_gradients_move_only_the_rows_of_the_batch(planted):
     click_loss(model(ids), labels).backward()
     Optimiser(model, model.parameters(), TrainConfig(lr=1e-2, sparse=True)).step()
     moved = sum(
-        int((a != b).any(dim=1).sum()) for a, b in zip(model.embedding.tables, before.embedding.tables, strict=True)
+        int((a != b).any(dim=1).sum())
+        for a, b in zip(model.embedding_weights(), before.embedding_weights(), strict=True)
     )
     assert 0 < moved <= ids.numel()
     recipe = TrainConfig(epochs=2, lr=1e-2, batch_size=512, sparse=True)

@@ -54,7 +54,7 @@ def test_any_chain_narrows_from_stage_to_stage(planted_pairs, stages):
 
 
 def test_a_stage_that_needs_a_limit_of_its_own_says_so(planted_pairs):
-    with pytest.raises(SpaceError, match=r"magnitude needs budget\.parameters or budget\.width"):
+    with pytest.raises(SpaceError, match=r"magnitude needs a limit: set budget\.bytes"):
         run(planted_pairs, MAGNITUDE, IHAS, limit={"width": 2})
 
 

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from autoembed.architecture import Architecture, SharedTable
+from autoembed.architecture import Architecture
+from autoembed.nn.rows import PackedRows, Rows
+from autoembed.storage import MixedStorage, SharedStorage, Step
+
+
+def table(
+    packed: bool,
+    rows: int,
+    width: int,
+    *,
+    first_order: bool = False,
+    bits: int,
+    step: Step,
+    slots: int,
+    std: float = 0.01,
+) -> Rows | PackedRows:
+    """A table to train, or one to serve: numbers of 32 bits are served as they are trained."""
+    if packed and bits < 32:
+        return PackedRows(rows, width, first_order=first_order, bits=bits, step=step, slots=slots)
+    return Rows(rows, width, first_order=first_order, bits=bits, step=step, slots=slots, std=std)
+
+
+def repeated(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """0, 1, 2, ... each as often as its size says: int [sum of sizes]."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
 
 
 class BlockIndex(nn.Module):
@@ -39,69 +62,93 @@ class BlockIndex(nn.Module):
 
 
 class MixedEmbedding(nn.Module):
-    """One table for each distinct width; a value's row holds its block's kept dims and nothing else.
+    """One table for each width and number of bits; a value's row holds its block's kept dims and nothing else.
 
-    With `first_order`, rows of blocks that keep a dim hold one more number, the value's first-order weight.
+    With `first_order`, rows of blocks that keep a dim hold one more number, the value's first-order weight. `packed`
+    tables hold codes where they have fewer than 32 bits, and cannot be trained.
     """
 
     shift: Tensor
     group: Tensor
     place: Tensor
+    slot: Tensor
 
-    def __init__(self, architecture: Architecture, *, first_order: bool, std: float = 0.01) -> None:
+    def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
         super().__init__()
+        storage = architecture.storage
+        assert isinstance(storage, MixedStorage)
         mask = architecture.mask()
-        if first_order:
-            mask = np.concatenate([mask, mask.any(axis=1, keepdims=True)], axis=1)
-        self.columns = mask.shape[1]
-        self.sparse = False
-        width, ranges = mask.sum(axis=1), architecture.block_ranges()
-        self.widths = [int(w) for w in np.unique(width) if w > 0]
+        self.columns = mask.shape[1] + first_order
+        width, bits, ranges = mask.sum(axis=1), architecture.block_bits(), architecture.block_ranges()
+        kinds = sorted({(-int(b), int(w)) for w, b in zip(width, bits, strict=True) if w > 0})
         group = np.full(len(width), -1, dtype=np.int16)
-        shift = np.zeros(len(width), dtype=np.int32)
-        place = np.zeros((len(width), max(self.widths)), dtype=np.int16)
-        self.tables = nn.ParameterList()
-        for number, w in enumerate(self.widths):
-            rows = 0
-            for block in np.flatnonzero(width == w):
+        shift, slot = np.zeros(len(width), dtype=np.int32), np.zeros(len(width), dtype=np.int32)
+        place = np.zeros((len(width), max(w for _, w in kinds) + first_order), dtype=np.int16)
+        self.tables, self.widths = nn.ModuleList(), [w + first_order for _, w in kinds]
+        self.slots: list[list[int]] = []  # per table, rows of each of its blocks
+        for number, (minus_bits, w) in enumerate(kinds):
+            sizes: list[int] = []
+            for block in np.flatnonzero((width == w) & (bits == -minus_bits)):
                 start, stop = ranges[block]
-                group[block], shift[block] = number, rows - start
+                group[block], shift[block], slot[block] = number, sum(sizes) - start, len(sizes)
                 place[block, :w] = np.flatnonzero(mask[block])
-                rows += stop - start
-            self.tables.append(nn.Parameter(torch.empty(int(rows), w).normal_(std=std)))
-        self.whole = self.widths == [self.columns] and bool((width > 0).all())
+                if first_order:
+                    place[block, w] = mask.shape[1]
+                sizes.append(int(stop - start))
+            self.slots.append(sizes)
+            rows = table(
+                packed,
+                sum(sizes),
+                w,
+                first_order=first_order,
+                bits=-minus_bits,
+                step=storage.step,
+                slots=len(sizes),
+            )
+            self.tables.append(rows)
+        self.whole = len(kinds) == 1 and self.widths == [self.columns] and bool((width > 0).all())
         self.block = BlockIndex(architecture)
         self.register_buffer("group", torch.tensor(group), persistent=False)
         self.register_buffer("shift", torch.tensor(shift), persistent=False)
         self.register_buffer("place", torch.tensor(place), persistent=False)
+        self.steps = bool((bits[width > 0] <= 8).any())
+        if self.steps:
+            self.register_buffer("slot", torch.tensor(slot), persistent=False)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Ids int [B, F] -> kept entries at their positions, zeros elsewhere: float [B, F, D (+ 1)]."""
         block_BF = self.block(ids_BF)
         row_BF = ids_BF + self.shift[block_BF]
         if self.whole:
-            return functional.embedding(row_BF, self.tables[0], sparse=self.sparse)
+            out: Tensor = self.tables[0](row_BF, self.slot[block_BF] if self.steps else None)
+            return out
         block, row = block_BF.reshape(-1), row_BF.reshape(-1)
         group = self.group[block]
         places, values = [], []
-        for number, (w, table) in enumerate(zip(self.widths, self.tables, strict=True)):
+        for number, (w, rows) in enumerate(zip(self.widths, self.tables, strict=True)):
             hit = torch.nonzero(group == number).squeeze(1)
-            places.append((hit.unsqueeze(1) * self.columns + self.place[block[hit], :w]).reshape(-1))
-            values.append(functional.embedding(row[hit], table, sparse=self.sparse).reshape(-1))
+            own = block[hit]
+            places.append((hit.unsqueeze(1) * self.columns + self.place[own, :w]).reshape(-1))
+            values.append(rows(row[hit], self.slot[own] if self.steps else None).reshape(-1))
         flat = values[0].new_zeros(ids_BF.numel() * self.columns)
-        out = flat.scatter(0, torch.cat(places), torch.cat(values))
-        return out.reshape(*ids_BF.shape, self.columns)
+        wide: Tensor = flat.scatter(0, torch.cat(places), torch.cat(values))
+        return wide.reshape(*ids_BF.shape, self.columns)
+
+    def slot_of_row(self) -> list[Tensor]:
+        """The slot of each row of each table, int [rows]."""
+        return [repeated(sizes, self.shift.device) for sizes in self.slots]
 
     @torch.no_grad()
     def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
-        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)]."""
+        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)], of any larger D."""
         fields, ranges = architecture.field_of_block(), architecture.block_ranges()
         for block, number in enumerate(self.group.tolist()):
             if number < 0:
                 continue
             (start, stop), shift, w = ranges[block].tolist(), int(self.shift[block]), self.widths[number]
-            kept = self.place[block, :w].long()
-            self.tables[number][start + shift : stop + shift] = dense[int(fields[block])][start:stop, kept]
+            table, kept = dense[int(fields[block])], self.place[block, :w].long()
+            kept = torch.where(kept == architecture.dim, table.shape[1] - 1, kept)  # the first-order weight is last
+            self.tables[number].weight[start + shift : stop + shift] = table[start:stop, kept]
 
 
 class PairEmbedding(nn.Module):
@@ -117,17 +164,20 @@ class PairEmbedding(nn.Module):
     right: Tensor
     order: Tensor
 
-    def __init__(self, architecture: Architecture, *, std: float = 0.01) -> None:
+    def __init__(self, architecture: Architecture, *, packed: bool = False, std: float = 0.01) -> None:
         super().__init__()
         built, factors = architecture.built, architecture.factors()
         memorized = [pair.crossed for pair in built if pair.choice == "memorize"]
         products = [pair for pair in built if pair.choice == "factorize"]
         place = list(factors)
-        self.memorized, self.sparse = len(memorized), False
+        self.memorized = len(memorized)
         # The root of std for factors: their products start at the scale of what is memorized.
-        self.tables = nn.ParameterList(
-            nn.Parameter(torch.empty(sum(sizes), architecture.pair_dim).normal_(std=scale))
-            for sizes, scale in ((memorized, std), (list(factors.values()), std**0.5))
+        both = (memorized, std), (list(factors.values()), std**0.5)
+        self.slots = [sizes for sizes, _ in both if sizes]
+        step, bits, width = architecture.mixed().step, architecture.pair_bits, architecture.pair_dim
+        self.tables = nn.ModuleList(
+            table(packed, sum(sizes), width, bits=bits, step=step, slots=len(sizes), std=scale)
+            for sizes, scale in both
             if sizes
         )
         self.names = [*(pair.name for pair in built if pair.choice == "memorize")], place
@@ -148,12 +198,21 @@ class PairEmbedding(nn.Module):
         parts = []
         if self.memorized:
             crossed = ids_BC[:, : self.memorized] + self.crossed
-            parts.append(functional.embedding(crossed, self.tables[0], sparse=self.sparse))
+            parts.append(self.tables[0](crossed, self._columns(crossed)))
         if len(self.factors):
             factor = ids_BC[:, self.memorized :] + self.factors
-            e = functional.embedding(factor, self.tables[-1], sparse=self.sparse)
+            e = self.tables[-1](factor, self._columns(factor))
             parts.append(e.index_select(1, self.left) * e.index_select(1, self.right))
         return torch.cat(parts, dim=1).index_select(1, self.order)
+
+    @staticmethod
+    def _columns(ids_BC: Tensor) -> Tensor:
+        """The column of each id, the slot of its step: int [B, C]."""
+        return torch.arange(ids_BC.shape[1], device=ids_BC.device).expand_as(ids_BC)
+
+    def slot_of_row(self) -> list[Tensor]:
+        """The slot of each row of each table, int [rows]."""
+        return [repeated(sizes, self.order.device) for sizes in self.slots]
 
     def own(self) -> dict[tuple[str, str], Tensor]:
         """The table of each crossed column ("memorize", name) and of each factorized one ("factorize", name)."""
@@ -161,7 +220,7 @@ class PairEmbedding(nn.Module):
         tables = iter(self.tables)
         for choice, names, sizes in zip(("memorize", "factorize"), self.names, self.sizes, strict=True):
             if names:
-                parts = torch.split(next(tables), sizes)
+                parts = torch.split(cast(Rows, next(tables)).weight, sizes)
                 found |= {(choice, name): part for name, part in zip(names, parts, strict=True)}
         return found
 
@@ -190,13 +249,14 @@ class SharedEmbedding(nn.Module):
     factor: Tensor
     addend: Tensor
 
-    def __init__(self, architecture: Architecture, *, first_order: bool, std: float = 0.01) -> None:
+    def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
         super().__init__()
-        shared = architecture.shared
-        assert isinstance(shared, SharedTable)
-        self.rows, self.first_order, self.sparse = shared.rows, first_order, False
-        width = architecture.dim // shared.lookups + first_order
-        self.tables = nn.ParameterList([nn.Parameter(torch.empty(shared.rows, width).normal_(std=std))])
+        shared = architecture.storage
+        assert isinstance(shared, SharedStorage)
+        self.rows, self.first_order = shared.rows, first_order
+        width = architecture.dim // shared.lookups
+        rows = table(packed, shared.rows, width, first_order=first_order, bits=shared.bits, step="row", slots=1)
+        self.tables = nn.ModuleList([rows])
         rng = np.random.default_rng(shared.seed)
         shape = (len(architecture.fields), shared.lookups)
         self.register_buffer("factor", torch.tensor(rng.integers(1, PRIME, shape)), persistent=False)
@@ -208,7 +268,12 @@ class SharedEmbedding(nn.Module):
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Ids int [B, F] -> float [B, F, D (+ 1)]."""
-        parts = functional.embedding(self.hashes(ids_BF), self.tables[0], sparse=self.sparse)
+        rows = self.hashes(ids_BF)
+        parts: Tensor = self.tables[0](rows, torch.zeros_like(rows))
         if self.first_order:
             return torch.cat([parts[..., :-1].flatten(2), parts[..., -1:].sum(2)], dim=2)
         return parts.flatten(2)
+
+    def slot_of_row(self) -> list[Tensor]:
+        """All rows are of one slot: int [rows]."""
+        return [torch.zeros(self.rows, dtype=torch.int64, device=self.factor.device)]

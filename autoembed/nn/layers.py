@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Array
+from autoembed.plans import Array
 
 
 class Narrowable(nn.Module):

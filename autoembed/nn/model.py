@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Architecture, Cost
+from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError
 from autoembed.nn.backbones.base import build, find
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.router import build_router, fixed
+from autoembed.nn.rows import PackedRows, Rows
+from autoembed.plans import Cost
+
+# The module of each kind of storage: ids int [B, F] -> float [B, F, D (+ 1)].
+STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding]] = {
+    "mixed": MixedEmbedding,
+    "shared": SharedEmbedding,
+}
 
 
 class CTRModel(nn.Module):
     """Encoded rows -> click logits, with tables, tower inputs and fields as small as the architecture says.
+
+    A `packed` model serves: its tables hold codes where they have fewer than 32 bits, and it cannot be trained.
 
     BundleError if the schema lacks one of the architecture's fields or has it with another cardinality.
     """
 
     columns: Tensor
 
-    def __init__(self, schema: FeatureSchema, architecture: Architecture) -> None:
+    def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
         cardinality = dict(zip(schema.names, schema.cardinalities, strict=True))
         for name, size in _sizes(architecture).items():
@@ -37,9 +47,8 @@ class CTRModel(nn.Module):
                 )
         self.architecture = architecture
         self.first_order = find(str(architecture.backbone["name"])).Backbone.first_order
-        kind = SharedEmbedding if architecture.shared else MixedEmbedding
-        self.embedding = kind(architecture, first_order=self.first_order)
-        self.pairs = PairEmbedding(architecture) if architecture.built else None
+        self.embedding = STORAGES[architecture.storage.kind](architecture, first_order=self.first_order, packed=packed)
+        self.pairs = PairEmbedding(architecture, packed=packed) if architecture.built else None
         self.backbone = build(architecture.backbone, architecture.active(), pairs=len(architecture.built))
         columns = [schema.index(name) for name in architecture.columns]
         self.all = columns == list(range(len(schema.fields)))
@@ -56,7 +65,13 @@ class CTRModel(nn.Module):
 
     def embedding_weights(self) -> list[nn.Parameter]:
         """The parameters that the embedding regulariser applies to."""
-        return [*self.embedding.tables, *(self.pairs.tables if self.pairs is not None else [])]
+        return [rows.weight for rows, _ in self.rows()]
+
+    def rows(self) -> list[tuple[Rows, Tensor]]:
+        """The tables that can be trained, each with the slot of every row."""
+        parts = [self.embedding, *([self.pairs] if self.pairs is not None else [])]
+        found = [pair for part in parts for pair in zip(part.tables, part.slot_of_row(), strict=True)]
+        return [(rows, slot) for rows, slot in found if isinstance(rows, Rows)]
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """What training moves: all."""
@@ -64,9 +79,8 @@ class CTRModel(nn.Module):
 
     def sparse_gradients(self, sparse: bool) -> None:
         """Whether lookups give the tables sparse gradients."""
-        self.embedding.sparse = sparse
-        if self.pairs is not None:
-            self.pairs.sparse = sparse
+        for rows, _ in self.rows():
+            rows.sparse = sparse
 
 
 class RoutedModel(nn.Module):
@@ -76,14 +90,14 @@ class RoutedModel(nn.Module):
     of all rows are of one scale.
     """
 
-    def __init__(self, schema: FeatureSchema, architecture: Architecture) -> None:
+    def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
         assert architecture.router is not None
         for field in architecture.router.fields:
             if field.name not in schema.names or schema.fields[schema.index(field.name)].cardinality < field.rows:
                 raise BundleError(f"the router's field {field.name!r} must have {field.rows} ids in the schema")
         self.architecture = architecture
-        self.clusters = nn.ModuleList(CTRModel(schema, cluster) for cluster in architecture.clusters)
+        self.clusters = nn.ModuleList(CTRModel(schema, cluster, packed=packed) for cluster in architecture.clusters)
         self.router = build_router(schema, architecture.router, len(self.clusters))
         self.calibration: nn.Parameter | None = None
         if architecture.router.calibrate:
@@ -130,9 +144,47 @@ class RoutedModel(nn.Module):
 Model = CTRModel | RoutedModel
 
 
-def build_model(schema: FeatureSchema, architecture: Architecture) -> Model:
-    """The compact model of an architecture, with fresh weights."""
-    return RoutedModel(schema, architecture) if architecture.clusters else CTRModel(schema, architecture)
+def build_model(schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> Model:
+    """The compact model of an architecture, with fresh weights; `packed` to load what was stored."""
+    kind = RoutedModel if architecture.clusters else CTRModel
+    return kind(schema, architecture, packed=packed)
+
+
+def members(model: Model) -> list[CTRModel]:
+    """The model itself, or the models of its clusters."""
+    return model.models if isinstance(model, RoutedModel) else [model]
+
+
+def has_few_bits(model: Model) -> bool:
+    """Whether any table has numbers of fewer than 32 bits."""
+    return any(rows.bits < 32 for member in members(model) for rows, _ in member.rows())
+
+
+def start_rounding(model: Model) -> None:
+    """From here on the model looks up rounded numbers where its architecture has few bits."""
+    for member in members(model):
+        for rows, slot in member.rows():
+            rows.start_rounding(slot)
+
+
+@torch.no_grad()
+def pack(model: Model, schema: FeatureSchema) -> Model:
+    """The same model with packed tables; itself where every number has 32 bits."""
+    if not has_few_bits(model):
+        return model
+    packed = build_model(schema, model.architecture, packed=True).to(next(model.parameters()).device)
+    for member, own in zip(members(packed), members(model), strict=True):
+        tables = [one for part in (member.embedding, member.pairs) if part is not None for one in part.tables]
+        for (rows, slot), into in zip(own.rows(), tables, strict=True):
+            if isinstance(into, PackedRows):
+                rows.pack_into(into, slot)
+            else:
+                into.load_state_dict(rows.state_dict())
+    state = packed.state_dict()
+    for name, tensor in model.state_dict().items():
+        if ".tables." not in name and not name.startswith("tables."):
+            state[name].copy_(tensor)
+    return packed.train(model.training)
 
 
 def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first_order: bool) -> Tensor:
@@ -180,17 +232,23 @@ def cost_of(architecture: Architecture) -> Cost:
         fields=tuple(Field(name=name, cardinality=size) for name, size in _sizes(architecture).items()), label=""
     )
     with torch.device("meta"):
-        model = build_model(schema, architecture)
+        model = build_model(schema, architecture, packed=True)
     return measure(model)
 
 
 def measure(model: Model) -> Cost:
-    """Parameters and bytes of the tensors that a model really holds."""
-    embedding = sum(parameter.numel() for parameter in model.embedding_weights())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    tensors = [*model.parameters(), *model.buffers()]
+    """Parameters and bytes of the tensors that a model really holds, packed or with 32 bits everywhere."""
+    tables = [module for module in model.modules() if isinstance(module, Rows | PackedRows)]
+    router = model.router.tables() if isinstance(model, RoutedModel) and model.router is not None else []
+    held = [tensor for rows in tables for tensor in (*rows.parameters(), *rows.buffers())]
+    inside = {id(tensor) for tensor in (*held, *router)}
     return Cost(
-        embedding_parameters=embedding,
-        dense_parameters=total - embedding,
-        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        embedding_parameters=sum(rows.entries for rows in tables) + sum(table.numel() for table in router),
+        dense_parameters=sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside),
+        bytes=_bytes([*model.parameters(), *model.buffers()]),
+        embedding_bytes=_bytes([*held, *router]),
     )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

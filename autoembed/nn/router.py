@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Router as Plan
 from autoembed.data.schema import FeatureSchema
 from autoembed.nn.embedding import PRIME, starts
+from autoembed.plans import Router as Plan
 
 
 def fixed(*shape: int) -> nn.Parameter:

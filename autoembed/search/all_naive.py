@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from autoembed.architecture import Choice
+from autoembed.plans import Choice
 from autoembed.search import pairs
 
 

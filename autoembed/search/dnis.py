@@ -20,12 +20,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autoembed.architecture import Architecture, Array
+from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema
+from autoembed.plans import Array
 from autoembed.search import supernet
 
 
-class Config(supernet.GateConfig):
+class Config(supernet.GateConfig, supernet.WidthConfig):
     """Options; defaults are the authors' where they state one.
 
     The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.
@@ -85,7 +86,7 @@ class Supernet(supernet.Supernet):
         alpha = self.gates()[:, :dim].detach().cpu().numpy()
         return np.asarray(self.block_means(self.weight[:, :dim].abs()) * alpha)
 
-    def derive(self, budget: int | None) -> Architecture:
-        if budget is None:
-            return self.narrow_to(self.scores() >= self.config.threshold)
-        return super().derive(budget)
+    def choose(self, limit: int | None) -> Architecture:
+        if limit is None:
+            return self.parent_with(self.scores() >= self.config.threshold)
+        return super().choose(limit)

@@ -10,9 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from autoembed.architecture import Architecture, Router
+from autoembed.architecture import Architecture
 from autoembed.nn.model import Model, RoutedModel
-from autoembed.search import magnitude
+from autoembed.plans import Router
+from autoembed.search import magnitude, supernet
 
 
 class Config(magnitude.Config):
@@ -26,10 +27,12 @@ class Config(magnitude.Config):
 class Supernet(magnitude.Supernet):
     """One warm start; all members keep the same dims."""
 
-    def derive(self, budget: int | None) -> Architecture:
+    def answer(self, limit: int | None) -> supernet.Answer:
         members = self.config.members
-        member = super().derive(None if budget is None else budget // members)
-        return member.model_copy(update={"clusters": (member,) * members, "router": Router(kind="all")})
+        one = super().answer(None if limit is None else limit // members)
+        member = one.architecture
+        whole = member.replace(clusters=(member,) * members, router=Router(kind="all"))
+        return supernet.Answer(architecture=whole, notes=one.notes)
 
     def compact(self, architecture: Architecture) -> Model:
         """Every member with the weights of the warm start."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from autoembed.architecture import Array
+from autoembed.plans import Array
 from autoembed.search import supernet
 
 

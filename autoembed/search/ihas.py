@@ -14,7 +14,8 @@ whole embedding table. Clusters are those of the router that serves, from the ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -23,13 +24,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Architecture, Array, Router, RouterField
+from autoembed.architecture import Architecture
+from autoembed.budget import select
 from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import SpaceError
 from autoembed.nn.model import Model, RoutedModel
 from autoembed.nn.router import CentroidRouter, Gates, HashRouter, TableRouter
 from autoembed.nn.router import Router as RouterModule
+from autoembed.plans import Array, Router, RouterField
 from autoembed.ranking.scores import score
 from autoembed.search import supernet
 from autoembed.shuffle import Shuffle
@@ -77,7 +80,7 @@ class Config(supernet.GateConfig):
 
 
 class Supernet(supernet.Supernet):
-    """A full-width model with gates of every row's own; after `derive`, with the mask of the row's cluster."""
+    """A full-width model with gates of every row's own."""
 
     def __init__(
         self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int
@@ -86,13 +89,13 @@ class Supernet(supernet.Supernet):
         self.map = Gates(len(parent.fields), parent.dim, config.gate, config.start)
         self.optimiser: torch.optim.Optimizer | None = None
         self.pi = torch.zeros(0)
-        self.derived = False
-        self.masks: list[Array] = []
+        self.gated = True  # whether rows have gates of their own
+        self.clusters: tuple[Architecture, ...] = ()  # the architecture of each cluster, while the net answers as these
         self.kept, self.worth = parent.mask()[None].astype(np.float32), np.zeros((0, 0, 0))
 
     def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
         e = super().gate(e_BFC, block_BF)
-        if self.derived or self.progress is None:
+        if not self.gated or self.progress is None:
             return e
         body = e[..., : self.parent.dim]
         logits = self.map(body)
@@ -140,6 +143,7 @@ class Supernet(supernet.Supernet):
 
     @torch.no_grad()
     def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
+        super().settle(dataset, device)
         total = dataset.rows("train")
         order = Shuffle(total, [self.seed, 5])
         rows = order[np.arange(min(total, self.config.sample))]
@@ -229,56 +233,63 @@ class Supernet(supernet.Supernet):
         kept, worth = (mean.reshape(clusters, blocks, dim) for mean in means)
         return kept, worth
 
-    def derive(self, budget: int | None) -> Architecture:
+    def choose(self, limit: int | None) -> Architecture:
         allowed = np.broadcast_to(self.parent.mask(), self.kept.shape)
-        masks = allowed & (self.kept >= self.config.theta) if budget is None else self.within(budget, allowed)
-        self.derived, self.masks = True, list(masks)
+        masks = allowed & (self.kept >= self.config.theta) if limit is None else self.within(limit, allowed)
         if self.router is None:
-            return self.narrow_to(masks[0])
+            return self.parent_with(masks[0])
         if not masks.any(axis=(1, 2)).all():
             raise SpaceError(f"each of {len(masks)} clusters must keep a dim: raise the budget or lower clusters")
         plan = self.router.plan.model_copy(update={"calibrate": self.config.calibrate})
         either: Array = np.logical_or.reduce(masks)
-        return self.parent.with_mask(either).model_copy(
-            update={"clusters": tuple(self.parent.with_mask(mask) for mask in masks), "router": plan}
-        )
+        return self.parent_with(either).replace(clusters=tuple(self.parent_with(mask) for mask in masks), router=plan)
 
-    def reopen(self) -> None:
-        super().reopen()
-        self.derived = False
-
-    def within(self, budget: int, allowed: Array) -> Array:
-        """Kept dims bool [K, S, D] of all clusters, whose parameters and the router's fit the budget together."""
-        router = sum(table.numel() for table in self.router.tables()) if self.router is not None else 0
-        pairs = len(allowed) * self.parent.pair_parameters()
-        left = budget - router - pairs
+    def within(self, limit: int, allowed: Array) -> Array:
+        """Kept dims bool [K, S, D] of all clusters, whose bytes and the router's fit the limit together."""
+        router = 4 * sum(table.numel() for table in self.router.tables()) if self.router is not None else 0
+        pairs = len(allowed) * self.parent.pair_bytes()
+        left = limit - router - pairs
         if left <= 0:
             raise SpaceError(
-                f"the budget must hold the router's {router} parameters and more, and {pairs} of pairs, which each "
-                f"cluster builds, but got {budget}"
+                f"the budget must hold the router's {router} bytes and more, and {pairs} of pairs, which each "
+                f"cluster builds, but got {limit}"
             )
-        flat, rows = (-1, self.parent.dim), np.tile(self.parent.block_rows(), len(allowed))
-        mask = supernet.select(
-            self.worth.reshape(flat), allowed.reshape(flat), rows, left, first_order=self.first_order
-        )
-        return mask.reshape(allowed.shape)
+        flat, sizes = (-1, self.parent.dim), np.tile(self.block_sizes(), (len(allowed), 1))
+        return select(self.worth.reshape(flat), allowed.reshape(flat), sizes, left).reshape(allowed.shape)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
-        if not (self.derived and self.router is not None):
+        if not self.clusters:
             return super().forward(ids_BF)
+        assert self.router is not None
         cluster, logits = self.router(ids_BF), torch.zeros(len(ids_BF), device=ids_BF.device)
-        for number, mask in enumerate(self.masks):
-            rows = torch.nonzero(cluster == number).squeeze(1)
-            self.wear(mask)
-            logits = logits.index_put((rows,), super().forward(ids_BF.index_select(0, rows)))
+        clusters, self.clusters = self.clusters, ()
+        try:
+            for number, own in enumerate(clusters):
+                rows = torch.nonzero(cluster == number).squeeze(1)
+                with supernet.Supernet.answering(self, own):
+                    logits = logits.index_put((rows,), super().forward(ids_BF.index_select(0, rows)))
+        finally:
+            self.clusters = clusters
         return logits
+
+    @contextmanager
+    def answering(self, architecture: Architecture) -> Iterator[None]:
+        before = self.gated, self.clusters
+        try:
+            self.gated, self.clusters = False, architecture.clusters
+            if self.clusters:
+                yield
+            else:
+                with super().answering(architecture):
+                    yield
+        finally:
+            self.gated, self.clusters = before
 
     def compact(self, architecture: Architecture) -> Model:
         if not architecture.clusters:
             return self.cut(architecture, self.mask)
         model = RoutedModel(self.schema, architecture).to(self.weight.device)
-        for part, cluster, mask in zip(model.models, architecture.clusters, self.masks, strict=True):
-            self.wear(mask)
+        for part, cluster in zip(model.models, architecture.clusters, strict=True):
             part.load_state_dict(self.cut(cluster, self.mask).state_dict())
         if model.router is not None and self.router is not None:
             model.router.load_state_dict(self.router.state_dict())

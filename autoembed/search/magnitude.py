@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoembed.architecture import Array
+from autoembed.plans import Array
 from autoembed.search import supernet
 
 
-class Config(supernet.SearchConfig):
+class Config(supernet.WidthConfig):
     """Only a warm start; no gates are searched."""
 
     method: str = "magnitude"

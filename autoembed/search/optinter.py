@@ -13,7 +13,8 @@ for the size of crossed tables (`price`); and a budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -21,9 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autoembed.architecture import Architecture, Array, Choice
+from autoembed.architecture import Architecture
+from autoembed.budget import fill
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import SpaceError
+from autoembed.plans import Array, Choice
 from autoembed.search import pairs, supernet
 from autoembed.training import Adam
 
@@ -52,11 +55,10 @@ class Config(supernet.GateConfig, pairs.PairConfig):
 
 
 class Supernet(supernet.Supernet):
-    """Both inputs of every open pair, mixed by p; after `derive`, by the choices made."""
+    """Both inputs of every open pair, mixed by p."""
 
     makes_pairs = True
 
-    chosen: Tensor
     rows: Tensor
 
     def __init__(
@@ -70,7 +72,7 @@ class Supernet(supernet.Supernet):
         self.steps = 0
         rows = torch.tensor([float(pair.crossed) for pair in self.inputs])
         self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("chosen", torch.zeros(0), persistent=False)
+        self.chosen: Tensor | None = None
 
     @staticmethod
     def _check_memory(parent: Architecture, config: Config) -> None:
@@ -87,7 +89,7 @@ class Supernet(supernet.Supernet):
         return list(_everything(self.parent, self.config.pair_dim))
 
     def mix(self, parts: Sequence[Tensor]) -> Tensor:
-        p = self.chosen if len(self.chosen) else self.probabilities()
+        p = self.probabilities() if self.chosen is None else self.chosen
         memorized, factorized = parts
         return p[:, :1] * memorized + p[:, 1:2] * factorized
 
@@ -131,16 +133,20 @@ class Supernet(supernet.Supernet):
             order = [CHOICES[choice] for choice in np.argsort(-theta[row], kind="stable")]
             yield places[row], order[: order.index("naive")]
 
-    def reopen(self) -> None:
-        super().reopen()
-        self.chosen = self.chosen[:0]
+    def choose(self, limit: int | None) -> Architecture:
+        return fill(self.parent_with(self.parent.mask()), self.wishes(), self.config.pair_dim, limit)
 
-    def derive(self, budget: int | None) -> Architecture:
-        architecture = pairs.fill(self.parent, self.wishes(), self.config.pair_dim, budget)
+    @contextmanager
+    def answering(self, architecture: Architecture) -> Iterator[None]:
         choice = {pair.name: pair.choice for pair in architecture.pairs}
         hot = torch.tensor([[float(choice[pair.name] == kind) for kind in CHOICES] for pair in self.inputs])
-        self.chosen = hot.to(self.theta.device)
-        return architecture
+        before = self.chosen
+        try:
+            self.chosen = hot.to(self.theta.device)
+            with super().answering(architecture):
+                yield
+        finally:
+            self.chosen = before
 
 
 def _everything(parent: Architecture, pair_dim: int) -> tuple[Architecture, Architecture]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoembed.architecture import Array
+from autoembed.plans import Array
 from autoembed.search import supernet
 
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from autoembed.architecture import Choice
+from autoembed.plans import Choice
 from autoembed.search import pairs
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -19,28 +20,36 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoembed import errors
-from autoembed.architecture import Architecture, Array, first_line
+from autoembed.architecture import Architecture, first_line
+from autoembed.budget import first_order, select, take_in_order
 from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
-from autoembed.nn.backbones.base import build, find
+from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
 from autoembed.nn.model import CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
+from autoembed.nn.rows import Rows, rounded
+from autoembed.plans import Array, Bits
+from autoembed.training import click_loss
 
 BASES = ("supernet", "bilevel", "pairs")
+_HELD = 20_000  # rows of valid that answers are compared by
+_CHUNK = 4096
 
 
 class MethodConfig(BaseModel):
     """Options of a method that decides without training.
 
-    `width` is the stage's own limit where another stage follows: as many embedding parameters as that many dims for
-    every value take. The last stage has the study's.
+    `width` is the stage's own limit where another stage follows: as many bytes as that many 32-bit dims for every
+    value take. The last stage has the study's. `bits` is what each number is stored in, no more than the stage's
+    parent has; the parent's without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
     width: float | None = Field(default=None, gt=0)
+    bits: Bits | None = None
 
 
 class SearchConfig(MethodConfig):
@@ -68,6 +77,29 @@ class GateConfig(SearchConfig):
     update: Literal["embedding", "all", "joint"] = "embedding"
 
 
+class WidthConfig(SearchConfig):
+    """Options of a trained method that chooses how many dims each block keeps.
+
+    `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
+    keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
+    `returns` the k-th dim of a block counts 1/k of its score, since the first dim of a block is worth far more than
+    its twentieth; `flat` takes scores as they are. With `guard`, the answer is the uniform architecture of the same
+    cost where the supernet finds that one better on held-out rows.
+    """
+
+    basis: Literal["plain", "nested"] = "nested"
+    returns: Literal["diminishing", "flat"] = "diminishing"
+    guard: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An architecture, and what a user should know of how it was chosen, in whole sentences."""
+
+    architecture: Architecture
+    notes: tuple[str, ...] = ()
+
+
 class Supernet(nn.Module):
     """A full-width click model under a parent architecture.
 
@@ -83,7 +115,8 @@ class Supernet(nn.Module):
         router: what tells rows of one cluster from those of another, if a method finds clusters.
         progress: how far the search of the gates is, 0..1; None before it has begun.
         weight: float [N, D (+ 1 with first-order weights)], one row a value, fields of `parent` in order.
-        mask: float [S, D (+ 1)], 0 where an entry is closed.
+        mask: float [S, D (+ 1)], 0 where the parent has closed an entry.
+        held: ids int [N, F] and labels float [N] of rows that no weight is trained on, to compare answers by.
 
     A method that `makes_pairs` closes the open pairs of its parent; to the others they are nothing.
     """
@@ -98,7 +131,7 @@ class Supernet(nn.Module):
         self, schema: FeatureSchema, parent: Architecture, config: Any, counts: Sequence[Array], seed: int
     ) -> None:
         super().__init__()
-        if parent.shared:
+        if parent.storage.kind == "shared":
             raise errors.SpaceError(f"{config.method} cannot narrow a shared table: make unified the last stage")
         if parent.clusters:
             raise errors.SpaceError(f"{config.method} cannot narrow clusters: make the stage that finds them the last")
@@ -106,11 +139,14 @@ class Supernet(nn.Module):
         self.progress: float | None = None
         self.router: Router | None = None
         self.notes: list[str] = []
+        self.held: tuple[Tensor, Tensor] | None = None
+        self.nested = isinstance(config, WidthConfig) and config.basis == "nested"
+        self._folded = False  # the table holds gates and mask already
         self.schema = schema
         self.sparse = False
         fields = [schema.index(name) for name in parent.names]
         self.block_counts = _block_counts(parent, [counts[column] for column in fields])
-        self.first_order = find(str(parent.backbone["name"])).Backbone.first_order
+        self.first_order = first_order(parent)
         cardinality = np.array([field.cardinality for field in parent.fields])
         width = parent.dim + self.first_order
         self.weight = nn.Parameter(torch.empty(int(cardinality.sum()), width).normal_(std=0.01))
@@ -161,16 +197,36 @@ class Supernet(nn.Module):
 
     def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
         """Embeddings [B, F, D (+ 1)] of values in these blocks, times what their gates let through."""
-        return e_BFC * functional.embedding(block_BF, self.gates())
+        if self._folded:
+            return e_BFC
+        gates = self.gates()
+        if self.nested and self.training:
+            gates = gates * self.draw_prefixes().to(gates.device)
+        return e_BFC * functional.embedding(block_BF, gates)
+
+    def draw_prefixes(self) -> Tensor:
+        """Which dims of each block a batch sees, 0 or 1: float [S, D (+ 1)].
+
+        Every second batch sees all. In the others each block draws its width evenly among 1, 2, 4, ... D: nested
+        dropout (Rippel et al., ICML 2014) by blocks of values, as in Matryoshka embeddings (arXiv 2409.16627).
+        """
+        dim, blocks = self.parent.dim, len(self.mask)
+        widths = torch.tensor(sorted({2**power for power in range(dim.bit_length()) if 2**power < dim} | {dim}))
+        if torch.rand(()) < 0.5:
+            return torch.ones(blocks, dim + self.first_order)
+        drawn = widths[torch.randint(len(widths), (blocks, 1))]
+        seen = (torch.arange(dim) < drawn).float()
+        return torch.cat([seen, seen.new_ones(blocks, 1)], dim=1) if self.first_order else seen
 
     def embedding_weights(self) -> list[nn.Parameter]:
-        return [self.weight, *(table for part in self.pairs for table in part.tables)]
+        return [self.weight, *(cast(nn.Parameter, rows.weight) for part in self.pairs for rows in part.tables)]
 
     def sparse_gradients(self, sparse: bool) -> None:
         """Whether lookups give the tables sparse gradients."""
         self.sparse = sparse
         for part in self.pairs:
-            part.sparse = sparse
+            for rows in part.tables:
+                cast(Rows, rows).sparse = sparse
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The gates' parameters, disjoint from the weights'."""
@@ -189,7 +245,11 @@ class Supernet(nn.Module):
         raise NotImplementedError
 
     def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
-        """Called once when weights and gates have moved, for what a method reads off train rows; numbers to report."""
+        """Called once when weights and gates have moved, for what a method reads off the data; numbers to report."""
+        if isinstance(self.config, WidthConfig):
+            rows = np.linspace(0, dataset.rows("valid") - 1, min(dataset.rows("valid"), _HELD)).astype(np.int64)
+            ids, labels = (torch.from_numpy(part[rows]) for part in (dataset.ids("valid"), dataset.labels("valid")))
+            self.held = ids.to(device), labels.to(device)
         return {}
 
     def diagnostics(self) -> dict[str, float]:
@@ -200,32 +260,144 @@ class Supernet(nn.Module):
         """How much each block's dim is worth, float [S, D]; the largest are kept."""
         raise NotImplementedError
 
-    def derive(self, budget: int | None) -> Architecture:
-        """The best entries within `budget` embedding parameters; without one, by the method's own threshold."""
-        if budget is None:
-            raise errors.SpaceError(f"{self.config.method} needs budget.parameters or budget.width")
-        left = budget - self.parent.pair_parameters()
-        allowed, rows = self.parent.mask(), self.parent.block_rows()
-        mask = select(self.scores(), allowed, rows, left, first_order=self.first_order)
-        return self.narrow_to(mask)
+    def derive(self, limit: int | None) -> Architecture:
+        """The answer within `limit` bytes of embeddings; without one, by the method's own threshold.
 
-    def narrow_to(self, mask: Array) -> Architecture:
-        """The parent with kept dims bool [S, D]; from here on the supernet is masked to them."""
-        mask = mask & self.parent.mask()
-        architecture = self.parent.with_mask(mask)
-        self.wear(mask)
-        return architecture
+        A pure function of the net: nothing here changes.
+        """
+        return self.answer(limit).architecture
 
-    def wear(self, mask: Array) -> None:
-        """Masks the supernet to kept dims bool [S, D]; a field that keeps none counts for nothing."""
-        self.mask.copy_(torch.tensor(self._with_first_order(mask)))
-        alive = np.zeros(len(self.parent.fields), dtype=bool)
-        np.logical_or.at(alive, self.parent.field_of_block(), mask.any(axis=1))
-        self.backbone.alive[: len(alive)] = torch.tensor(alive)
+    def answer(self, limit: int | None) -> Answer:
+        """What `derive` gives, with notes: the uniform architecture where that one is better on held-out rows."""
+        own = self.choose(limit)
+        if limit is None or self.held is None or not self.config.guard:
+            return Answer(architecture=own)
+        rival = self.uniform(limit)
+        if rival is None or rival == own:
+            return Answer(architecture=own)
+        ours, theirs = self.loss_of(own), self.loss_of(rival)
+        if ours <= theirs:
+            return Answer(architecture=own)
+        width = int(rival.mask().sum(axis=1).max())
+        note = (
+            f"within {limit:,} bytes its own choice has a loss of {ours:.4f} on held-out rows, and {width} dims for "
+            f"every value {theirs:.4f}: the answer is uniform"
+        )
+        return Answer(architecture=rival, notes=(note,))
 
-    def reopen(self) -> None:
-        """Undoes `derive`, so that another budget may be tried."""
-        self.wear(self.parent.mask())
+    def choose(self, limit: int | None) -> Architecture:
+        """The method's own choice within `limit` bytes of embeddings, or by its threshold."""
+        return self.parent_with(self.spend(self.scores(), self.left(limit)))
+
+    def left(self, limit: int | None) -> int:
+        """Bytes that a limit leaves to the fields; SpaceError if there is none."""
+        if limit is None:
+            raise errors.SpaceError(
+                f"{self.config.method} needs a limit: set budget.bytes, budget.embedding_bytes or budget.width"
+            )
+        return limit - self.parent.pair_bytes()
+
+    def spend(self, scores: Array, left: int) -> Array:
+        """Kept dims bool [S, D] of the best scores that `left` bytes hold, by the order of dims and their returns."""
+        allowed, sizes = self.parent.mask(), self.block_sizes()
+        if not isinstance(self.config, WidthConfig):
+            return select(scores, allowed, sizes, left)
+        scores = np.where(allowed, scores, -1.0)
+        # Closed dims are last; a nested basis has its order, and a prefix counts its best part so far.
+        order = np.argsort(~allowed if self.nested else -scores, axis=1, kind="stable")
+        worth = np.take_along_axis(scores, order, axis=1)
+        if self.nested:
+            worth = np.maximum.accumulate(worth[:, ::-1], axis=1)[:, ::-1]
+        if self.config.returns == "diminishing":
+            worth = worth / np.arange(1, worth.shape[1] + 1)
+        return take_in_order(worth, order, allowed.sum(axis=1), sizes, left)
+
+    def block_bits(self) -> Array:
+        """The bits of each block in what is derived: int [S]."""
+        own: Array = np.minimum(self.parent.block_bits(), self.config.bits or 32)
+        return np.where(own, own, 32)
+
+    def block_sizes(self) -> Array:
+        """Bytes of each block by its width, int [S, D + 1]."""
+        parent = self.parent
+        return parent.mixed().sizes(parent.block_rows(), parent.dim, self.block_bits(), first_order=self.first_order)
+
+    def parent_with(self, mask: Array, bits: Array | None = None) -> Architecture:
+        """The parent with kept dims bool [S, D] and the bits of each block, int [S]."""
+        found = self.parent.with_mask(mask & self.parent.mask(), bits=self.block_bits() if bits is None else bits)
+        pair_bits = min(self.parent.pair_bits, self.config.bits or 32)
+        return found if pair_bits == found.pair_bits else found.replace(pair_bits=pair_bits)
+
+    def uniform(self, limit: int) -> Architecture | None:
+        """The same number of dims for every value within a limit, or None if it does not hold one.
+
+        In a plain basis they are those with the highest scores over all values, each block counted by its values.
+        """
+        allowed, left = self.parent.mask(), self.left(limit)
+        sizes = self.block_sizes()
+        width = int((sizes.sum(axis=0) <= left).sum()) - 1
+        if width < 1:
+            return None
+        order = np.arange(self.parent.dim)
+        if not self.nested:
+            order = np.argsort(-(self.scores() * self.parent.block_rows()[:, None]).sum(axis=0), kind="stable")
+        ranked = allowed[:, order]
+        kept = np.zeros_like(allowed)
+        kept[:, order] = ranked & (ranked.cumsum(axis=1) <= width)
+        return self.parent_with(kept)
+
+    @contextmanager
+    def answering(self, architecture: Architecture) -> Iterator[None]:
+        """Within it, the net gives the logits of the compact model that it has for an architecture derived from it."""
+        weight, folded, alive = self.weight.data, self._folded, self.backbone.alive.clone()
+        mask = self.mask_of(architecture)
+        try:
+            self.weight.data, self._folded = self.table_of(architecture), True
+            open_ = np.zeros(len(self.parent.fields), dtype=bool)
+            np.logical_or.at(open_, self.parent.field_of_block(), mask.any(axis=1))
+            self.backbone.alive[: len(open_)] = torch.tensor(open_)
+            yield
+        finally:
+            self.weight.data, self._folded = weight, folded
+            self.backbone.alive.copy_(alive)
+
+    def mask_of(self, architecture: Architecture) -> Array:
+        """Which of the parent's entries an architecture derived from it keeps: bool [S, D]."""
+        mask, own = np.zeros_like(self.parent.mask()), architecture.mask()
+        kept = np.isin(np.array(self.parent.names)[self.parent.field_of_block()], architecture.names)
+        mask[kept, : own.shape[1]] = own
+        return mask
+
+    @torch.no_grad()
+    def table_of(self, architecture: Architecture) -> Tensor:
+        """The weights as the compact model has them, gates folded in, rounded to their bits: float [N, D (+ 1)]."""
+        mask = self.mask_of(architecture)
+        gates = self.gates() * torch.tensor(self._with_first_order(mask), device=self.weight.device)
+        table = torch.cat(self.folded(gates))
+        names = np.array(self.parent.names)[self.parent.field_of_block()]
+        bits = np.zeros(len(mask), dtype=np.int64)
+        bits[np.isin(names, architecture.names)] = architecture.block_bits()
+        step, dim = architecture.mixed().step, self.parent.dim
+        ends = self.parent.block_rows().cumsum()
+        for block in np.flatnonzero((bits > 0) & (bits < 32)):
+            rows = slice(int(ends[block - 1]) if block else 0, int(ends[block]))
+            kept = torch.tensor(np.flatnonzero(mask[block]), device=table.device)
+            body, first = rounded(table[rows][:, kept], table[rows][:, dim:], int(bits[block]), step)
+            table[rows, kept] = body
+            table[rows, dim:] = first
+        return table
+
+    @torch.no_grad()
+    def loss_of(self, architecture: Architecture) -> float:
+        """The mean loss on held-out rows of an architecture derived from here, with this net's weights."""
+        assert self.held is not None
+        ids, labels = self.held
+        training = self.training
+        self.eval()
+        with self.answering(architecture):
+            logits = torch.cat([self(part) for part in torch.split(ids, _CHUNK)])
+        self.train(training)
+        return click_loss(logits.float(), labels).item()
 
     @torch.no_grad()
     def receive(self, source: Supernet) -> None:
@@ -260,7 +432,10 @@ class Supernet(nn.Module):
         return {name: part for pairs in self.pairs for name, part in pairs.own().items()}
 
     def compact(self, architecture: Architecture) -> Model:
-        """The compact model of an architecture derived here, with this net's weights, gates folded in."""
+        """The compact model of an architecture derived here, with this net's weights, gates folded in.
+
+        It depends on the net and the architecture alone, not on what was derived before.
+        """
         return self.cut(architecture, self.gates())
 
     @torch.no_grad()
@@ -293,43 +468,6 @@ def _block_counts(architecture: Architecture, counts: Sequence[Array]) -> Array:
         for field, (start, stop) in zip(architecture.field_of_block(), architecture.block_ranges(), strict=True)
     ]
     return np.array(per_block)
-
-
-def select(scores: Array, allowed: Array, rows: Array, budget: int, *, first_order: bool) -> Array:
-    """Kept dims bool [S, D]: entries by falling score, above 0, as far as `budget` embedding parameters reach.
-
-    An entry costs one parameter for each value of its block, and a block's first entry as many again for first-order
-    weights. An entry that no longer fits is passed over: smaller ones may still fit. SpaceError if nothing fits.
-
-    Args:
-        scores: float [S, D].
-        allowed: which entries may be kept, bool [S, D].
-        rows: values of each block, int [S].
-        budget: embedding parameters.
-        first_order: whether the model has first-order weights.
-    """
-    mask = np.zeros(scores.shape, dtype=bool)
-    allowed = allowed & (scores > 0)
-    left = budget
-    for flat in np.argsort(-scores, axis=None, kind="stable"):
-        block, dim = divmod(int(flat), scores.shape[1])
-        price = int(rows[block]) * (1 + (first_order and not mask[block].any()))
-        if allowed[block, dim] and price <= left:
-            mask[block, dim] = True
-            left -= price
-    if not mask.any():
-        least = int(rows.min()) * (1 + first_order)
-        raise errors.SpaceError(
-            f"the budget must hold one dim of the smallest block with a score above 0 "
-            f"(smallest block: {least} parameters), but got {budget}"
-        )
-    return mask
-
-
-def uniform_budget(parent: Architecture, width: float) -> int:
-    """Embedding parameters of `width` dims for every value."""
-    first_order = find(str(parent.backbone["name"])).Backbone.first_order
-    return int(parent.block_rows().sum() * (width + first_order))
 
 
 def names() -> list[str]:

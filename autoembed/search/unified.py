@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from autoembed.architecture import Architecture, SharedTable
+from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.search import supernet
+from autoembed.storage import SharedStorage, table_bytes
 
 
 class Config(supernet.MethodConfig):
@@ -23,16 +24,22 @@ class Config(supernet.MethodConfig):
 class Supernet(supernet.Supernet):
     """Keeps every field and dim, in a table of budget / row width rows."""
 
-    def derive(self, budget: int | None) -> Architecture:
-        if budget is None:
-            raise SpaceError("unified needs budget.parameters or budget.width")
+    def choose(self, limit: int | None) -> Architecture:
+        if limit is None:
+            raise SpaceError("unified needs a limit: set budget.bytes, budget.embedding_bytes or budget.width")
         if self.parent.built:
             raise SpaceError("unified has no rows for pairs: leave it out of a chain that memorizes or factorizes any")
         dim, lookups = self.parent.dim, self.config.lookups
         if dim % lookups:
             raise SpaceError(f"embedding.dim must be a multiple of unified's lookups={lookups}, but got {dim}")
-        width = dim // lookups + self.first_order
-        if budget < width:
-            raise SpaceError(f"unified needs a budget of one row, {width}, but got {budget}")
-        shared = SharedTable(rows=budget // width, lookups=lookups, seed=self.seed)
-        return self.parent.model_copy(update={"shared": shared, "cost": None})
+        bits = min(self.config.bits or 32, int(self.parent.block_bits().max()))
+        # Rows of few bits share what the first-order weights' step takes, so bytes are not a multiple of a row's.
+        many = 1 << 20
+        each = table_bytes(many, dim // lookups, bits, step="row", first_order=self.first_order) / many
+        rows = int(limit / each)
+        while rows and table_bytes(rows, dim // lookups, bits, step="row", first_order=self.first_order) > limit:
+            rows -= 1
+        if rows < 1:
+            raise SpaceError(f"unified needs a budget of one row, {round(each)} bytes, but got {limit}")
+        storage = SharedStorage(rows=rows, lookups=lookups, seed=self.seed, bits=bits)  # type: ignore[arg-type]
+        return self.parent.replace(storage=storage)

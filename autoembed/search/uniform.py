@@ -18,13 +18,14 @@ class Config(supernet.MethodConfig):
 class Supernet(supernet.Supernet):
     """Keeps the first dims of every block."""
 
-    def derive(self, budget: int | None) -> Architecture:
-        if budget is None:
-            return self.parent
-        rows = int(self.parent.block_rows().sum())
-        width = min((budget - self.parent.pair_parameters()) // rows - self.first_order, self.parent.dim)
+    def choose(self, limit: int | None) -> Architecture:
+        allowed = self.parent.mask()
+        if limit is None:
+            return self.parent_with(allowed)
+        total = self.block_sizes().sum(axis=0)
+        width = int((total <= self.left(limit)).sum()) - 1
         if width < 1:
-            least = rows * (1 + self.first_order) + self.parent.pair_parameters()
-            raise SpaceError(f"uniform needs a budget of one dim for every value, {least}, but got {budget}")
-        mask = np.broadcast_to(np.arange(self.parent.dim) < width, self.parent.mask().shape)
-        return self.narrow_to(mask).model_copy(update={"dim": max(width, self.parent.pair_dim)})
+            least = int(total[1]) + self.parent.pair_bytes()
+            raise SpaceError(f"uniform needs a budget of one dim for every value, {least} bytes, but got {limit}")
+        found = self.parent_with(np.broadcast_to(np.arange(self.parent.dim) < width, allowed.shape))
+        return found.with_mask(found.mask()[:, : max(width, found.pair_dim)], dim=max(width, found.pair_dim))

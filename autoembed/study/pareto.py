@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoembed.architecture import Array
 from autoembed.errors import StudyError
+from autoembed.plans import Array
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import eligible
 from autoembed.study.page import pareto_picture

@@ -26,13 +26,13 @@ from typing import Any, Literal
 import polars as pl
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from autoembed.architecture import first_line
-from autoembed.bundle import sha256, weights_of
+from autoembed.bundle import load_model, sha256, weights_of
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, StudyError, unknown
-from autoembed.nn.model import Model, build_model
+from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking
 from autoembed.trial import TrialConfig, TrialResult
 
@@ -227,9 +227,7 @@ class RunDir:
 
     def load_model(self, trial: Trial, schema: FeatureSchema) -> Model:
         """The retrained compact model of a trial, on the CPU."""
-        model = build_model(schema, trial.result.architecture)
-        model.load_state_dict(load_file(self.trial(trial.id) / "weights.safetensors"))
-        return model
+        return load_model(schema, trial.result.architecture, self.trial(trial.id) / "weights.safetensors")
 
     def sweep(self) -> None:
         """Removes the folders of trials that were running when the study was killed."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from autoembed import __version__
+from autoembed.budget import Limit
 from autoembed.bundle import write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.errors import StudyError
@@ -25,7 +26,7 @@ from autoembed.study.page import write_page
 from autoembed.study.progress import Bar
 from autoembed.study.retrain import due, retrain_arms
 from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
-from autoembed.trial import Limit, TrialResult, run_limits
+from autoembed.trial import TrialResult, run_limits
 
 if TYPE_CHECKING:
     from autoembed.study.tracking import Tracker

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from ray import tune
 
-from autoembed.architecture import Array
 from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
 from autoembed.metrics import auc_error
+from autoembed.plans import Array
 from autoembed.search.supernet import configure
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space

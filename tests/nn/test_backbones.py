@@ -62,13 +62,13 @@ def test_compact_equals_masked_and_cost_equals_count(name, options):
             parameter.normal_(std=0.5)
     mask = np.random.default_rng(1).random(parent.mask().shape) < 0.6
     mask[parent.field_of_block() == 2] = False  # a whole field goes
-    architecture = net.narrow_to(mask)
+    architecture = net.parent_with(mask)
     assert architecture.names == ("a", "b", "d")
     model = net.compact(architecture).eval()
     rng = np.random.default_rng(2)
     ids = torch.tensor(np.stack([rng.integers(0, len(c), 200) for c in COUNTS], axis=1), dtype=torch.int32)
-    with torch.no_grad():
-        assert (model(ids) - net.eval()(ids)).abs().max() < 1e-5
+    with torch.no_grad(), net.eval().answering(architecture):
+        assert (model(ids) - net(ids)).abs().max() < 1e-5
     assert measure(model) == cost_of(architecture)
     assert sum(p.numel() for p in model.backbone.parameters()) <= sum(p.numel() for p in net.backbone.parameters())
 

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from autoembed.architecture import Architecture, SharedTable
+from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding
 from autoembed.nn.layers import factorization_machine
 from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.storage import SharedStorage
 
 BACKBONE = {"name": "deepfm", "hidden": [6, 5], "dropout": 0.0}
 COUNTS = [np.array([0, 100, 50, 9, 8, 7, 1, 1]), np.array([3, 100, 1]), np.array([0, 60, 1, 1, 1])]
@@ -59,7 +60,7 @@ def test_whole_and_mixed_lookups_train_the_same_rows():
     ids = random_ids(50)
     for embedding in (mixed, whole):
         embedding(ids).square().sum().backward()
-    assert torch.allclose(mixed.tables[0].grad, whole.tables[0].grad)
+    assert torch.allclose(mixed.tables[0].weight.grad, whole.tables[0].weight.grad)
 
 
 def test_factorization_machine_is_the_sum_of_pairwise_products():
@@ -103,7 +104,7 @@ def test_unknown_backbones_and_options_are_named():
 
 
 def test_a_shared_table_is_read_by_hashes_of_each_fields_own():
-    architecture = FULL.model_copy(update={"shared": SharedTable(rows=50, lookups=2, seed=1)})
+    architecture = FULL.replace(storage=SharedStorage(rows=50, lookups=2, seed=1))
     model = CTRModel(SCHEMA, architecture)
     assert (
         measure(model).embedding_parameters == 50 * (4 // 2 + 1) == architecture.embedding_parameters(first_order=True)
@@ -113,7 +114,7 @@ def test_a_shared_table_is_read_by_hashes_of_each_fields_own():
     rows = model.embedding.hashes(ids)
     assert rows.shape == (100, 3, 2)
     assert 0 <= rows.min() <= rows.max() < 50
-    out, table = model.embedding(ids), model.embedding.tables[0]
+    out, table = model.embedding(ids), model.embedding.tables[0].weight
     for b, f in [(0, 0), (7, 2)]:
         first, second = table[rows[b, f, 0]], table[rows[b, f, 1]]
         assert torch.equal(out[b, f], torch.cat([first[:2], second[:2], first[2:] + second[2:]]))
@@ -125,5 +126,5 @@ def test_a_shared_table_is_read_by_hashes_of_each_fields_own():
 
 
 def test_shared_lookups_must_divide_the_width():
-    with pytest.raises(ValueError, match=r"multiple of shared.lookups=3, but got 4"):
-        Architecture(**FULL.model_dump() | {"shared": {"rows": 5, "lookups": 3}})
+    with pytest.raises(ValueError, match=r"multiple of storage.lookups=3, but got 4"):
+        Architecture(**FULL.model_dump() | {"storage": {"kind": "shared", "rows": 5, "lookups": 3}})

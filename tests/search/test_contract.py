@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from autoembed.architecture import Architecture
+from autoembed.budget import uniform_bytes
 from autoembed.errors import SpaceError
 from autoembed.nn.model import CTRModel, cost_of, measure
 from autoembed.search.bilevel import search, split_train
-from autoembed.search.supernet import GateConfig, SearchConfig, configure, load, names, uniform_budget
+from autoembed.search.supernet import GateConfig, SearchConfig, configure, load, names
 from autoembed.training import TrainConfig
 
 CPU = torch.device("cpu")
@@ -39,12 +40,12 @@ def searched(dataset, method, parent=None, seed=0):
 
 
 def budget_of(net):
-    """Two dims a value; for methods that choose for pairs, all fields and half of what memorizing all pairs takes."""
+    """Bytes of two dims a value; for methods that choose for pairs, of all fields and half of memorizing all pairs."""
     if not net.makes_pairs:
-        return uniform_budget(net.parent, 2)
+        return uniform_bytes(net.parent, 2)
     memorized = net.parent.with_choices(["memorize"] * len(net.parent.pairs), net.config.pair_dim)
-    fields = net.parent.embedding_parameters(first_order=net.first_order)
-    return fields + memorized.pair_parameters() // 2
+    fields = net.parent.embedding_bytes(first_order=net.first_order)
+    return fields + memorized.pair_bytes() // 2
 
 
 @pytest.fixture(scope="module", params=names())
@@ -64,7 +65,7 @@ def test_weights_and_gates_are_disjoint(found):
 def test_the_budget_holds_and_is_used(found):
     _, net, architecture = found
     budget = budget_of(net)
-    spent = cost_of(architecture).embedding_parameters
+    spent = cost_of(architecture).embedding_bytes
     assert spent <= budget
     # What is left is less than the largest block's dim, which no smaller entry filled; pairs need not be worth it.
     assert net.makes_pairs or spent >= 0.9 * budget
@@ -89,26 +90,23 @@ def test_it_narrows_a_narrow_parent(found, planted_pairs):
     mask[0] = False
     parent = parent.with_mask(mask)
     net = searched(planted_pairs, method, parent)
-    budget = budget_of(net) if net.makes_pairs else uniform_budget(parent, 1.5)
+    budget = budget_of(net) if net.makes_pairs else uniform_bytes(parent, 1.5)
     assert net.derive(budget).narrows(parent)
 
 
 def test_compact_equals_masked_and_cost_equals_count(found, planted_pairs):
     _, net, architecture = found
-    if architecture.shared:
+    if architecture.storage.kind == "shared":
         with pytest.raises(AssertionError, match="no rows of a value's own"):
             net.compact(architecture)
         return
     if architecture.built and not isinstance(net.config, SearchConfig):
         assert measure(CTRModel(planted_pairs.schema, architecture)) == cost_of(architecture)  # nothing was trained
         return
-    if architecture.dim != net.parent.dim:
-        net.narrow_to(net.mask[:, : net.parent.dim].numpy() > 0)
-        architecture = architecture.model_copy(update={"dim": net.parent.dim})
     model = net.compact(architecture).eval()
     net.eval()
     ids = torch.from_numpy(planted_pairs.ids("valid")[:2000])
-    with torch.no_grad():
+    with torch.no_grad(), net.answering(architecture):
         assert (model(ids) - net(ids)).abs().max() < 1e-5
     assert measure(model) == cost_of(architecture)
 
@@ -145,7 +143,7 @@ def test_unknown_methods_and_options_are_named():
 
 
 def test_epochs_of_a_search_belong_to_methods_with_gates(planted_pairs):
-    with pytest.raises(SpaceError, match=r"stage magnitude: epochs.*options: carry, method, retrain, warm_epochs"):
+    with pytest.raises(SpaceError, match=r"stage magnitude: epochs.*options: basis, bits, carry, .*warm_epochs"):
         configure({"method": "magnitude", "epochs": 3})
     config = configure({"method": "dnis", "warm_epochs": 0, "arch_fraction": 1e-9})
     net = load("dnis").Supernet(planted_pairs.schema, root(planted_pairs), config, planted_pairs.counts, 0)
@@ -161,7 +159,7 @@ def test_a_dotted_name_loads_a_method_from_outside(tmp_path, monkeypatch, plante
     monkeypatch.syspath_prepend(tmp_path)
     config = configure({"method": "pack_for_test.mine"})
     net = load(config.method).Supernet(planted_pairs.schema, root(planted_pairs), config, planted_pairs.counts, 0)
-    assert net.derive(uniform_budget(net.parent, 2)).narrows(net.parent)
+    assert net.derive(uniform_bytes(net.parent, 2)).narrows(net.parent)
 
 
 def test_the_arch_part_and_the_weights_part_share_no_row():

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from autoembed.architecture import Architecture
+from autoembed.budget import select, uniform_bytes
 from autoembed.search.dnis import Config, Supernet
-from autoembed.search.supernet import select, uniform_budget
 from autoembed.trial import check, run_trial
 
 BACKBONE = {"name": "deepfm", "hidden": [4], "dropout": 0.0}
@@ -65,23 +65,23 @@ def test_threshold_and_budget_keep_the_largest_scores(planted):
     kept = net.alpha.detach().numpy() >= 0.5
     by_threshold = net.derive(None)
     assert by_threshold.mask().sum() == kept.sum()
-    budget = uniform_budget(net_for(planted).parent, 1)
+    budget = uniform_bytes(net_for(planted).parent, 1)
     parent = net_for(planted).parent
-    rows = parent.block_rows()
-    mask = select(net_for(planted).mask[:, :4].numpy(), parent.mask(), rows, budget, first_order=True)
-    assert (rows * (mask.sum(1) + mask.any(1))).sum() <= budget
+    rows, sizes = parent.block_rows(), net_for(planted).block_sizes()
+    mask = select(net_for(planted).mask[:, :4].numpy(), parent.mask(), sizes, budget)
+    assert 4 * (rows * (mask.sum(1) + mask.any(1))).sum() <= budget
 
 
 def test_select_by_hand(planted):
     root = net_for(planted).parent
-    rows, scores = root.block_rows(), np.zeros(root.mask().shape)
+    rows, sizes, scores = root.block_rows(), net_for(planted).block_sizes(), np.zeros(root.mask().shape)
     scores[2, 1], scores[0, 3], scores[1, 0] = 3, 2, 1
     # The budget holds the first entry with its first-order weight and the second, not the third.
-    budget = int(2 * rows[2] + 2 * rows[0])
-    mask = select(scores, root.mask(), rows, budget, first_order=True)
+    budget = 4 * int(2 * rows[2] + 2 * rows[0])
+    mask = select(scores, root.mask(), sizes, budget)
     assert [tuple(at) for at in np.argwhere(mask)] == sorted([(2, 1), (0, 3)])
     # Entries that score 0 are never kept, however large the budget.
-    assert select(scores, root.mask(), rows, 10**9, first_order=True).sum() == 3
+    assert select(scores, root.mask(), sizes, 10**9).sum() == 3
 
 
 def trial(dataset, method, seed, **options):

@@ -60,12 +60,12 @@ def test_compact_equals_masked_and_naive_pairs_cost_nothing(planted_pairs, backb
     model = net.compact(architecture).eval()
     net.eval()
     ids = torch.from_numpy(planted_pairs.ids("valid")[:1000])
-    with torch.no_grad():
+    with torch.no_grad(), net.answering(architecture):
         assert (model(ids) - net(ids)).abs().max() < 1e-5
     without = architecture.with_choices(["naive"] * 4, 3)
     pairs = architecture.pairs
     assert architecture.pair_parameters() == 3 * (pairs[0].crossed + sum(pairs[1].cardinalities) + pairs[3].crossed)
-    assert cost_of(without) == cost_of(root(planted_pairs, options).model_copy(update={"pairs": ()}))
+    assert cost_of(without) == cost_of(root(planted_pairs, options).replace(pairs=()))
 
 
 def test_two_factorized_pairs_of_one_column_share_its_embeddings(planted_pairs):
@@ -108,14 +108,14 @@ def test_a_budget_serves_the_most_certain_pairs_first(planted_pairs):
     net = net_for(planted_pairs, pair_dim=2)
     with torch.no_grad():
         net.theta.copy_(torch.tensor([[1.0, 0.0, 0.0], [3.0, 2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 5.0]]))
-    fields, pairs = net.parent.embedding_parameters(first_order=False), net.parent.pairs
+    fields, pairs = net.parent.embedding_bytes(first_order=net.first_order), net.parent.pairs
     factor = sum(pairs[1].cardinalities)
     assert factor < pairs[1].crossed
     # The second pair is served first: its crossed table does not fit, its factors do.
-    assert choices(net.derive(fields + 2 * factor)) == ["naive", "factorize", "naive", "naive"]
-    enough = fields + 2 * sum(pair.crossed for pair in pairs)
+    assert choices(net.derive(fields + 8 * factor)) == ["naive", "factorize", "naive", "naive"]
+    enough = fields + 8 * sum(pair.crossed for pair in pairs)
     assert choices(net.derive(enough)) == ["memorize", "memorize", "memorize", "naive"]
-    with pytest.raises(SpaceError, match=r"the fields alone have \d+ embedding parameters, more than the budget of 7"):
+    with pytest.raises(SpaceError, match=r"the fields alone have \d+ embedding bytes, more than the budget of 7"):
         net.derive(7)
 
 

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import InputLinear
+from autoembed.plans import Array
 
 
 class Config(base.DeepConfig):

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from autoembed import errors
-from autoembed.architecture import Array, first_line
+from autoembed.architecture import first_line
 from autoembed.nn.layers import Tower
+from autoembed.plans import Array
 
 
 class BackboneConfig(BaseModel):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import PairLinear, hidden_layers, inner_products
+from autoembed.plans import Array
 
 
 class Config(base.DeepConfig):

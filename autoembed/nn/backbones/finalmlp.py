@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import InputLinear, OutputLinear, hidden_layers
+from autoembed.plans import Array
 
 
 class Config(base.DeepConfig):

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import factorization_machine
+from autoembed.plans import Array
 
 
 class Config(base.BackboneConfig):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
+from autoembed.plans import Array
 
 
 class Config(base.BackboneConfig):

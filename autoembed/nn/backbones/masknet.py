@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers
+from autoembed.plans import Array
 
 
 class Config(base.BackboneConfig):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from autoembed.architecture import Array
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import PairLinear, inner_products
+from autoembed.plans import Array
 
 
 class Config(base.DeepConfig):

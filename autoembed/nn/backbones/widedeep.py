@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from autoembed.architecture import Array
 from autoembed.nn.backbones import base
+from autoembed.plans import Array
 
 
 class Config(base.DeepConfig):

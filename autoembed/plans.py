@@ -1,0 +1,144 @@
+"""The parts of an architecture: what fields and pairs of columns store, and how rows are routed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Array = np.ndarray[Any, np.dtype[Any]]
+BlockCut = Literal["geometric", "equal"]
+Choice = Literal["open", "memorize", "factorize", "naive"]
+Bits = Literal[32, 16, 8, 4, 3, 2, 1]
+BITS: tuple[Bits, ...] = (32, 16, 8, 4, 3, 2, 1)
+
+
+class Frozen(BaseModel):
+    """Base of all parts: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Block(Frozen):
+    """Ids up to but without `stop` (the previous block's stop is the first), the dims that they keep, and their bits.
+
+    `level` is the frequency block over all fields that the values belong to, 0 the most frequent. `bits` is how many
+    each kept number is stored in, and 0 where no dim is kept.
+    """
+
+    stop: int
+    level: int
+    dims: tuple[int, ...]
+    bits: Literal[32, 16, 8, 4, 3, 2, 1, 0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_bits(cls, node: Any) -> Any:
+        if isinstance(node, dict) and "bits" not in node:  # version 1 stored 32 bits everywhere
+            return {**node, "bits": 32 if node.get("dims") else 0}
+        return node
+
+    @model_validator(mode="after")
+    def _bits_go_with_dims(self) -> Block:
+        if bool(self.dims) != bool(self.bits):
+            raise ValueError(f"bits must be 0 if and only if no dim is kept, but got {self.bits=} {self.dims=}")
+        return self
+
+
+class FieldPlan(Frozen):
+    """One field: its blocks cover the ids 0..cardinality-1 in order, frequent values first."""
+
+    name: str
+    cardinality: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def entries(self) -> int:
+        """Entries that its values keep in total, first-order weights left out."""
+        starts = [0, *(block.stop for block in self.blocks[:-1])]
+        return sum((block.stop - start) * len(block.dims) for block, start in zip(self.blocks, starts, strict=True))
+
+    @model_validator(mode="after")
+    def _blocks_cover_the_ids(self) -> FieldPlan:
+        stops = [0, *(block.stop for block in self.blocks)]
+        if any(a >= b for a, b in pairwise(stops)) or stops[-1] != self.cardinality:
+            raise ValueError(f"block stops of {self.name!r} must rise to {self.cardinality}, but got {stops[1:]}")
+        return self
+
+
+class PairPlan(Frozen):
+    """A pair of columns and what is done with it (OptInter, ICDE 2022, arXiv 2108.01265, sec. 3).
+
+    memorize: an embedding for each of the `crossed` ids of the crossed column `name`, which stand for the `distinct`
+    pairs of ids that train holds. factorize: the product of one embedding for each of its two columns, of
+    `cardinalities` ids. naive: nothing. open: nothing yet, a search may choose.
+    """
+
+    a: str
+    b: str
+    name: str
+    cardinalities: tuple[int, int]
+    crossed: int
+    distinct: int = 0
+    choice: Choice
+
+    @property
+    def built(self) -> bool:
+        """Whether a model has an input for it."""
+        return self.choice in ("memorize", "factorize")
+
+
+class RouterField(Frozen):
+    """A field that a router reads: its ids from `rows` on, the rarer ones, count as id 0."""
+
+    name: str
+    rows: int = Field(ge=1)
+
+
+class Router(Frozen):
+    """How a row finds the model of its cluster (iHAS, CIKM 2023, arXiv 2309.07967).
+
+    table: the cluster with the largest sum of scores, of which each value of each field has one per cluster.
+    centroid: the nearest centroid to what the search clustered, computed from an embedding table of `dim` numbers a
+    value: the open gates ("mask"), the gated embeddings ("masked") or the embeddings themselves ("embedding"); each
+    gate sees all fields or its own one. hash: at random, but the same for the same ids. all: every model answers, and
+    the mean of their logits counts. With `calibrate`, each cluster's logits are scaled and shifted to fit valid.
+    """
+
+    kind: Literal["table", "centroid", "hash", "all"]
+    fields: tuple[RouterField, ...] = ()
+    dim: int = Field(default=0, ge=0)
+    space: Literal["mask", "masked", "embedding"] = "mask"
+    gate: Literal["all", "field"] = "all"
+    seed: int = 0
+    calibrate: bool = False
+
+
+class Cost(Frozen):
+    """What a compact model holds in memory.
+
+    `embedding_parameters` counts the stored entries whatever their bits, `embedding_bytes` what these take with their
+    steps, and `bytes` the whole model, index buffers included.
+    """
+
+    embedding_parameters: int
+    dense_parameters: int
+    bytes: int
+    embedding_bytes: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_1_had_32_bits(cls, node: Any) -> Any:
+        if (
+            isinstance(node, dict)
+            and "embedding_bytes" not in node
+            and isinstance(node.get("embedding_parameters"), int)
+        ):
+            return {**node, "embedding_bytes": 4 * node["embedding_parameters"]}
+        return node
+
+    @property
+    def parameters(self) -> int:
+        return self.embedding_parameters + self.dense_parameters

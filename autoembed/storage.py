@@ -1,0 +1,126 @@
+"""How a model stores its embeddings. Each kind knows its parameters and bytes; its module is in `autoembed.nn`.
+
+A new kind is a class here, a module in `nn/` that `autoembed.nn.model.STORAGES` names, and a method that answers with
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from autoembed.plans import Array, Bits, FieldPlan, Frozen
+
+Step = Literal["row", "block", "dim"]
+# The parts of a code that are packed side by side, so that each part's codes fill whole bytes.
+PLANES: dict[int, tuple[int, ...]] = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
+
+
+def row_bytes(width: int, bits: int) -> int:
+    """Bytes of a row of `width` numbers of `bits` bits: each plane of the codes is filled up to whole bytes."""
+    if bits >= 16:
+        return width * bits // 8
+    return sum(-(-width * plane // 8) for plane in PLANES[bits])
+
+
+def first_order_bits(bits: int) -> int:
+    """The bits of a first-order weight beside numbers of `bits` bits.
+
+    A single number cannot average its rounding error away, so it has at least 4.
+    """
+    return max(bits, 4)
+
+
+def table_bytes(rows: int, width: int, bits: int, *, step: Step, first_order: bool, blocks: int = 1) -> int:
+    """Bytes of rows of `width` numbers each, with their steps and first-order weights; 0 for no width.
+
+    Steps are bfloat16 where each row has one, and float32 where each of the `blocks` or each dim of these has one.
+    """
+    if not width:
+        return 0
+    if bits >= 16:
+        return rows * (width + first_order) * bits // 8
+    steps = {"row": 2 * rows, "block": 4 * blocks, "dim": 4 * width * blocks}[step]
+    first = 4 * blocks + -(-rows * first_order_bits(bits) // 8) if first_order else 0
+    return rows * row_bytes(width, bits) + steps + first
+
+
+class MixedStorage(Frozen):
+    """A row for each value, as wide as its block keeps dims, in its block's bits.
+
+    Numbers of 8 bits and fewer are whole multiples of a step: one for each `row`, each `block`, or each `dim` of a
+    block. First-order weights have a step for each block.
+    """
+
+    kind: Literal["mixed"] = "mixed"
+    step: Step = "row"
+
+    def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """The entries of all values, first-order weights included."""
+        return sum(rows * (width + (first_order and width > 0)) for rows, width, _ in _blocks(fields))
+
+    def bytes(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """Bytes of all tables with their steps."""
+        tables: dict[tuple[int, int], list[int]] = {}
+        for rows, width, bits in _blocks(fields):
+            tables.setdefault((width, bits), []).append(rows)
+        return sum(
+            table_bytes(sum(rows), *kind, step=self.step, first_order=first_order, blocks=len(rows))
+            for kind, rows in tables.items()
+        )
+
+    def sizes(self, rows: Array, dim: int, bits: Array, *, first_order: bool) -> Array:
+        """Bytes of each block by its width 0..dim: int [S, dim + 1].
+
+        Args:
+            rows: values of each block, int [S].
+            dim: the largest width.
+            bits: bits of each block, int [S].
+            first_order: whether the model has first-order weights.
+        """
+        return np.array(
+            [
+                [table_bytes(n, width, b, step=self.step, first_order=first_order) for width in range(dim + 1)]
+                for n, b in zip(rows.tolist(), bits.tolist(), strict=True)
+            ]
+        )
+
+
+class SharedStorage(Frozen):
+    """One hashed table for all fields (Unified Embedding, Coleman et al., NeurIPS 2023, arXiv 2305.12102).
+
+    A value reads `lookups` of the `rows` rows, by hashes of its field's own, and joins them to its `dim` numbers of
+    `bits` bits; each row has a step, and all first-order weights have one together.
+    """
+
+    kind: Literal["shared"] = "shared"
+    rows: int = Field(ge=1)
+    lookups: int = Field(ge=1)
+    seed: int = 0
+    bits: Bits = 32
+
+    def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """The entries of the table's rows, whatever the fields."""
+        return self.rows * (dim // self.lookups + first_order)
+
+    def bytes(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """Bytes of the table with its steps."""
+        width = dim // self.lookups
+        return table_bytes(self.rows, width, self.bits, step="row", first_order=first_order)
+
+
+def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
+    """Values, width and bits of each block of all fields."""
+    found: list[tuple[int, int, int]] = []
+    for field in fields:
+        stops = [0, *(block.stop for block in field.blocks)]
+        for (start, stop), block in zip(pairwise(stops), field.blocks, strict=True):
+            found.append((stop - start, len(block.dims), block.bits))
+    return found
+
+
+Storage = Annotated[MixedStorage | SharedStorage, Field(discriminator="kind")]
