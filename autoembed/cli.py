@@ -197,7 +197,14 @@ def job_stop(job: JobId, address: Server) -> None:
 
 @app.command()
 def rank(
-    source: Annotated[str, typer.Argument(help="A table or directory, or a search-space file for its data section.")],
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(help="A table or directory, or a search-space file for its data section.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="In place of SOURCE, a study's folder or a bundle: what its model takes from fields."),
+    ] = None,
     data: Data = None,
     label: Annotated[str, typer.Option(help="The label column, if SOURCE is no search-space file.")] = "label",
     score: Annotated[
@@ -229,8 +236,14 @@ def rank(
 ) -> None:
     """Rank columns by what they say about the label beyond what noise of the same cardinality would.
 
-    All rows of a table are ranked; of a search-space file's data, the train split.
+    All rows of a table are ranked; of a search-space file's data, the train split. With --model, fields are ranked by
+    how much worse the model is on valid without them; --data, --top, --out and --runs are its options.
     """
+    if model is not None:
+        _rank_fields(context, model, runs, data, top, out)
+        return
+    if source is None:
+        raise DataError("rank needs SOURCE, a table or a search-space file, or --model RUN")
     gc.disable()  # a short ranking would spend a fifth of its time on looking for cycles, which it does not make
     from autoembed.ranking.ranking import rank as ranked
     from autoembed.ranking.ranking import rank_table
@@ -304,6 +317,32 @@ def rank(
         write_crossed(space, source, data, label, ranking.top_pairs(cross))
         console.print(f"  crossed columns for `autoembed search {space}`", soft_wrap=True)
     gc.freeze()  # nor need the end of the process look for any
+
+
+def _rank_fields(
+    context: typer.Context, model: Path, runs: Path, data: str | None, top: int | None, out: Path | None
+) -> None:
+    from autoembed.study.fields import score_fields
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_fields, stdout
+
+    others = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in (None, "model", "runs", "data", "top", "out")
+        and str(context.get_parameter_source(str(option.name))).endswith("COMMANDLINE")
+    ]
+    if others:
+        raise DataError(f"--model goes with --data, --top, --out and --runs only, but got {', '.join(others)}")
+    if top is not None and top < 1:
+        raise DataError(f"--top must be at least 1, but got {top}")
+    with Bar() as bar:
+        table, title = score_fields(model, runs, data, bar)
+    show_fields(stdout(), table, title, top)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        table.write_parquet(out)
+        stdout().print(f"  written to {out}", soft_wrap=True)
 
 
 def _separators(multi: list[str]) -> dict[str, str]:

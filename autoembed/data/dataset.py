@@ -23,7 +23,7 @@ from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
-from autoembed.data.vocabulary import Counts, Ids, Progress, Vocabulary
+from autoembed.data.vocabulary import ENCODING, Counts, Ids, Progress, Vocabulary
 from autoembed.data.writer import LAYOUT, Labels, Writer
 from autoembed.errors import DataError
 
@@ -179,7 +179,8 @@ def build_dataset(
     Args:
         spec: the `data:` section of a search-space file.
         data: a file or directory that goes before `spec.path`, or None.
-        cache: where encoded data sets live; one folder each, keyed by the spec and the files' path, size and time.
+        cache: where encoded data sets live; one folder each, keyed by the spec, the files' path, size and time, and
+            the way in which values become ids.
         progress: called with (stage, done, total).
 
     Raises:
@@ -189,7 +190,7 @@ def build_dataset(
     if spec.planted is None:
         for paths in locate(spec, data).values():
             sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
-    folder = Path(cache) / _digest(LAYOUT, spec.model_dump(mode="json", exclude={"crosses"}), sources)
+    folder = Path(cache) / _digest(LAYOUT, ENCODING, spec.model_dump(mode="json", exclude={"crosses"}), sources)
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:

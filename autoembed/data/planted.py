@@ -23,12 +23,15 @@ _POPULATION_VALUES = 20
 _POPULATION_FIELDS = 3
 _POPULATION_CARDINALITY = 10
 _ZIPF_FROM = 50
+_TAIL_CONTEXT = 20
+_HEAD_SHARE = 0.1
 
 
 class PlantedSpec(StrictModel):
-    """What to plant: one cardinality per column (marginal, noise) or pair of columns (xor, low_rank, memorize).
+    """What to plant: one cardinality per column (marginal, noise, tail) or pair of columns (xor, low_rank, memorize).
 
-    An effect is the standard deviation, over rows, that its column or pair adds to the logit.
+    An effect is the standard deviation, over rows, that its column or pair adds to the logit. A tail adds `tail_effect`
+    twice: by its column, and by the pair of its column and its context.
     """
 
     rows: int = Field(default=60_000, ge=100)
@@ -39,12 +42,14 @@ class PlantedSpec(StrictModel):
     memorize: tuple[Cardinality, ...] = ()
     noise: tuple[Cardinality, ...] = (10, 100, 1000, 5000)
     populations: bool = False
+    tail: tuple[Cardinality, ...] = ()
     intercept: float = 0.0
     marginal_effect: float = 0.5
     xor_effect: float = 1.0
     low_rank_effect: float = 1.0
     memorize_effect: float = 1.0
     population_effect: float = 1.0
+    tail_effect: float = 1.0
 
 
 def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -54,6 +59,9 @@ def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, dict[str, Any]]:
     of two centred vectors of 3. memorize: an effect per pair of values, drawn apart from all others, with no effect of
     either column alone. noise: nothing. populations: the column `population` says by its value whether the row
     is of population A, where the columns a_* act, or of B, where b_* act. Columns of 50 values or more are Zipf.
+    tail: a tenth of the values, by Zipf, take half of the rows; the others share the other half evenly. Each value has
+    an effect, and a vector of 3 whose dot with a vector of the column `tail_*_context` (20 values) is a second effect,
+    so that one number per value says half of what there is to say.
     """
     return _Planter(spec).run()
 
@@ -93,6 +101,8 @@ class _Planter:
             truth["noise"].append(f"noise_{i}")
         if spec.populations:
             truth["populations"] = self._populations()
+        # Last: a tail leaves the other columns of a seed as they are.
+        truth["tail"] = [self._tail(f"tail_{i}", size) for i, size in enumerate(spec.tail)]
         label = (self.rng.random(spec.rows) < 1 / (1 + np.exp(-self.logit))).astype(np.int8)
         return pl.DataFrame({"label": label, LOGIT: self.logit, **self.columns}), truth
 
@@ -136,12 +146,27 @@ class _Planter:
 
     def _low_rank(self, name: str, size: int) -> list[str]:
         pair = [f"{name}_a", f"{name}_b"]
-        rows = []
-        for column in pair:
-            values = self._add(column, self._draw(size), size)
-            vectors = self.rng.normal(size=(size, _RANK))[values]
-            rows.append(vectors - vectors.mean(axis=0))  # centred over rows: neither column has an effect of its own
+        rows = [self._vectors(self._add(column, self._draw(size), size), size) for column in pair]
         self.logit += self._scaled((rows[0] * rows[1]).sum(axis=1), self.spec.low_rank_effect)
+        return pair
+
+    def _vectors(self, values: Ints, size: int) -> Floats:
+        """A vector of 3 for each value, centred over rows: no column of a pair has an effect of its own. [rows, 3]"""
+        vectors = self.rng.normal(size=(size, _RANK))[values]
+        centred: Floats = vectors - vectors.mean(axis=0)
+        return centred
+
+    def _tail(self, name: str, size: int) -> list[str]:
+        pair = [name, f"{name}_context"]
+        head = max(1, round(size * _HEAD_SHARE))
+        mass = np.append(1 / np.arange(1, head + 1), np.ones(size - head))
+        mass[:head] /= mass[:head].sum()
+        mass[head:] /= mass[head:].sum()
+        values = self._add(pair[0], self.rng.choice(size, size=self.spec.rows, p=mass / mass.sum()), size)
+        context = self._add(pair[1], self.rng.integers(0, _TAIL_CONTEXT, self.spec.rows), _TAIL_CONTEXT)
+        self.logit += self._scaled(self.rng.normal(size=size)[values], self.spec.tail_effect)
+        dot = (self._vectors(values, size) * self._vectors(context, _TAIL_CONTEXT)).sum(axis=1)
+        self.logit += self._scaled(dot, self.spec.tail_effect)
         return pair
 
     def _memorize(self, name: str, size: int) -> list[str]:

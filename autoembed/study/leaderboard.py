@@ -175,7 +175,7 @@ def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) 
 def planted_columns(truth: dict[str, Any]) -> dict[str, list[str]]:
     """The planted columns by group, pairs laid flat."""
     found = {}
-    for name in ("marginal", "xor", "low_rank", "memorize", "noise"):
+    for name in ("marginal", "xor", "low_rank", "memorize", "tail", "noise"):
         flat = [column for entry in truth.get(name, []) for column in (entry if isinstance(entry, list) else [entry])]
         if flat:
             found[name] = flat

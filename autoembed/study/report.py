@@ -295,6 +295,17 @@ def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
 
+def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
+    """Prints the fields of a model by what it takes from them."""
+    out = _table(title, "#", "field", "logloss rise", "se", "AUC fall", "se", "saliency", left=2)
+    shown = table if top is None else table.head(top)
+    for place, (name, *scores) in enumerate(shown.iter_rows(), 1):
+        out.add_row(str(place), Text(name), *(f"{score:.5f}" for score in scores))
+    _print(console, out)
+    if len(shown) < len(table):
+        console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
+
+
 def show_findings(console: Console, found: Sequence[Finding]) -> None:
     """Prints what to know of the data, errors first; nothing if there is nothing."""
     if not found:

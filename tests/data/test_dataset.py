@@ -133,6 +133,15 @@ def test_a_source_of_the_same_size_is_read_again_if_its_time_changed(tmp_path, b
     assert build(tmp_path / "t.csv").fingerprint != first.fingerprint
 
 
+def test_data_that_were_encoded_in_another_way_are_not_used_again(tmp_path, build, small, monkeypatch):
+    small.write_parquet(tmp_path / "t.parquet")
+    now = build(tmp_path / "t.parquet")
+    monkeypatch.setattr(module, "ENCODING", module.ENCODING - 1)
+    before = build(tmp_path / "t.parquet")
+    assert before.path != now.path
+    assert before.fingerprint == now.fingerprint
+
+
 def test_chunks_do_not_show(tmp_path, build, monkeypatch):
     whole = build(**PLANTED)
     monkeypatch.setattr(module, "_CHUNK", 37)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from itertools import chain
 
@@ -7,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from autoembed.data.planted import PlantedSpec, planted, write_planted
+from autoembed.metrics import evaluate
 
 
 def spread(frame, columns):
@@ -25,12 +27,26 @@ def test_one_seed_gives_one_table():
     assert not first[0].equals(planted(PlantedSpec(rows=500, seed=6))[0])
 
 
+@pytest.mark.parametrize(
+    ("spec", "digest"),
+    [
+        (PlantedSpec(rows=2000, seed=7), "fa28ffa96777cb5c"),
+        (PlantedSpec(rows=2000, seed=7, memorize=[12], populations=True, intercept=-1.0), "1a99f84144e14054"),
+    ],
+)
+def test_seeds_draw_the_tables_that_they_drew_before_there_were_tails(spec, digest):
+    table = planted(spec)[0].drop("logit")
+    assert hashlib.sha256(table.write_csv().encode()).hexdigest()[:16] == digest
+    others = planted(spec.model_copy(update={"tail": (200,)}))[0].drop("label", "logit", "tail_0", "tail_0_context")
+    assert others.equals(table.drop("label"))
+
+
 def test_truth_names_every_column_once():
-    spec = PlantedSpec(rows=500, xor=[4, 6], low_rank=[5], populations=True)
+    spec = PlantedSpec(rows=500, xor=[4, 6], low_rank=[5], populations=True, tail=[30, 40])
     frame, truth = planted(spec)
     populations = truth["populations"]
     named = [
-        *truth["marginal"], *truth["noise"], *chain(*truth["xor"], *truth["low_rank"]),
+        *truth["marginal"], *truth["noise"], *chain(*truth["xor"], *truth["low_rank"], *truth["tail"]),
         *populations["reveals"], *populations["A"], *populations["B"],
     ]  # fmt: skip
     assert sorted(named) == sorted(set(frame.columns) - {"label", "logit"})
@@ -84,6 +100,44 @@ def test_large_columns_are_zipf_and_small_ones_even():
     even = frame["noise_0"].value_counts()["count"]
     assert even.max() < 2 * even.min()
     assert frame["noise_1"].value_counts()["count"].max() > 0.1 * frame.height
+
+
+TAIL = PlantedSpec(marginal=[], xor=[], low_rank=[], noise=[], tail=[2500])
+
+
+def without_tail(spec):
+    """The same rows, but for what the tail adds to the logit."""
+    return planted(spec.model_copy(update={"tail_effect": 0.0}))[0]["logit"].to_numpy()
+
+
+def test_most_values_of_a_tail_are_rare_and_few_take_half_of_the_rows():
+    rows = planted(TAIL)[0].head(48_000)["tail_0"].value_counts(sort=True)["count"]
+    assert ((rows >= 5) & (rows <= 50)).sum() > 0.9 * 2500
+    assert 0.45 < rows.head(250).sum() / rows.sum() < 0.55
+    assert rows[0] > 2000
+
+
+def test_a_tail_has_the_effect_of_its_values_and_that_of_its_pair():
+    frame, _ = planted(TAIL)
+    assert spread(frame, "tail_0") == pytest.approx(1.0, abs=0.1)
+    assert spread(frame, "tail_0_context") < 0.05
+    frequent = frame.filter(pl.len().over("tail_0") > 500)
+    centred = frequent.with_columns(pl.col("logit") - pl.col("logit").mean().over("tail_0"))
+    assert spread(centred, ["tail_0", "tail_0_context"]) > 0.7
+    assert spread(centred, "tail_0") < 1e-9
+
+
+def test_the_rare_values_of_a_tail_matter_and_one_number_each_is_not_enough():
+    spec = TAIL.model_copy(update={"marginal": (10,)})
+    frame, _ = planted(spec)
+    rest = without_tail(spec)
+    frame = frame.with_columns(pl.Series("added", frame["logit"].to_numpy() - rest))
+    whole = frame["added"].to_numpy()
+    head = frame.select(pl.when(pl.len().over("tail_0") > 50).then("added").otherwise(0.0)).to_series().to_numpy()
+    mean = frame.select(pl.col("added").mean().over("tail_0")).to_series().to_numpy()
+    auc = [evaluate(frame["label"].to_numpy(), 1 / (1 + np.exp(-(rest + part)))).auc for part in (head, mean, whole)]
+    assert auc[2] > auc[0] + 0.08
+    assert auc[2] > auc[1] + 0.06
 
 
 def test_written_tables_read_back(tmp_path, build):

@@ -1,0 +1,55 @@
+"""`autoembed rank --model` as a user runs it."""
+
+import json
+import shutil
+
+import polars as pl
+
+
+def test_the_fields_of_a_study_s_best_model(cli, finished, tmp_path):
+    run, board = finished
+    status, out, err = cli("rank", "--model", run.path, "--out", tmp_path / "new" / "f.parquet", "--top", "3")
+    assert status == 0, err
+    assert f"fields of {board.winner} in {run.name}, 1,600 valid rows" in out
+    assert "more: --top" in out
+    table = pl.read_parquet(tmp_path / "new" / "f.parquet")
+    assert table.columns == ["field", "logloss_rise", "logloss_se", "auc_fall", "auc_se", "saliency"]
+    assert set(table["field"]) <= set(run.read_json("dataset.json")["fields"])
+    assert table["logloss_rise"].is_sorted(descending=True)
+    assert not table["field"][0].startswith("noise")
+
+    assert cli("rank", "--model", run.best)[0] == 0
+    assert cli("export", run.path, tmp_path / "b", "--trial", "uniform")[0] == 0
+    status, out, err = cli("rank", "--model", tmp_path / "b", "--runs", run.path.parent)
+    assert status == 0, err
+    assert "fields of uniform-" in out
+
+
+def test_what_is_wrong_is_one_line(cli, finished, tmp_path):
+    run, _ = finished
+    other = shutil.copytree(run.best, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["provenance"]["fingerprint"] = "0"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(run.space, unfinished)
+    model = ("rank", "--model", run.path)
+    for words, line in (
+        (("rank",), "rank needs SOURCE, a table or a search-space file, or --model RUN"),
+        (
+            (*model, "--pairs", "3", "--html", tmp_path / "x.html"),
+            "--model goes with --data, --top, --out and --runs only, but got --pairs, --html",
+        ),
+        ((*model, "table.csv", "--score", "mi"), "only, but got source, --score"),
+        ((*model, "--top", "0"), "--top must be at least 1, but got 0"),
+        (("rank", "--model", tmp_path), "is neither a run folder nor a bundle"),
+        (("rank", "--model", unfinished), "is no bundle"),
+        (("rank", "--model", other, "--runs", tmp_path), "is no run folder"),
+        (("rank", "--model", other, "--runs", run.path.parent), "is of other data than the study"),
+    ):
+        status, _, err = cli(*words)
+        assert status == 2, words
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert line in err
