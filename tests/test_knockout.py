@@ -68,7 +68,7 @@ def test_the_knockout_is_what_a_table_without_the_field_does(scores, model, plan
         other = copy.deepcopy(model)
         rows = slice(int(ends[place]) - planted.schema.cardinalities[place], int(ends[place]))
         with torch.no_grad():
-            table = other.embedding.tables[0]
+            table = other.embedding.tables[0].weight
             table[rows] = table[rows][torch.from_numpy(planted.ids("train")[:, place]).long()].mean(0)
         after = evaluate(planted.labels("valid"), predict(other, planted, "valid", CPU))
         (row,) = of(scores, [name]).to_dicts()

@@ -189,11 +189,18 @@ class Supernet(nn.Module):
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Ids int [B, F] in the schema's column order -> logits [B]."""
-        ids, *rest = torch.split(ids_BF.index_select(1, self.columns), self.sizes, dim=1)
+        ids, *rest = self.split(ids_BF)
         e = functional.embedding(ids + self.offsets, self.weight, sparse=self.sparse)
-        e = self.gate(e, self.block(ids))
+        return self.logits(self.gate(e, self.block(ids)), rest)
+
+    def split(self, ids_BF: Tensor) -> list[Tensor]:
+        """The ids of the fields, int [B, F of the parent], and of each of the pairs' parts."""
+        return list(torch.split(ids_BF.index_select(1, self.columns), self.sizes, dim=1))
+
+    def logits(self, e_BFC: Tensor, rest: Sequence[Tensor]) -> Tensor:
+        """Logits [B] of embeddings [B, F, D (+ 1)] and the ids of pairs."""
         parts = [part(columns) for part, columns in zip(self.pairs, rest, strict=True)]
-        return apply(self.backbone, e, self.mix(parts) if parts else None, first_order=self.first_order)
+        return apply(self.backbone, e_BFC, self.mix(parts) if parts else None, first_order=self.first_order)
 
     def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
         """Embeddings [B, F, D (+ 1)] of values in these blocks, times what their gates let through."""
