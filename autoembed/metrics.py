@@ -55,6 +55,30 @@ def auc_error(auc: float, ones: int, zeros: int) -> float:
     return math.sqrt(max(variance, 0.0) / (ones * zeros))
 
 
+def scale_and_shift(labels: Array, logits: Array, steps: int = 20) -> tuple[float, float]:
+    """The scale and shift of float [N] logits with the least logloss (Platt 1999), by Newton's method.
+
+    The loss under them tells how well rows are told apart, whatever the scale of the logits: an overfitted model is
+    too sure of itself, and whatever makes its logits smaller would look like an improvement.
+    """
+    x = np.stack([logits, np.ones_like(logits)], axis=1).astype(np.float64)
+    weights = np.array([1.0, 0.0])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, x.T @ (p - labels))
+        weights -= np.clip(step, -1, 1)
+        if np.abs(step).max() < 1e-8:
+            break
+    return float(weights[0]), float(weights[1])
+
+
+def log_losses(labels: Array, logits: Array) -> Array:
+    """The logloss of each row in nats: float [N]."""
+    losses: Array = np.logaddexp(0, logits) - labels * logits
+    return losses
+
+
 def calibration_error(labels: Array, probabilities: Array, bins: int = 20) -> float:
     """Expected calibration error (Naeini et al., AAAI 2015): the mean gap between clicks and predictions of a bin.
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
+from autoembed.metrics import scale_and_shift
 from autoembed.nn.rows import rounded
 from autoembed.plans import Array, Bits
 from autoembed.search import supernet
@@ -39,7 +40,7 @@ class Config(supernet.WidthConfig):
 
     method: str = "sensitivity"
     precisions: tuple[Bits, ...] = Field(default=(8, 4, 3, 2), min_length=1)
-    shrink: float = Field(default=0.5, gt=0, lt=1)
+    shrink: float = Field(default=0.7, gt=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class Supernet(supernet.Supernet):
         while True:
             target = max(left, int(total * self.config.shrink))
             estimate = self.estimate(tables, options, state)
-            state = estimate.shrink(state, options, target)
+            state = estimate.shrink(state, options, target, left)
             total = int(options.bytes[np.arange(len(state)), state].sum())
             if total <= left:
                 return self.with_state(estimate.grow(state, options, left), options)
@@ -125,7 +126,7 @@ class Supernet(supernet.Supernet):
         return mask
 
     def order(self) -> Array:
-        """Dims of each block, the first ones to keep first: as they stand in a nested basis, else by size: int [S, D]."""
+        """Dims of each block, what is kept last at the end: as they stand in a nested basis, else by size: int [S, D]."""
         allowed = self.parent.mask()
         size = self.block_means(self.weight[:, : self.parent.dim].abs())
         return np.argsort(~allowed if self.nested else -np.where(allowed, size, -1.0), axis=1, kind="stable")
@@ -220,7 +221,9 @@ class Estimate:
     """
 
     def __init__(self, logits: Array, labels: Array, changes: Array, blocks: Array) -> None:
-        self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
+        scale, shift = scale_and_shift(labels, logits)
+        self.logits, self.labels, self.total = scale * logits.astype(np.float64) + shift, labels, len(labels)
+        changes = scale * changes
         self.at: dict[int, tuple[Array, Array]] = {}
         for field in range(blocks.shape[1]):
             own = blocks[:, field]
@@ -246,15 +249,19 @@ class Estimate:
             self.logits[rows] += change
             changes -= change[:, None]
 
-    def shrink(self, state: Array, options: Options, target: int) -> Array:
-        """The state int [S] after moves with the least rise per byte saved, until there are at most `target` bytes."""
+    def shrink(self, state: Array, options: Options, target: int, limit: int) -> Array:
+        """The state int [S] after moves with the least rise per byte saved, until there are at most `target` bytes.
+
+        Bytes that a move saves beyond what `limit` asks for do not count: closing a large block for the last few bytes
+        would throw the others away.
+        """
         state = state.copy()
         total = int(options.bytes[np.arange(len(state)), state].sum())
-        queue = [(*self.best_move(block, state, options), block) for block in range(len(state))]
+        queue = [(*self.best_move(block, state, options, total - limit), block) for block in range(len(state))]
         heapq.heapify(queue)
         while total > target and queue:
             price, option, block = heapq.heappop(queue)
-            fresh = self.best_move(block, state, options)
+            fresh = self.best_move(block, state, options, total - limit)
             if queue and fresh[0] > queue[0][0] + 1e-15 and fresh[0] > price + 1e-15:
                 heapq.heappush(queue, (*fresh, block))  # other moves have made it dearer since
                 continue
@@ -264,16 +271,16 @@ class Estimate:
             total -= int(options.bytes[block, state[block]] - options.bytes[block, option])
             state[block] = option
             self.take(block, option)
-            heapq.heappush(queue, (*self.best_move(block, state, options), block))
+            heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
         return state
 
-    def best_move(self, block: int, state: Array, options: Options) -> tuple[float, int]:
-        """The rise of the loss per byte saved, and the option, of a block's best move to fewer bytes; -1 if none."""
+    def best_move(self, block: int, state: Array, options: Options, needed: int) -> tuple[float, int]:
+        """The rise of the loss per byte saved, up to `needed` ones, and the option, of a block's best move; -1 if none."""
         saved = options.bytes[block, state[block]] - options.bytes[block]
         able = np.flatnonzero(saved > 0)
         if not len(able):
             return float("inf"), -1
-        price = self.rises(block, able) / saved[able]
+        price = self.rises(block, able) / np.minimum(saved[able], max(needed, 1))
         best = int(price.argmin())
         return float(price[best]), int(able[best])
 

@@ -24,13 +24,13 @@ from autoembed.architecture import Architecture, first_line
 from autoembed.budget import first_order, select, take_in_order
 from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
+from autoembed.metrics import log_losses, scale_and_shift
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
 from autoembed.nn.model import CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows, rounded
 from autoembed.plans import Array, Bits
-from autoembed.training import click_loss
 
 BASES = ("supernet", "bilevel", "pairs")
 _HELD = 20_000  # rows of valid that answers are compared by
@@ -396,7 +396,10 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def loss_of(self, architecture: Architecture) -> float:
-        """The mean loss on held-out rows of an architecture derived from here, with this net's weights."""
+        """The mean loss on held-out rows of an architecture derived from here, with this net's weights.
+
+        Logits are scaled and shifted to fit these rows first.
+        """
         assert self.held is not None
         ids, labels = self.held
         training = self.training
@@ -404,7 +407,9 @@ class Supernet(nn.Module):
         with self.answering(architecture):
             logits = torch.cat([self(part) for part in torch.split(ids, _CHUNK)])
         self.train(training)
-        return click_loss(logits.float(), labels).item()
+        own, answers = logits.double().cpu().numpy(), labels.cpu().numpy()
+        scale, shift = scale_and_shift(answers, own)
+        return float(log_losses(answers, scale * own + shift).mean())
 
     @torch.no_grad()
     def receive(self, source: Supernet) -> None:
