@@ -295,6 +295,7 @@ class SearchSpace(BaseModel):
             "embedding": self.embedding | variant.embedding,
             "backbone": backbone if named else {"name": backbone},
             "train": self.train | variant.train,
+            "monitor": self.objective.metric,
             "limit": self.budget.model_dump(include=set(Limit.model_fields)),
             "device": self.device,
         }

@@ -1,4 +1,4 @@
-"""Training of a click model: Adam, early stop on valid AUC, the best epoch's weights kept."""
+"""Training of a click model: Adam, early stop by the objective on valid, the best epoch's weights kept."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from autoembed.metrics import Metrics, evaluate
 from autoembed.shuffle import Rows, Shuffle
 
 Report = Callable[[Mapping[str, float]], None]
+Monitor = Literal["valid_auc", "valid_logloss"]
 
 
 class TrainConfig(BaseModel):
     """The recipe of one training.
 
-    `l2` weighs half the squared norm of the whole embedding table at every step, as FuxiCTR applies it. After an epoch
-    without a better valid AUC the learning rate is multiplied by `decay`; after `patience` of them in a row training
-    stops. `clip` bounds the gradient's norm. `positive_weight` counts each click so many times. `sparse` updates only
-    the rows of a batch (SparseAdam), for tables too large to touch at every step. `precision` is that of the forward
-    pass on CUDA, and `compile` runs the model through torch.compile.
+    `l2` weighs half the squared norm of the whole embedding table at every step, as FuxiCTR applies it. An epoch counts
+    as better if its metric on valid (AUC or logloss, by the study's objective) is at least `min_gain` better than that
+    of the last epoch that counted. After one that does not count the learning rate is multiplied by `decay`; after
+    `patience` of them in a row training stops. `clip` bounds the gradient's norm. `positive_weight` counts each click
+    so many times. `sparse` updates only the rows of a batch (SparseAdam), for tables too large to touch at every step.
+    `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +45,7 @@ class TrainConfig(BaseModel):
     l2: float = Field(default=0.0, ge=0)
     patience: int = Field(default=2, ge=1)
     decay: float = Field(default=1.0, gt=0, le=1)
+    min_gain: float = Field(default=1e-4, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float = Field(default=1.0, gt=0)
     sparse: bool = False
@@ -76,6 +79,41 @@ class Fit:
     epoch: int
     valid: Metrics
     seconds: float
+
+
+class Plateau:
+    """Follows a metric on valid from epoch to epoch: which epoch is the best, and how many have gained too little.
+
+    The best epoch is the one with the best metric, by however little, the earliest of equals. An epoch *counts* if it
+    is at least `min_gain` better than the last one that counted, so small gains add up; the first one always counts.
+
+    Attributes:
+        best: the metrics of the best epoch.
+        epoch: its number; 0 before there is one.
+        idle: epochs since the last one that counted.
+    """
+
+    def __init__(self, monitor: Monitor, min_gain: float) -> None:
+        self.monitor, self.min_gain = monitor, min_gain
+        self.best: Metrics | None = None
+        self.epoch = self.idle = 0
+        self.mark = -math.inf
+
+    def figure(self, valid: Metrics) -> float:
+        """The monitored metric, as a number that is better the larger it is."""
+        return valid.auc if self.monitor == "valid_auc" else -valid.logloss
+
+    def see(self, epoch: int, valid: Metrics) -> bool:
+        """Takes an epoch's metrics; whether it is the best so far."""
+        figure = self.figure(valid)
+        counts = figure > self.mark and figure - self.mark >= self.min_gain
+        if counts:
+            self.mark = figure
+        self.idle = 0 if counts else self.idle + 1
+        if self.best is not None and figure <= self.figure(self.best):
+            return False
+        self.best, self.epoch = valid, epoch
+        return True
 
 
 def pick_device(name: str) -> torch.device:
@@ -210,8 +248,12 @@ def fit(
     seed: int,
     report: Report,
     rows: Rows | None = None,
+    monitor: Monitor = "valid_auc",
 ) -> Fit:
-    """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best valid AUC.
+    """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
+
+    That is the highest AUC or the lowest logloss on valid, the earliest of equals, whatever `min_gain` says: it decides
+    when the learning rate falls and when training stops, and not which epoch is kept.
 
     TrialError if the loss is not finite. `report` gets loss, valid AUC and logloss after each epoch, counted from 1.
     """
@@ -221,8 +263,7 @@ def fit(
     optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
-    best: Metrics | None = None
-    best_epoch, state = 0, {}
+    plateau, state = Plateau(monitor, config.min_gain), {}
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
@@ -239,13 +280,12 @@ def fit(
         mean = check_finite(total / max(steps, 1), config.lr, f"epoch {epoch}")
         valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
         report({"epoch": epoch, "train_loss": mean, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
-        if best is None or valid.auc > best.auc:
-            best, best_epoch = valid, epoch
+        if plateau.see(epoch, valid):
             state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        elif epoch - best_epoch >= config.patience:
+        if plateau.idle >= config.patience:
             break
-        else:
+        if plateau.idle:
             optimiser.scale_lr(config.decay)
-    assert best is not None
+    assert plateau.best is not None
     model.load_state_dict(state)
-    return Fit(epoch=best_epoch, valid=best, seconds=perf_counter() - start)
+    return Fit(epoch=plateau.epoch, valid=plateau.best, seconds=perf_counter() - start)

@@ -23,7 +23,7 @@ from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, measure
 from autoembed.nn.router import Router
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import SearchConfig, Supernet, configure, load, uniform_budget
-from autoembed.training import Fit, Report, TrainConfig, batches, fit, pick_device, predict
+from autoembed.training import Fit, Monitor, Report, TrainConfig, batches, fit, pick_device, predict
 
 _LATENCY_ROWS = 1000
 
@@ -65,7 +65,10 @@ def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:
 
 
 class TrialConfig(BaseModel):
-    """Everything a trial depends on beside the data. Every leaf is a literal: ranges were resolved before."""
+    """Everything a trial depends on beside the data. Every leaf is a literal: ranges were resolved before.
+
+    `monitor` is the metric on valid whose best epoch every training keeps; a search space sets it by its objective.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,6 +77,7 @@ class TrialConfig(BaseModel):
     embedding: EmbeddingConfig = EmbeddingConfig()
     backbone: dict[str, JsonValue] = {"name": "deepfm"}
     train: TrainConfig = TrainConfig()
+    monitor: Monitor = "valid_auc"
     limit: Limit = Limit()
     seed: int = 0
     device: str = "auto"
@@ -172,7 +176,8 @@ def _run(
             if trained is not None and method.carry:
                 net.receive(trained)
             trained = net
-        search(net, dataset, config.train, device=device, seed=config.seed, report=partial(_staged, report, number))
+        told = partial(_staged, report, number)
+        search(net, dataset, config.train, device=device, seed=config.seed, report=told, monitor=config.monitor)
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     searched, router = perf_counter() - start, net.router
@@ -186,7 +191,9 @@ def _run(
     net = trained = None
     found = []
     for limit, architecture, start_from in answers:
-        model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, start_from, router)
+        model, fitted = retrain(
+            architecture, dataset, config.train, device, config.seed, report, start_from, router, config.monitor
+        )
         cost = measure(model)
         result = TrialResult(
             config=config.model_copy(update={"limit": limit}),
@@ -252,9 +259,11 @@ def retrain(
     report: Report,
     model: Model | None = None,
     router: Router | None = None,
+    monitor: Monitor = "valid_auc",
 ) -> tuple[Model, Fit]:
     """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit).
 
+    The weights of the epoch with the best `monitor` on valid are kept.
     Clusters need a `router` as the search fitted it: it is no weight that training finds.
     """
     if model is None:
@@ -267,7 +276,7 @@ def retrain(
     def prefixed(values: Mapping[str, float]) -> None:
         report({("retrain_epoch" if name == "epoch" else name): value for name, value in values.items()})
 
-    fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed)
+    fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed, monitor=monitor)
     if isinstance(model, RoutedModel) and model.calibration is not None:
         fitted = replace(fitted, valid=calibrate(model, dataset, device))
     return model, fitted

@@ -18,7 +18,17 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.search.supernet import GateConfig, SearchConfig, Supernet
 from autoembed.shuffle import Part, Rows, Shuffle
-from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit, on_valid
+from autoembed.training import (
+    Monitor,
+    Optimiser,
+    Report,
+    TrainConfig,
+    batches,
+    check_finite,
+    click_loss,
+    fit,
+    on_valid,
+)
 
 
 def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
@@ -36,8 +46,11 @@ def search(
     device: torch.device,
     seed: int,
     report: Report,
+    monitor: Monitor = "valid_auc",
 ) -> float:
     """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
+
+    The warm start stops early by `monitor` and keeps its best epoch.
 
     Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start and of the search under names that no
     retraining uses. Valid is read to tell searches that lead nowhere, and moves no gate.
@@ -53,7 +66,8 @@ def search(
         raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
     if config.warm_epochs:
         recipe = train.model_copy(update={"epochs": config.warm_epochs})
-        fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=_prefixed(report, "warm"))
+        warm = _prefixed(report, "warm")
+        fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=warm, monitor=monitor)
     if isinstance(config, GateConfig) and config.epochs:
         _move_gates(net, dataset, train, rows, held, device=device, seed=seed, report=report)
     net.eval()

@@ -109,7 +109,14 @@ def _over_seeds(
     router = found.router if isinstance(found, RoutedModel) else None
     for seed in seeds:
         model, fitted = retrain(
-            result.architecture, dataset, result.config.train, where, seed, lambda values: None, router=router
+            result.architecture,
+            dataset,
+            result.config.train,
+            where,
+            seed,
+            lambda values: None,
+            router=router,
+            monitor=result.config.monitor,
         )
         test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
         values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)
