@@ -11,11 +11,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import Array
+from autoembed.architecture import Array, first_line
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError
@@ -57,6 +57,43 @@ class TrainConfig(BaseModel):
         if self.sparse and self.l2:
             raise ValueError(f"l2 moves every row at every step, so with sparse it must be 0, but got {self.l2:g}")
         return self
+
+
+class PhaseTrain(BaseModel):
+    """What one phase of a stage changes in the recipe `train`; a key that is not set is as in `train`.
+
+    `lr_factor` multiplies the recipe's learning rate, where `lr` replaces it. How many epochs a phase takes is the
+    stage's own option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float | None = Field(default=None, gt=0)
+    lr_factor: float | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, ge=2)
+    l2: float | None = Field(default=None, ge=0)
+    patience: int | None = Field(default=None, ge=1)
+    decay: float | None = Field(default=None, gt=0, le=1)
+    min_gain: float | None = Field(default=None, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+    positive_weight: float | None = Field(default=None, gt=0)
+    sparse: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_learning_rate(self) -> PhaseTrain:
+        if self.lr is not None and self.lr_factor is not None:
+            raise ValueError(f"set lr or lr_factor, but got lr={self.lr:g} and lr_factor={self.lr_factor:g}")
+        return self
+
+    def of(self, train: TrainConfig) -> TrainConfig:
+        """The recipe of the phase; SpaceError if what it changes breaks one of the recipe's rules."""
+        changed = self.model_dump(exclude_none=True)
+        if factor := changed.pop("lr_factor", None):
+            changed["lr"] = train.lr * factor
+        try:
+            return TrainConfig.model_validate({**train.model_dump(), **changed})
+        except ValidationError as error:
+            raise SpaceError(first_line(error)) from None
 
 
 class ClickModel(Protocol):
@@ -249,21 +286,25 @@ def fit(
     report: Report,
     rows: Rows | None = None,
     monitor: Monitor = "valid_auc",
+    start: Metrics | None = None,
 ) -> Fit:
     """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
 
     That is the highest AUC or the lowest logloss on valid, the earliest of equals, whatever `min_gain` says: it decides
-    when the learning rate falls and when training stops, and not which epoch is kept.
+    when the learning rate falls and when training stops, and not which epoch is kept. With `start`, the metrics of the
+    weights as they are, these are epoch 0 and stay if no epoch is better.
 
     TrialError if the loss is not finite. `report` gets loss, valid AUC and logloss after each epoch, counted from 1.
     """
-    start = perf_counter()
+    begin = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
     model.sparse_gradients(config.sparse)  # type: ignore[operator]
     optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     plateau, state = Plateau(monitor, config.min_gain), {}
+    if start is not None and plateau.see(0, start):
+        state = _copy(model)
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
@@ -281,11 +322,15 @@ def fit(
         valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
         report({"epoch": epoch, "train_loss": mean, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
         if plateau.see(epoch, valid):
-            state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            state = _copy(model)
         if plateau.idle >= config.patience:
             break
         if plateau.idle:
             optimiser.scale_lr(config.decay)
     assert plateau.best is not None
     model.load_state_dict(state)
-    return Fit(epoch=plateau.epoch, valid=plateau.best, seconds=perf_counter() - start)
+    return Fit(epoch=plateau.epoch, valid=plateau.best, seconds=perf_counter() - begin)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

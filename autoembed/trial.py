@@ -181,7 +181,8 @@ def _run(
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     searched, router = perf_counter() - start, net.router
-    inherits = isinstance(net.config, SearchConfig) and net.config.retrain == "inherit"
+    inherits = isinstance(net.config, SearchConfig) and net.config.inherits
+    recipe = net.config.inherit_train.of(config.train) if inherits else config.train
     answers: list[tuple[Limit, Architecture, Model | None]] = []
     for limit in limits:
         net.reopen()
@@ -192,7 +193,7 @@ def _run(
     found = []
     for limit, architecture, start_from in answers:
         model, fitted = retrain(
-            architecture, dataset, config.train, device, config.seed, report, start_from, router, config.monitor
+            architecture, dataset, recipe, device, config.seed, report, start_from, router, config.monitor
         )
         cost = measure(model)
         result = TrialResult(
@@ -311,7 +312,9 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         raise SpaceError(first_line(error)) from None
     base.configure(trial.backbone)
     for stage in trial.stages:
-        method = configure(stage).method
-        if load(method).Supernet.makes_pairs:
-            base.require_pairs(str(trial.backbone["name"]), method)
+        method = configure(stage)
+        if isinstance(method, SearchConfig):
+            method.recipes(trial.train)
+        if load(method.method).Supernet.makes_pairs:
+            base.require_pairs(str(trial.backbone["name"]), method.method)
     return trial

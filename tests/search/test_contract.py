@@ -145,7 +145,9 @@ def test_unknown_methods_and_options_are_named():
 
 
 def test_epochs_of_a_search_belong_to_methods_with_gates(planted_pairs):
-    with pytest.raises(SpaceError, match=r"stage magnitude: epochs.*options: carry, method, retrain, warm_epochs"):
+    with pytest.raises(
+        SpaceError, match=r"stage magnitude: epochs.*options: carry, inherit_train, method, retrain, .*warm_epochs"
+    ):
         configure({"method": "magnitude", "epochs": 3})
     config = configure({"method": "dnis", "warm_epochs": 0, "arch_fraction": 1e-9})
     net = load("dnis").Supernet(planted_pairs.schema, root(planted_pairs), config, planted_pairs.counts, 0)
