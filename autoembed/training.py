@@ -26,6 +26,26 @@ Report = Callable[[Mapping[str, float]], None]
 Monitor = Literal["valid_auc", "valid_logloss"]
 
 
+class Ensemble(BaseModel):
+    """A teacher made of so many models of the root's full width."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ensemble: int = Field(ge=1)
+
+
+class Distill(BaseModel):
+    """Whom a retrained model learns from beside the labels: a bundle's folder, `search` or an ensemble.
+
+    `search` is the trial's last supernet after its search. `weight` is the teacher's share of the loss.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: Ensemble | str
+    weight: float = Field(default=0.5, ge=0, le=1)
+
+
 class TrainConfig(BaseModel):
     """The recipe of one training.
 
@@ -34,7 +54,8 @@ class TrainConfig(BaseModel):
     of the last epoch that counted. After one that does not count the learning rate is multiplied by `decay`; after
     `patience` of them in a row training stops. `clip` bounds the gradient's norm. `positive_weight` counts each click
     so many times. `sparse` updates only the rows of a batch (SparseAdam), for tables too large to touch at every step.
-    `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile.
+    `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile. `distill` names
+    a teacher, which a retrained model learns from; searches have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +72,7 @@ class TrainConfig(BaseModel):
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    distill: Distill | None = None
 
     @model_validator(mode="after")
     def _l2_reaches_every_row(self) -> TrainConfig:
@@ -153,6 +175,14 @@ class Plateau:
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Logits of the rows of train, float32 [N], and their share of the loss."""
+
+    logits: Array
+    weight: float
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device for "auto", "cpu", "cuda" or "cuda:1"; SpaceError if it is not there."""
     if name == "auto":
@@ -167,27 +197,35 @@ def pick_device(name: str) -> torch.device:
 
 
 def batches(
-    dataset: Dataset, split: Split, size: int, device: torch.device, *, rows: Rows | None = None, least: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
+    dataset: Dataset,
+    split: Split,
+    size: int,
+    device: torch.device,
+    *,
+    rows: Rows | None = None,
+    least: int = 1,
+    columns: Sequence[Array] = (),
+) -> Iterator[tuple[Tensor, ...]]:
     """Ids int32 [B, F] and labels float [B], in the order of `rows` (all in file order by default).
 
-    A last batch of fewer than `least` rows is left out: batch norm cannot train on a single row.
+    Behind them come the same rows of `columns`, arrays of what else is known of each row of the split. A last batch of
+    fewer than `least` rows is left out: batch norm cannot train on a single row.
     """
-    ids, labels = torch.from_numpy(dataset.ids(split)), torch.from_numpy(dataset.labels(split))
-    total = len(ids) if rows is None else len(rows)
+    table = [torch.from_numpy(column) for column in (dataset.ids(split), dataset.labels(split), *columns)]
+    total = len(table[0]) if rows is None else len(rows)
     pin = device.type == "cuda"
     for start in range(0, total, size):
         stop = min(start + size, total)
         if rows is None:
-            batch = ids[start:stop], labels[start:stop]
+            batch = [column[start:stop] for column in table]
         else:
             if stop - start < least:
                 return
             at = torch.from_numpy(rows[np.arange(start, stop)])
-            batch = ids.index_select(0, at), labels.index_select(0, at)
+            batch = [column.index_select(0, at) for column in table]
         if pin:
-            batch = batch[0].pin_memory(), batch[1].pin_memory()
-        yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+            batch = [column.pin_memory() for column in batch]
+        yield tuple(column.to(device, non_blocking=True) for column in batch)
 
 
 class _Plain(torch.optim.Optimizer):
@@ -287,12 +325,15 @@ def fit(
     rows: Rows | None = None,
     monitor: Monitor = "valid_auc",
     start: Metrics | None = None,
+    teacher: Teacher | None = None,
 ) -> Fit:
     """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
 
     That is the highest AUC or the lowest logloss on valid, the earliest of equals, whatever `min_gain` says: it decides
     when the learning rate falls and when training stops, and not which epoch is kept. With `start`, the metrics of the
-    weights as they are, these are epoch 0 and stay if no epoch is better.
+    weights as they are, these are epoch 0 and stay if no epoch is better. With a `teacher`, its logits count as labels
+    with their share of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in
+    them.
 
     TrialError if the loss is not finite. `report` gets loss, valid AUC and logloss after each epoch, counted from 1.
     """
@@ -302,6 +343,7 @@ def fit(
     optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
+    columns = () if teacher is None else (teacher.logits,)
     plateau, state = Plateau(monitor, config.min_gain), {}
     if start is not None and plateau.see(0, start):
         state = _copy(model)
@@ -310,10 +352,16 @@ def fit(
         total = torch.zeros((), device=device)
         steps = 0
         order = Shuffle(taken, [seed, 0, epoch])
-        for ids, labels in batches(dataset, "train", config.batch_size, device, rows=order, least=min(2, len(order))):
+        least = min(2, len(order))
+        for ids, labels, *told in batches(
+            dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
+        ):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = forward(ids)
             loss = click_loss(logits.float(), labels, config.positive_weight)
+            if teacher is not None:
+                taught = click_loss(logits.float(), torch.sigmoid(told[0]))
+                loss = (1 - teacher.weight) * loss + teacher.weight * taught
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             total += loss.detach()

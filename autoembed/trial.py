@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from autoembed import distill
 from autoembed.architecture import Architecture, Cost, Cut, first_line
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
@@ -23,7 +24,7 @@ from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, measure
 from autoembed.nn.router import Router
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import SearchConfig, Supernet, configure, load, uniform_budget
-from autoembed.training import Fit, Monitor, Report, TrainConfig, batches, fit, pick_device, predict
+from autoembed.training import Fit, Monitor, Report, Teacher, TrainConfig, batches, fit, pick_device, predict
 
 _LATENCY_ROWS = 1000
 
@@ -158,7 +159,11 @@ def _no_memory(config: TrialConfig, error: BaseException) -> str:
 
 
 def _run(
-    config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report
+    config: TrialConfig,
+    limits: Sequence[Limit],
+    dataset: Dataset,
+    report: Report,
+    teaches: Callable[[Teacher | None], None] = lambda teacher: None,
 ) -> list[tuple[TrialResult, Model]]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -180,7 +185,8 @@ def _run(
         search(net, dataset, config.train, device=device, seed=config.seed, report=told, monitor=config.monitor)
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
-    searched, router = perf_counter() - start, net.router
+    router = net.router
+    teacher = distill.searched(config.train, net, dataset, device)
     inherits = isinstance(net.config, SearchConfig) and net.config.inherits
     recipe = net.config.inherit_train.of(config.train) if inherits else config.train
     answers: list[tuple[Limit, Architecture, Model | None]] = []
@@ -190,10 +196,13 @@ def _run(
         answers.append((limit, architecture, net.compact(architecture) if inherits else None))
     # As large as all embeddings: none are held beside those that are retrained.
     net = trained = None
+    teacher = teacher or prepared_teacher(config, dataset, device, report)
+    teaches(teacher)
+    searched = perf_counter() - start
     found = []
     for limit, architecture, start_from in answers:
         model, fitted = retrain(
-            architecture, dataset, recipe, device, config.seed, report, start_from, router, config.monitor
+            architecture, dataset, recipe, device, config.seed, report, start_from, router, config.monitor, teacher
         )
         cost = measure(model)
         result = TrialResult(
@@ -261,10 +270,11 @@ def retrain(
     model: Model | None = None,
     router: Router | None = None,
     monitor: Monitor = "valid_auc",
+    teacher: Teacher | None = None,
 ) -> tuple[Model, Fit]:
     """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit).
 
-    The weights of the epoch with the best `monitor` on valid are kept.
+    The weights of the epoch with the best `monitor` on valid are kept. With a `teacher` it learns from that as well.
     Clusters need a `router` as the search fitted it: it is no weight that training finds.
     """
     if model is None:
@@ -277,10 +287,33 @@ def retrain(
     def prefixed(values: Mapping[str, float]) -> None:
         report({("retrain_epoch" if name == "epoch" else name): value for name, value in values.items()})
 
-    fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed, monitor=monitor)
+    fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed, monitor=monitor, teacher=teacher)
     if isinstance(model, RoutedModel) and model.calibration is not None:
         fitted = replace(fitted, valid=calibrate(model, dataset, device))
     return model, fitted
+
+
+def prepared_teacher(config: TrialConfig, dataset: Dataset, device: torch.device, report: Report) -> Teacher | None:
+    """The teacher that is no supernet of the trial's search: a bundle or an ensemble; None without one."""
+    return distill.prepared(
+        config.train,
+        root_architecture(config, dataset),
+        dataset,
+        device,
+        seed=config.seed,
+        report=report,
+        monitor=config.monitor,
+    )
+
+
+def teacher_of(config: TrialConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
+    """The teacher of a trial's retraining, made once more: where it is the searched supernet, by the trial's search."""
+    if not distill.wants_search(config.train):
+        return prepared_teacher(config, dataset, device, lambda values: None)
+    made: list[Teacher | None] = []
+    on_device = config.model_copy(update={"device": str(device)})
+    _run(on_device, [], dataset, lambda values: None, made.append)
+    return made[0]
 
 
 def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Metrics:
@@ -315,6 +348,8 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         method = configure(stage)
         if isinstance(method, SearchConfig):
             method.recipes(trial.train)
+        searches = isinstance(method, SearchConfig)
         if load(method.method).Supernet.makes_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
+    distill.require_searched(trial.train, method.method, searches)
     return trial

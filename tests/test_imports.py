@@ -12,8 +12,8 @@ import autoembed
 PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
-    "errors", "data", "ranking", "architecture", "nn", "metrics", "shuffle", "training", "search", "trial", "space",
-    "bundle", "study", "cli",
+    "errors", "data", "ranking", "architecture", "nn", "metrics", "shuffle", "training", "search", "bundle",
+    "distill", "trial", "space", "study", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

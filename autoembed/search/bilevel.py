@@ -85,7 +85,7 @@ def _prefixed(report: Report, phase: str) -> Report:
     return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
 
 
-def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, ...]]:
     """Held-out batches without end, shuffled anew each time round."""
     size = min(size, len(held))
     for turn in count():
