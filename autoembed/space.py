@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autoembed.architecture import first_line
 from autoembed.budget import Limit
@@ -187,6 +196,21 @@ class Final(BaseModel):
     seeds: int = Field(ge=2)
 
 
+def _placed(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The section with absolute paths of teachers: a trial's process works in another folder."""
+
+    def placed(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {name: placed(child, name if name not in KINDS else key) for name, child in node.items()}
+        if isinstance(node, list):
+            return [placed(child, key) for child in node]
+        if key == "teacher" and isinstance(node, str) and node != "search":
+            return str(Path(node).expanduser().absolute())
+        return node
+
+    return {key: placed(child) if key == "distill" else child for key, child in train.items()}
+
+
 class Variant(BaseModel):
     """What a variant changes: keys of `embedding` and `train`, and the whole `backbone`."""
 
@@ -194,7 +218,7 @@ class Variant(BaseModel):
 
     embedding: dict[str, Any] = {}
     backbone: Any = None
-    train: dict[str, Any] = {}
+    train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
 
 
 class SearchSpace(BaseModel):
@@ -208,7 +232,7 @@ class SearchSpace(BaseModel):
     stages: Any
     baselines: list[str | dict[str, Any] | list[dict[str, Any]]] = []
     backbone: Any = "deepfm"
-    train: dict[str, Any] = {}
+    train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
     variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
     budget: Budget = Budget()
     objective: Objective = Objective()
@@ -296,6 +320,7 @@ class SearchSpace(BaseModel):
             "embedding": self.embedding | variant.embedding,
             "backbone": backbone if named else {"name": backbone},
             "train": self.train | variant.train,
+            "monitor": self.objective.metric,
             "limit": self.budget.model_dump(include=set(Limit.model_fields)),
             "device": self.device,
         }

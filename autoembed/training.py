@@ -1,4 +1,4 @@
-"""Training of a click model: Adam, early stop on valid AUC, the best epoch's weights kept."""
+"""Training of a click model: Adam, early stop by the objective on valid, the best epoch's weights kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoembed.architecture import first_line
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError
@@ -23,18 +24,41 @@ from autoembed.plans import Array
 from autoembed.shuffle import Rows, Shuffle
 
 Report = Callable[[Mapping[str, float]], None]
+Monitor = Literal["valid_auc", "valid_logloss"]
+
+
+class Ensemble(BaseModel):
+    """A teacher made of so many models of the root's full width."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ensemble: int = Field(ge=1)
+
+
+class Distill(BaseModel):
+    """Whom a retrained model learns from beside the labels: a bundle's folder, `search` or an ensemble.
+
+    `search` is the trial's last supernet after its search. `weight` is the teacher's share of the loss.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: Ensemble | str
+    weight: float = Field(default=0.5, ge=0, le=1)
 
 
 class TrainConfig(BaseModel):
     """The recipe of one training.
 
-    `l2` weighs half the squared norm of the whole embedding table at every step, as FuxiCTR applies it. After an epoch
-    without a better valid AUC the learning rate is multiplied by `decay`; after `patience` of them in a row training
-    stops. `clip` bounds the gradient's norm. `positive_weight` counts each click so many times. `sparse` updates only
-    the rows of a batch (SparseAdam), for tables too large to touch at every step. `precision` is that of the forward
-    pass on CUDA, and `compile` runs the model through torch.compile. `quantise` says how a model whose architecture has
-    fewer than 32 bits gets its numbers: rounded after training, or trained on with rounded lookups ("aware"), which is
-    kept where it is better; "none" refuses such an architecture.
+    `l2` weighs half the squared norm of the whole embedding table at every step, as FuxiCTR applies it. An epoch counts
+    as better if its metric on valid (AUC or logloss, by the study's objective) is at least `min_gain` better than that
+    of the last epoch that counted. After one that does not count the learning rate is multiplied by `decay`; after
+    `patience` of them in a row training stops. `clip` bounds the gradient's norm. `positive_weight` counts each click
+    so many times. `sparse` updates only the rows of a batch (SparseAdam), for tables too large to touch at every step.
+    `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile. `distill` names
+    a teacher, which a retrained model learns from; searches have none.
+    `quantise` says how a model whose architecture has fewer than 32 bits gets its numbers: rounded after training, or
+    trained on with rounded lookups ("aware"), which is kept where it is better; "none" refuses such an architecture.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,18 +69,57 @@ class TrainConfig(BaseModel):
     l2: float = Field(default=0.0, ge=0)
     patience: int = Field(default=2, ge=1)
     decay: float = Field(default=1.0, gt=0, le=1)
+    min_gain: float = Field(default=1e-4, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float = Field(default=1.0, gt=0)
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     quantise: Literal["none", "round", "aware"] = "aware"
+    distill: Distill | None = None
 
     @model_validator(mode="after")
     def _l2_reaches_every_row(self) -> TrainConfig:
         if self.sparse and self.l2:
             raise ValueError(f"l2 moves every row at every step, so with sparse it must be 0, but got {self.l2:g}")
         return self
+
+
+class PhaseTrain(BaseModel):
+    """What one phase of a stage changes in the recipe `train`; a key that is not set is as in `train`.
+
+    `lr_factor` multiplies the recipe's learning rate, where `lr` replaces it. How many epochs a phase takes is the
+    stage's own option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float | None = Field(default=None, gt=0)
+    lr_factor: float | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, ge=2)
+    l2: float | None = Field(default=None, ge=0)
+    patience: int | None = Field(default=None, ge=1)
+    decay: float | None = Field(default=None, gt=0, le=1)
+    min_gain: float | None = Field(default=None, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+    positive_weight: float | None = Field(default=None, gt=0)
+    sparse: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_learning_rate(self) -> PhaseTrain:
+        if self.lr is not None and self.lr_factor is not None:
+            raise ValueError(f"set lr or lr_factor, but got lr={self.lr:g} and lr_factor={self.lr_factor:g}")
+        return self
+
+    def of(self, train: TrainConfig) -> TrainConfig:
+        """The recipe of the phase; SpaceError if what it changes breaks one of the recipe's rules."""
+        changed = self.model_dump(exclude_none=True)
+        if factor := changed.pop("lr_factor", None):
+            changed["lr"] = train.lr * factor
+        try:
+            return TrainConfig.model_validate({**train.model_dump(), **changed})
+        except ValidationError as error:
+            raise SpaceError(first_line(error)) from None
 
 
 class ClickModel(Protocol):
@@ -81,6 +144,49 @@ class Fit:
     seconds: float
 
 
+class Plateau:
+    """Follows a metric on valid from epoch to epoch: which epoch is the best, and how many have gained too little.
+
+    The best epoch is the one with the best metric, by however little, the earliest of equals. An epoch *counts* if it
+    is at least `min_gain` better than the last one that counted, so small gains add up; the first one always counts.
+
+    Attributes:
+        best: the metrics of the best epoch.
+        epoch: its number; 0 before there is one.
+        idle: epochs since the last one that counted.
+    """
+
+    def __init__(self, monitor: Monitor, min_gain: float) -> None:
+        self.monitor, self.min_gain = monitor, min_gain
+        self.best: Metrics | None = None
+        self.epoch = self.idle = 0
+        self.mark = -math.inf
+
+    def figure(self, valid: Metrics) -> float:
+        """The monitored metric, as a number that is better the larger it is."""
+        return valid.auc if self.monitor == "valid_auc" else -valid.logloss
+
+    def see(self, epoch: int, valid: Metrics) -> bool:
+        """Takes an epoch's metrics; whether it is the best so far."""
+        figure = self.figure(valid)
+        counts = figure > self.mark and figure - self.mark >= self.min_gain
+        if counts:
+            self.mark = figure
+        self.idle = 0 if counts else self.idle + 1
+        if self.best is not None and figure <= self.figure(self.best):
+            return False
+        self.best, self.epoch = valid, epoch
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Logits of the rows of train, float32 [N], and their share of the loss."""
+
+    logits: Array
+    weight: float
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device for "auto", "cpu", "cuda" or "cuda:1"; SpaceError if it is not there."""
     if name == "auto":
@@ -95,27 +201,35 @@ def pick_device(name: str) -> torch.device:
 
 
 def batches(
-    dataset: Dataset, split: Split, size: int, device: torch.device, *, rows: Rows | None = None, least: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
+    dataset: Dataset,
+    split: Split,
+    size: int,
+    device: torch.device,
+    *,
+    rows: Rows | None = None,
+    least: int = 1,
+    columns: Sequence[Array] = (),
+) -> Iterator[tuple[Tensor, ...]]:
     """Ids int32 [B, F] and labels float [B], in the order of `rows` (all in file order by default).
 
-    A last batch of fewer than `least` rows is left out: batch norm cannot train on a single row.
+    Behind them come the same rows of `columns`, arrays of what else is known of each row of the split. A last batch of
+    fewer than `least` rows is left out: batch norm cannot train on a single row.
     """
-    ids, labels = torch.from_numpy(dataset.ids(split)), torch.from_numpy(dataset.labels(split))
-    total = len(ids) if rows is None else len(rows)
+    table = [torch.from_numpy(column) for column in (dataset.ids(split), dataset.labels(split), *columns)]
+    total = len(table[0]) if rows is None else len(rows)
     pin = device.type == "cuda"
     for start in range(0, total, size):
         stop = min(start + size, total)
         if rows is None:
-            batch = ids[start:stop], labels[start:stop]
+            batch = [column[start:stop] for column in table]
         else:
             if stop - start < least:
                 return
             at = torch.from_numpy(rows[np.arange(start, stop)])
-            batch = ids.index_select(0, at), labels.index_select(0, at)
+            batch = [column.index_select(0, at) for column in table]
         if pin:
-            batch = batch[0].pin_memory(), batch[1].pin_memory()
-        yield batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+            batch = [column.pin_memory() for column in batch]
+        yield tuple(column.to(device, non_blocking=True) for column in batch)
 
 
 class _Plain(torch.optim.Optimizer):
@@ -213,28 +327,45 @@ def fit(
     seed: int,
     report: Report,
     rows: Rows | None = None,
+    monitor: Monitor = "valid_auc",
+    start: Metrics | None = None,
+    teacher: Teacher | None = None,
 ) -> Fit:
-    """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best valid AUC.
+    """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
+
+    That is the highest AUC or the lowest logloss on valid, the earliest of equals, whatever `min_gain` says: it decides
+    when the learning rate falls and when training stops, and not which epoch is kept. With `start`, the metrics of the
+    weights as they are, these are epoch 0 and stay if no epoch is better. With a `teacher`, its logits count as labels
+    with their share of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in
+    them.
 
     TrialError if the loss is not finite. `report` gets loss, valid AUC and logloss after each epoch, counted from 1.
     """
-    start = perf_counter()
+    begin = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
     model.sparse_gradients(config.sparse)  # type: ignore[operator]
     optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
-    best: Metrics | None = None
-    best_epoch, state = 0, {}
+    columns = () if teacher is None else (teacher.logits,)
+    plateau, state = Plateau(monitor, config.min_gain), {}
+    if start is not None and plateau.see(0, start):
+        state = _copy(model)
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
         steps = 0
         order = Shuffle(taken, [seed, 0, epoch])
-        for ids, labels in batches(dataset, "train", config.batch_size, device, rows=order, least=min(2, len(order))):
+        least = min(2, len(order))
+        for ids, labels, *told in batches(
+            dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
+        ):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = forward(ids)
             loss = click_loss(logits.float(), labels, config.positive_weight)
+            if teacher is not None:
+                taught = click_loss(logits.float(), torch.sigmoid(told[0]))
+                loss = (1 - teacher.weight) * loss + teacher.weight * taught
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             total += loss.detach()
@@ -242,13 +373,16 @@ def fit(
         mean = check_finite(total / max(steps, 1), config.lr, f"epoch {epoch}")
         valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
         report({"epoch": epoch, "train_loss": mean, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
-        if best is None or valid.auc > best.auc:
-            best, best_epoch = valid, epoch
-            state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        elif epoch - best_epoch >= config.patience:
+        if plateau.see(epoch, valid):
+            state = _copy(model)
+        if plateau.idle >= config.patience:
             break
-        else:
+        if plateau.idle:
             optimiser.scale_lr(config.decay)
-    assert best is not None
+    assert plateau.best is not None
     model.load_state_dict(state)
-    return Fit(epoch=best_epoch, valid=best, seconds=perf_counter() - start)
+    return Fit(epoch=plateau.epoch, valid=plateau.best, seconds=perf_counter() - begin)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

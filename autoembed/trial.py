@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from autoembed import distill
 from autoembed.architecture import Architecture, first_line
 from autoembed.budget import Limit, uniform_bytes
 from autoembed.data.dataset import Dataset
@@ -26,7 +28,18 @@ from autoembed.plans import Bits, BlockCut, Cost
 from autoembed.search.bilevel import search
 from autoembed.search.supernet import Answer, SearchConfig, Supernet, configure, load
 from autoembed.storage import Step
-from autoembed.training import Fit, Report, TrainConfig, batches, fit, on_valid, pick_device, predict
+from autoembed.training import (
+    Fit,
+    Monitor,
+    Report,
+    Teacher,
+    TrainConfig,
+    batches,
+    fit,
+    on_valid,
+    pick_device,
+    predict,
+)
 
 _LATENCY_ROWS = 1000
 _AWARE_LR = 0.3
@@ -56,7 +69,10 @@ def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:
 
 
 class TrialConfig(BaseModel):
-    """Everything a trial depends on beside the data. Every leaf is a literal: ranges were resolved before."""
+    """Everything a trial depends on beside the data. Every leaf is a literal: ranges were resolved before.
+
+    `monitor` is the metric on valid whose best epoch every training keeps; a search space sets it by its objective.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,6 +81,7 @@ class TrialConfig(BaseModel):
     embedding: EmbeddingConfig = EmbeddingConfig()
     backbone: dict[str, JsonValue] = {"name": "deepfm"}
     train: TrainConfig = TrainConfig()
+    monitor: Monitor = "valid_auc"
     limit: Limit = Limit()
     seed: int = 0
     device: str = "auto"
@@ -147,7 +164,11 @@ def _no_memory(config: TrialConfig, error: BaseException) -> str:
 
 
 def _run(
-    config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report
+    config: TrialConfig,
+    limits: Sequence[Limit],
+    dataset: Dataset,
+    report: Report,
+    teaches: Callable[[Teacher | None], None] = lambda teacher: None,
 ) -> list[tuple[TrialResult, Model]]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -167,11 +188,14 @@ def _run(
             if trained is not None and method.carry:
                 net.receive(trained)
             trained = net
-        search(net, dataset, config.train, device=device, seed=config.seed, report=partial(_staged, report, number))
+        told = partial(_staged, report, number)
+        search(net, dataset, config.train, device=device, seed=config.seed, report=told, monitor=config.monitor)
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
-    searched, router = perf_counter() - start, net.router
-    inherits = isinstance(net.config, SearchConfig) and net.config.retrain == "inherit"
+    router = net.router
+    teacher = distill.searched(config.train, net, dataset, device)
+    inherits = isinstance(net.config, SearchConfig) and net.config.inherits
+    recipe = net.config.inherit_train.of(config.train) if inherits else config.train
     answers: list[tuple[Limit, Answer, Model | None]] = []
     for limit in limits:
         answer = within(net, limit, root)
@@ -179,10 +203,15 @@ def _run(
     method_name = net.config.method
     # As large as all embeddings: none are held beside those that are retrained.
     net = trained = None
+    teacher = teacher or prepared_teacher(config, dataset, device, report)
+    teaches(teacher)
+    searched = perf_counter() - start
     found = []
     for limit, answer, start_from in answers:
         architecture = answer.architecture
-        model, fitted = retrain(architecture, dataset, config.train, device, config.seed, report, start_from, router)
+        model, fitted = retrain(
+            architecture, dataset, recipe, device, config.seed, report, start_from, router, config.monitor, teacher
+        )
         cost = measure(model)
         result = TrialResult(
             config=config.model_copy(update={"limit": limit}),
@@ -247,11 +276,16 @@ def retrain(
     report: Report,
     model: Model | None = None,
     router: Router | None = None,
+    monitor: Monitor = "valid_auc",
+    teacher: Teacher | None = None,
 ) -> tuple[Model, Fit]:
-    """Trains the compact model of an architecture, from `model`'s weights if given; (model, Fit).
+    """Trains the compact model of an architecture, from `model`'s weights if given; (packed model, Fit).
 
+    The weights of the epoch with the best `monitor` on valid are kept, those that were given if none is better. With a
+    `teacher` it learns from that as well.
     Clusters need a `router` as the search fitted it: it is no weight that training finds.
     """
+    start = None if model is None else on_valid(model, dataset, device, train.lr, "the weights that it starts from")
     if model is None:
         torch.manual_seed(seed)
         model = build_model(dataset.schema, architecture).to(device)
@@ -259,19 +293,28 @@ def retrain(
             assert router is not None
             model.router.load_state_dict(router.state_dict())
 
-    def prefixed(values: Mapping[str, float]) -> None:
-        report({("retrain_epoch" if name == "epoch" else name): value for name, value in values.items()})
+    epochs = count(1)
 
-    fitted = fit(model, dataset, train, device=device, seed=seed, report=prefixed)
+    def prefixed(values: Mapping[str, float]) -> None:
+        report({name: value for name, value in values.items() if name != "epoch"} | {"retrain_epoch": next(epochs)})
+
+    learn = partial(fit, model, dataset, device=device, report=prefixed, monitor=monitor, teacher=teacher)
+    fitted = learn(train, seed=seed, start=start)
     if has_few_bits(model):
-        fitted = quantise(model, dataset, train, fitted, device=device, seed=seed)
+        fitted = quantise(model, dataset, train, fitted, device, learn, seed)
     if isinstance(model, RoutedModel) and model.calibration is not None:
         fitted = replace(fitted, valid=calibrate(model, dataset, device))
     return pack(model, dataset.schema), fitted
 
 
 def quantise(
-    model: Model, dataset: Dataset, train: TrainConfig, trained: Fit, *, device: torch.device, seed: int
+    model: Model,
+    dataset: Dataset,
+    train: TrainConfig,
+    trained: Fit,
+    device: torch.device,
+    learn: Callable[..., Fit],
+    seed: int,
 ) -> Fit:
     """Rounds a trained model's tables to their bits and, if asked for, trains it on with rounded lookups.
 
@@ -283,18 +326,35 @@ def quantise(
             "train.quantise: none keeps 32-bit numbers, but the architecture has fewer: use round or aware, or bits: 32"
         )
     start_rounding(model)
-    where = "rounding"
-    rounded = replace(trained, valid=on_valid(model, dataset, device, train.lr, where))
+    rounded = replace(trained, valid=on_valid(model, dataset, device, train.lr, "rounding"))
     if train.quantise == "round":
         return rounded
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     recipe = train.model_copy(update={"lr": train.lr * _AWARE_LR})
-    aware = fit(model, dataset, recipe, device=device, seed=seed + 1, report=lambda values: None)
-    seconds = trained.seconds + aware.seconds
-    if aware.valid.auc < rounded.valid.auc:
-        model.load_state_dict(before)
-        return replace(rounded, seconds=seconds)
-    return replace(aware, epoch=trained.epoch + aware.epoch, seconds=seconds)
+    aware = learn(recipe, seed=seed + 1, start=rounded.valid)
+    return replace(aware, epoch=trained.epoch + aware.epoch, seconds=trained.seconds + aware.seconds)
+
+
+def prepared_teacher(config: TrialConfig, dataset: Dataset, device: torch.device, report: Report) -> Teacher | None:
+    """The teacher that is no supernet of the trial's search: a bundle or an ensemble; None without one."""
+    return distill.prepared(
+        config.train,
+        root_architecture(config, dataset),
+        dataset,
+        device,
+        seed=config.seed,
+        report=report,
+        monitor=config.monitor,
+    )
+
+
+def teacher_of(config: TrialConfig, dataset: Dataset, device: torch.device) -> Teacher | None:
+    """The teacher of a trial's retraining, made once more: where it is the searched supernet, by the trial's search."""
+    if not distill.wants_search(config.train):
+        return prepared_teacher(config, dataset, device, lambda values: None)
+    made: list[Teacher | None] = []
+    on_device = config.model_copy(update={"device": str(device)})
+    _run(on_device, [], dataset, lambda values: None, made.append)
+    return made[0]
 
 
 def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Metrics:
@@ -326,7 +386,11 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         raise SpaceError(first_line(error)) from None
     base.configure(trial.backbone)
     for stage in trial.stages:
-        method = configure(stage).method
-        if load(method).Supernet.makes_pairs:
-            base.require_pairs(str(trial.backbone["name"]), method)
+        method = configure(stage)
+        if isinstance(method, SearchConfig):
+            method.recipes(trial.train)
+        searches = isinstance(method, SearchConfig)
+        if load(method.method).Supernet.makes_pairs:
+            base.require_pairs(str(trial.backbone["name"]), method.method)
+    distill.require_searched(trial.train, method.method, searches)
     return trial

@@ -53,6 +53,19 @@ def test_arms_ranges_and_configs(tmp_path):
     assert config.backbone == {"name": "deepfm", "hidden": [64, 32]}
 
 
+def test_every_trial_keeps_the_best_epoch_by_the_objective(tmp_path):
+    values = {"embedding.dim": 8, "backbone.hidden": [32], "train.lr": 1e-3}
+    for objective, monitor in (
+        ({}, "valid_auc"),
+        ({"minimize": "valid.logloss"}, "valid_logloss"),
+        ({"minimize": ["valid.logloss", "bytes"]}, "valid_logloss"),
+        ({"maximize": "valid.auc", "minimize": "bytes"}, "valid_auc"),
+    ):
+        assert read(tmp_path, objective=objective).config("uniform", values).monitor == monitor
+    with pytest.raises(SpaceError, match=r"train\.monitor"):
+        read(tmp_path, train={"monitor": "valid_auc"})
+
+
 def test_every_arm_is_run_under_every_variant(tmp_path):
     variants = {"big": {"embedding": {"blocks": 2}, "train": {"lr": 0.1}}, "cross": {"backbone": {"name": "dcn"}}}
     space = read(tmp_path, variants=variants)

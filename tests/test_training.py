@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from autoembed.errors import DataError, SpaceError, TrialError
-from autoembed.metrics import evaluate
+from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.model import CTRModel
-from autoembed.training import Adam, Optimiser, TrainConfig, batches, click_loss, fit, pick_device, predict
-from autoembed.trial import check, root_architecture, run_trial
+from autoembed.training import Adam, Optimiser, Plateau, TrainConfig, batches, click_loss, fit, pick_device, predict
+from autoembed.trial import TrialConfig, check, retrain, root_architecture, run_trial
 
 CPU = torch.device("cpu")
 
@@ -68,9 +68,122 @@ def test_the_kept_weights_are_those_of_the_best_epoch(planted):
 
 def test_training_stops_after_patience_epochs_without_a_better_auc(planted):
     curve = []
-    recipe = TrainConfig(epochs=40, lr=5e-2, batch_size=256, patience=2)
+    recipe = TrainConfig(epochs=40, lr=5e-2, batch_size=256, patience=2, min_gain=0)
     fitted = fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=curve.append)
     assert len(curve) == fitted.epoch + 2 < 40
+
+
+class Scripted(torch.nn.Module):
+    """A click model whose predictions on valid are written down: in each epoch those of one column's 0 and 1."""
+
+    def __init__(self, script):
+        super().__init__()
+        self.script = script
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.register_buffer("epoch", torch.zeros(1, dtype=torch.int64))
+
+    def embedding_weights(self):
+        return []
+
+    def weight_parameters(self):
+        return [self.weight]
+
+    def sparse_gradients(self, sparse):
+        pass
+
+    def train(self, mode=True):
+        self.epoch += mode and not self.training
+        return super().train(mode)
+
+    def forward(self, ids):
+        if self.training:
+            return self.weight.expand(len(ids))
+        column, low, high = self.script[int(self.epoch) - 1]
+        return torch.logit(low + (high - low) * ids[:, column].float())
+
+
+@pytest.fixture
+def coins():
+    """Rows whose label the first column tells in 3 of 4 cases; the second column is as good for half of the rows."""
+    rows = 400
+    label = np.tile([1.0, 0.0], rows // 2).astype(np.float32)
+    told = np.where(np.arange(rows) % 8 < 2, 1 - label, label).astype(np.int32)
+    half = np.where(np.arange(rows) % 16 < 8, told, 1).astype(np.int32)
+    ids = np.stack([told, half], axis=1)
+
+    class Data:
+        def rows(self, split):
+            return rows
+
+        def ids(self, split):
+            return ids
+
+        def labels(self, split):
+            return label
+
+    return Data()
+
+
+@pytest.mark.parametrize(("monitor", "kept"), [("valid_auc", 2), ("valid_logloss", 1)])
+def test_the_kept_epoch_is_the_best_by_the_objective(coins, monitor, kept):
+    """The first epoch is calibrated, the second ranks better and is too sure, the third is worse in both."""
+    model = Scripted([(1, 0.3, 0.6), (0, 0.001, 0.999), (1, 0.001, 0.999)])
+    recipe = TrainConfig(epochs=3, batch_size=100, patience=3)
+    curve = []
+    fitted = fit(model.eval(), coins, recipe, device=CPU, seed=0, report=curve.append, monitor=monitor)
+    aucs, losses = ([values[name] for values in curve] for name in ("valid_auc", "valid_logloss"))
+    assert (int(np.argmax(aucs)) + 1, int(np.argmin(losses)) + 1) == (2, 1)
+    assert (fitted.epoch, int(model.epoch)) == (kept, kept)
+    assert (fitted.valid.auc, fitted.valid.logloss) == (aucs[kept - 1], losses[kept - 1])
+
+
+def test_small_gains_keep_an_epoch_but_do_not_count():
+    def follow(monitor, figures, min_gain=0.01):
+        plateau, seen = Plateau(monitor, min_gain), []
+        for epoch, figure in enumerate(figures, 1):
+            best = plateau.see(epoch, Metrics(auc=figure, logloss=figure))
+            seen.append((best, plateau.idle))
+        return plateau, seen
+
+    # Epoch 2 and 3 gain too little to count, but together they do; epoch 4 is the first's equal and is not kept.
+    plateau, seen = follow("valid_auc", [0.7, 0.706, 0.712, 0.712, 0.714])
+    assert seen == [(True, 0), (True, 1), (True, 0), (False, 1), (True, 2)]
+    assert (plateau.epoch, plateau.best.auc) == (5, 0.714)
+    plateau, seen = follow("valid_logloss", [0.5, 0.495, 0.485, 0.6, 0.485])
+    assert seen == [(True, 0), (True, 1), (True, 0), (False, 1), (False, 2)]
+    assert (plateau.epoch, plateau.best.logloss) == (3, 0.485)
+    _, seen = follow("valid_auc", [0.7, 0.7, 0.7001], min_gain=0)
+    assert seen == [(True, 0), (False, 1), (True, 0)]
+
+
+def test_training_stops_where_epochs_gain_too_little(coins):
+    script = [(0, 0.5 - step, 0.5 + step) for step in (0.1, 0.102, 0.104, 0.106, 0.108)]
+    for min_gain, epochs, kept in ((0, 5, 5), (1e-3, 5, 5), (0.02, 3, 3)):
+        curve, model = [], Scripted(script).eval()
+        recipe = TrainConfig(epochs=5, batch_size=100, patience=2, min_gain=min_gain)
+        fitted = fit(model, coins, recipe, device=CPU, seed=0, report=curve.append, monitor="valid_logloss")
+        assert (len(curve), fitted.epoch) == (epochs, kept)
+
+
+def test_every_training_of_a_trial_follows_the_objective(planted, monkeypatch):
+    seen = []
+
+    def watch(*args, **options):
+        seen.append(options["monitor"])
+        return fit(*args, **options)
+
+    monkeypatch.setattr("autoembed.trial.fit", watch)
+    monkeypatch.setattr("autoembed.search.bilevel.fit", watch)
+    trial = config(stages=[{"method": "magnitude", "warm_epochs": 1}], monitor="valid_logloss")
+    result, _ = run_trial(trial, planted, lambda values: None)
+    retrain(result.architecture, planted, trial.train, CPU, 1, lambda values: None, monitor=result.config.monitor)
+    assert seen == ["valid_logloss"] * 3
+
+
+def test_a_configuration_of_before_the_objective_had_a_say_loads():
+    node = config().model_dump(mode="json")
+    del node["monitor"], node["train"]["min_gain"]
+    assert TrialConfig.model_validate(node) == config()
 
 
 def test_l2_is_half_the_weight_times_the_whole_tables_squared_norm(planted):
@@ -116,14 +229,14 @@ def test_the_learning_rate_falls_and_the_gradient_is_clipped(planted, monkeypatc
     rates = []
     step = Adam.step
     monkeypatch.setattr(Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1])
-    recipe = TrainConfig(epochs=30, lr=5e-2, batch_size=4096, patience=2, decay=0.1)
+    recipe = TrainConfig(epochs=30, lr=5e-2, batch_size=4096, patience=2, decay=0.1, min_gain=0)
     curve = []
     fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=curve.append)
     aucs = [values["valid_auc"] for values in curve]
     per_epoch = rates[:: len(rates) // len(curve)]
     expected = [5e-2]
     for number in range(1, len(aucs)):
-        worse = aucs[number - 1] <= max(aucs[: number - 1], default=0)
+        worse = aucs[number - 1] <= max(aucs[: number - 1], default=0)  # no gain is too small here
         expected.append(expected[-1] * (0.1 if worse else 1))
     assert per_epoch == pytest.approx(expected)
     model = fresh(planted)

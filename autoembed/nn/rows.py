@@ -282,5 +282,5 @@ def _levels_of_byte(plane: int, factor: float, low: float, device: torch.device)
     byte = torch.arange(256, device=device).unsqueeze(1)
     code = (byte >> torch.arange(0, 8, plane, device=device)) & (2**plane - 1)
     level = code.float() * factor + low
-    wide = level.view(torch.float64) if plane == 4 else level.view(torch.complex128)
+    wide: Tensor = level.view(torch.float64) if plane == 4 else level.view(torch.complex128)
     return wide if plane == 1 else wide[:, 0].contiguous()

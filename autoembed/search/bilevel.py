@@ -1,4 +1,4 @@
-"""The search loop: a warm start, then weights and gates.
+"""The search loop: a warm start, then weights and gates, then perhaps weights once more on all rows.
 
 They move in turn, weights on train batches and gates on held-out ones: first-order bilevel optimisation (DARTS, Liu et
 al. 2019, sec. 2.3, xi = 0), as in DNIS (arXiv 2006.04466, sec. 3.3). Or they move together, on the same train batch, as
@@ -18,7 +18,18 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.search.supernet import GateConfig, SearchConfig, Supernet
 from autoembed.shuffle import Part, Rows, Shuffle
-from autoembed.training import Optimiser, Report, TrainConfig, batches, check_finite, click_loss, fit, on_valid
+from autoembed.training import (
+    Monitor,
+    Optimiser,
+    Plateau,
+    Report,
+    TrainConfig,
+    batches,
+    check_finite,
+    click_loss,
+    fit,
+    on_valid,
+)
 
 
 def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
@@ -36,11 +47,15 @@ def search(
     device: torch.device,
     seed: int,
     report: Report,
+    monitor: Monitor = "valid_auc",
 ) -> float:
     """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
 
-    Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start and of the search under names that no
-    retraining uses. Valid is read to tell searches that lead nowhere, and moves no gate.
+    The warm start and the refit stop early by `monitor` and keep their best epoch.
+
+    Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start, the search and the refit under names
+    that no retraining uses. Valid is read to tell searches that lead nowhere and to lower the learning rate by
+    `decay`, and moves no gate.
     """
     start = perf_counter()
     config = net.config
@@ -52,10 +67,14 @@ def search(
     if fraction is not None and not len(held):
         raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
     if config.warm_epochs:
-        recipe = train.model_copy(update={"epochs": config.warm_epochs})
-        fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=_prefixed(report, "warm"))
+        recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
+        warm = _prefixed(report, "warm")
+        fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=warm, monitor=monitor)
     if isinstance(config, GateConfig) and config.epochs:
-        _move_gates(net, dataset, train, rows, held, device=device, seed=seed, report=report)
+        recipe = config.search_train.of(train)
+        _move_gates(net, dataset, recipe, rows, held, device=device, seed=seed, report=report, monitor=monitor)
+        if config.refit:
+            _refit(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
     if settled := net.settle(dataset, device):
         report({f"search_{name}": value for name, value in settled.items()})
@@ -66,7 +85,7 @@ def _prefixed(report: Report, phase: str) -> Report:
     return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
 
 
-def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, ...]]:
     """Held-out batches without end, shuffled anew each time round."""
     size = min(size, len(held))
     for turn in count():
@@ -83,13 +102,14 @@ def _move_gates(
     device: torch.device,
     seed: int,
     report: Report,
+    monitor: Monitor,
 ) -> None:
     config = net.config
     whole, joint = config.update != "embedding", config.update == "joint"
     gates = net.arch_parameters()
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
-    optimiser = Optimiser(net, weights, train)
+    optimiser, plateau = Optimiser(net, weights, train), Plateau(monitor, train.min_gain)
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
     done, total = 0, config.epochs * -(-len(rows) // train.batch_size)
     for epoch in range(1, config.epochs + 1):
@@ -126,3 +146,29 @@ def _move_gates(
         found = on_valid(net, dataset, device, train.lr, where)
         values |= {"search_valid_auc": found.auc, "search_valid_logloss": found.logloss}
         report(values | {f"search_{name}": value for name, value in net.diagnostics().items()})
+        plateau.see(epoch, found)
+        if plateau.idle:
+            optimiser.scale_lr(train.decay)
+
+
+def _refit(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    monitor: Monitor,
+) -> None:
+    """Trains the weights on all rows of train with the gates as they are: the search has kept some rows from them."""
+    config = net.config
+    recipe = config.refit_train.of(train).model_copy(update={"epochs": config.refit_epochs})
+    start = on_valid(net, dataset, device, recipe.lr, "the search")
+    gates = net.arch_parameters()
+    for gate in gates:
+        gate.requires_grad_(False)
+    told = _prefixed(report, "refit")
+    fit(net, dataset, recipe, device=device, seed=seed, report=told, monitor=monitor, start=start)
+    for gate in gates:
+        gate.requires_grad_(True)

@@ -126,7 +126,7 @@ class Supernet(supernet.Supernet):
         return mask
 
     def order(self) -> Array:
-        """Dims of each block, what is kept last at the end: as they stand in a nested basis, else by size: int [S, D]."""
+        """Dims of each block, best first: as they stand in a nested basis, else by size: int [S, D]."""
         allowed = self.parent.mask()
         size = self.block_means(self.weight[:, : self.parent.dim].abs())
         return np.argsort(~allowed if self.nested else -np.where(allowed, size, -1.0), axis=1, kind="stable")
@@ -275,7 +275,7 @@ class Estimate:
         return state
 
     def best_move(self, block: int, state: Array, options: Options, needed: int) -> tuple[float, int]:
-        """The rise of the loss per byte saved, up to `needed` ones, and the option, of a block's best move; -1 if none."""
+        """A block's best move: its rise of the loss per byte saved, up to `needed` ones, and its option, -1 if none."""
         saved = options.bytes[block, state[block]] - options.bytes[block]
         able = np.flatnonzero(saved > 0)
         if not len(able):

@@ -31,6 +31,7 @@ from autoembed.nn.model import CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows, rounded
 from autoembed.plans import Array, Bits
+from autoembed.training import PhaseTrain, TrainConfig
 
 BASES = ("supernet", "bilevel", "pairs")
 _HELD = 20_000  # rows of valid that answers are compared by
@@ -58,11 +59,26 @@ class SearchConfig(MethodConfig):
     `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
     compact model from the supernet's weights ("inherit") or anew ("fresh"). With `carry`, a stage after another one
     starts from the weights that this one has trained.
+
+    `warm_train` changes keys of `train` for the warm start, and `inherit_train` for a retraining that starts from the
+    supernet's weights; one from fresh weights is by `train` alone.
     """
 
     warm_epochs: int = Field(default=10, ge=0)
+    warm_train: PhaseTrain = PhaseTrain()
     retrain: Literal["inherit", "fresh"] = "inherit"
+    inherit_train: PhaseTrain = PhaseTrain()
     carry: bool = True
+
+    @property
+    def inherits(self) -> bool:
+        """Whether the compact model starts from the supernet's weights."""
+        return self.retrain == "inherit"
+
+    def recipes(self, train: TrainConfig) -> dict[str, TrainConfig]:
+        """The recipe of each phase, by the option that changes it."""
+        names = [name for name in type(self).model_fields if name.endswith("_train")]
+        return {name: getattr(self, name).of(train) for name in names}
 
 
 class GateConfig(SearchConfig):
@@ -70,11 +86,20 @@ class GateConfig(SearchConfig):
 
     `update` tells which weights move beside them: with "embedding" and "all" they move on train batches, and the gates
     on held-out ones, `arch_fraction` of train; with "joint" all weights and the gates move on the same train batch.
+    `search_train` changes keys of `train` for the weights meanwhile.
+
+    With `refit`, the gates rest after the search and the supernet's weights are trained on all rows of train for at
+    most `refit_epochs`, early stop as in `train`; `refit_train` changes keys of it. If no epoch is better on valid than
+    the weights of before, these stay.
     """
 
     epochs: int = Field(default=10, ge=0)
+    search_train: PhaseTrain = PhaseTrain()
     arch_fraction: float = Field(default=0.2, gt=0, lt=1)
     update: Literal["embedding", "all", "joint"] = "embedding"
+    refit: bool = False
+    refit_epochs: int = Field(default=5, ge=1)
+    refit_train: PhaseTrain = PhaseTrain()
 
 
 class WidthConfig(SearchConfig):

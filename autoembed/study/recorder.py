@@ -71,5 +71,5 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """What a trial itself reported, without Ray's bookkeeping."""
-    names = ("search_", "warm_", "retrain_", "valid_", "train_loss")
+    names = ("search_", "warm_", "refit_", "teacher_", "retrain_", "valid_", "train_loss")
     return {name: float(value) for name, value in result.items() if name.startswith(names)}

@@ -15,7 +15,7 @@ from autoembed.study.leaderboard import Leaderboard, best, eligible
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.training import pick_device, predict
-from autoembed.trial import retrain
+from autoembed.trial import retrain, teacher_of
 
 FILE = "retrain.json"
 ARMS = "arms.json"
@@ -107,9 +107,19 @@ def _over_seeds(
     where = pick_device(device or result.config.device)
     found = run.load_model(trial, dataset.schema)
     router = found.router if isinstance(found, RoutedModel) else None
+    seeds = list(seeds)
+    teacher = teacher_of(result.config, dataset, where) if seeds else None
     for seed in seeds:
         model, fitted = retrain(
-            result.architecture, dataset, result.config.train, where, seed, lambda values: None, router=router
+            result.architecture,
+            dataset,
+            result.config.train,
+            where,
+            seed,
+            lambda values: None,
+            router=router,
+            monitor=result.config.monitor,
+            teacher=teacher,
         )
         test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
         values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)

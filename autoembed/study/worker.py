@@ -93,11 +93,11 @@ class Hopeless(Exception):  # noqa: N818
 
 
 class Reporter:
-    """Passes a trial's epochs to its folder and to Tune, with the figure of the epoch that would be kept of the phase.
+    """Passes a trial's epochs to its folder and to Tune, with the metric of the phase's best epoch so far.
 
     While retraining that is OBJECTIVE, compared at RUNG. The last epoch has none: a trial that is through is not
-    stopped. While searching it is PROXY, compared at SEARCH_RUNG among those with the same PEERS, with the AUC beside
-    it and its standard error. Raises Hopeless.
+    stopped. While searching it is PROXY, compared at SEARCH_RUNG among those with the same PEERS, with the phase's best
+    AUC beside it and its standard error. Raises Hopeless.
 
     Args:
         trial: what is run.
@@ -116,7 +116,8 @@ class Reporter:
         keep: Callable[[Mapping[str, float]], None],
     ) -> None:
         self.keep, self.trial = keep, trial
-        self.metric, self.stops = space.objective.metric, space.scheduler.stops_searches
+        self.metric, self.stops = trial.monitor, space.scheduler.stops_searches
+        self.better = max if trial.monitor == "valid_auc" else min
         self.ones = int((labels > 0).sum())
         self.zeros = len(labels) - self.ones
         self.batches, self.steps = math.ceil(rows / trial.train.batch_size), 0
@@ -128,8 +129,10 @@ class Reporter:
         phase = next((name for name in PHASES if f"{name}_epoch" in values), None)
         if phase is not None:
             epoch, auc = int(values[f"{phase}_epoch"]), values[f"{PHASES[phase]}valid_auc"]
-            if epoch == 1 or auc > self.auc:
-                self.auc, self.figure = auc, values[PHASES[phase] + self.metric]
+            figure = values[PHASES[phase] + self.metric]
+            if epoch == 1:
+                self.auc, self.figure = auc, figure
+            self.auc, self.figure = max(self.auc, auc), self.better(self.figure, figure)
             if phase == "retrain":
                 report[OBJECTIVE] = self.figure
                 if epoch < self.trial.train.epochs:

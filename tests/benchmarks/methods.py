@@ -55,15 +55,15 @@ def noise_share(result, dataset):
 
 
 def best_of(space, arm, dataset, seed, number, trials, change=lambda config: config):
-    """The best by valid of some random draws: (result, its model, test metrics, mean search and retrain seconds)."""
+    """The best by the objective of some random draws: (result, its model, test metrics, mean seconds of each phase)."""
     rng = np.random.default_rng([seed, number])
-    best, spent = None, [0.0, 0.0]
+    best, spent, sign = None, [0.0, 0.0], 1 if space.objective.mode == "max" else -1
     for _ in range(trials):
         config = change(space.config(arm, draw(space.ranges(arm), rng), seed))
         result, model = run_trial(config, dataset, lambda values: None)
         spent[0] += result.search_seconds / trials
         spent[1] += result.retrain_seconds / trials
-        if best is None or result.valid.auc > best[0].valid.auc:
+        if best is None or sign * space.objective.of(result.valid) > sign * space.objective.of(best[0].valid):
             best = result, model
     result, model = best
     test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(result.config.device)))
@@ -75,7 +75,14 @@ def anew(result, model, dataset, seed):
     device = pick_device(result.config.device)
     router = getattr(model, "router", None)
     fresh, _ = retrain(
-        result.architecture, dataset, result.config.train, device, seed, lambda values: None, router=router
+        result.architecture,
+        dataset,
+        result.config.train,
+        device,
+        seed,
+        lambda values: None,
+        router=router,
+        monitor=result.config.monitor,
     )
     return evaluate(dataset.labels("test"), predict(fresh, dataset, "test", device))
 

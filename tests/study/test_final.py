@@ -97,3 +97,23 @@ def test_final_needs_two_seeds(write_space):
     with pytest.raises(SpaceError, match=r"final.seeds: Input should be greater than or equal to 2"):
         SearchSpace.read(write_space(final={"seeds": 1}))
     assert SearchSpace.read(write_space()).final is None
+
+
+def test_retraining_over_seeds_has_the_trials_teacher(write_space, ray_here, tmp_path, monkeypatch):
+    teachers, whole = [], retrain_module.retrain
+
+    def watch(*words, teacher=None, **named):
+        teachers.append(teacher)
+        return whole(*words, teacher=teacher, **named)
+
+    monkeypatch.setattr(retrain_module, "retrain", watch)
+    train = {"epochs": 1, "lr": 3e-3, "batch_size": 512, "distill": {"teacher": {"ensemble": 1}}}
+    space = write_space(**FINAL, train=train, baselines=[])
+    run, _ = run_study(Request(space=space, runs=tmp_path / "runs"))
+    assert len(teachers) == 2
+    assert teachers[0] is teachers[1]
+    assert teachers[0].weight == 0.5
+    (trial,) = run.trials()
+    assert trial.result.config.train.distill.teacher.ensemble == 1
+    told = [point["teacher_epoch"] for point in run.curves(trial.id) if "teacher_epoch" in point]
+    assert told == [1]

@@ -117,6 +117,18 @@ def test_a_report_is_of_the_search_or_of_the_retraining(reporter, reports):
     assert RUNG not in last
 
 
+def test_the_figure_is_that_of_the_best_epoch_by_the_objective(reporter, reports):
+    def told(epoch, auc, logloss):
+        return {**retrained(epoch, auc), "valid_logloss": logloss}
+
+    for objective, figures in (({}, [0.7, 0.8, 0.8]), ({"minimize": "valid.logloss"}, [0.5, 0.5, 0.4])):
+        report = reporter(objective=objective)
+        for values in (told(1, 0.7, 0.5), told(2, 0.8, 0.6), told(3, 0.6, 0.4)):
+            report(values)
+        assert [values[OBJECTIVE] for values in reports] == figures
+        reports.clear()
+
+
 def test_peers_have_come_the_same_way(write_space):
     choice = {"choice": [[DNIS], [{**DNIS, "warm_epochs": 3}], [DNIS, {"method": "ihas", "epochs": 1}]]}
     space = SearchSpace.read(write_space(stages=choice))
