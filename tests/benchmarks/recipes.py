@@ -1,6 +1,8 @@
 """What recipes of single phases, a refit, a teacher and a minimum gain are worth, judged on valid; test is not read.
 
-    python tests/benchmarks/recipes.py adult:../shared/data/adult quickstart --out docs/results/recipes.md
+    python tests/benchmarks/recipes.py adult:../shared/data/adult --seeds 3 --out docs/results/adult_recipes.md
+    python tests/benchmarks/recipes.py quickstart --seeds 3 --lr 0.003 --l2 0.003 --width 1 \
+        --out docs/results/planted_recipes.md
 
 Each argument is a search space, of which only the data are taken, and after a colon where the data are. For each seed
 DNIS warms up once, and from a copy of it every way goes on: search, perhaps refit, the architecture within the limit,
