@@ -62,7 +62,8 @@ def search(
     if not isinstance(config, SearchConfig):
         return 0.0
     total = dataset.rows("train")
-    fraction = config.arch_fraction if isinstance(config, GateConfig) and config.update != "joint" else None
+    gates = config if isinstance(config, GateConfig) and config.epochs else None
+    fraction = gates.arch_fraction if gates and gates.update != "joint" else None
     rows, held = split_train(total, fraction or 0.0, seed)
     if fraction is not None and not len(held):
         raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
@@ -70,10 +71,10 @@ def search(
         recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
         warm = _prefixed(report, "warm")
         fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=warm, monitor=monitor)
-    if isinstance(config, GateConfig) and config.epochs:
-        recipe = config.search_train.of(train)
+    if gates:
+        recipe = gates.search_train.of(train)
         _move_gates(net, dataset, recipe, rows, held, device=device, seed=seed, report=report, monitor=monitor)
-        if config.refit:
+        if gates.refit:
             _refit(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
     if settled := net.settle(dataset, device):

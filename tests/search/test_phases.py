@@ -141,3 +141,11 @@ def test_ranges_work_inside_the_recipe_of_a_phase(tmp_path):
     assert set(space.ranges("dnis")) == {"stages.0.search_train.lr", "stages.0.refit"}
     trial = space.config("dnis", {"stages.0.search_train.lr": 1e-4, "stages.0.refit": True})
     assert configure(trial.stages[0]).search_train == PhaseTrain(lr=1e-4)
+
+
+def test_without_a_search_no_row_is_held_out_of_the_warm_start(planted, monkeypatch):
+    taken = []
+    monkeypatch.setattr(bilevel, "fit", lambda net, dataset, recipe, rows, **options: taken.append(len(rows)))
+    for epochs in (1, 0):
+        searched(planted, {**DNIS, "epochs": epochs})
+    assert taken == [14400, 18000]
