@@ -111,7 +111,7 @@ def test_the_saliency_is_the_mean_gradient_of_single_rows(tiny):
     for number in range(len(ids)):
         logit = model(ids[number : number + 1])
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, labels[number : number + 1])
-        (gradient,) = torch.autograd.grad(loss, [model.embedding.tables[0]])
+        (gradient,) = torch.autograd.grad(loss, [model.embedding.tables[0].weight])
         norms[number] = gradient[starts + ids[number].numpy()].norm(dim=1)
     scores = field_scores(model, tiny).sort("field")
     assert scores["field"].to_list() == sorted(tiny.schema.names)

@@ -7,7 +7,7 @@ in OptInter (arXiv 2108.01265, sec. 3.4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from time import perf_counter
 
@@ -61,6 +61,7 @@ def search(
     config = net.config
     if not isinstance(config, SearchConfig):
         return 0.0
+    net.hold(dataset, device)
     total = dataset.rows("train")
     gates = config if isinstance(config, GateConfig) and config.epochs else None
     fraction = gates.arch_fraction if gates and gates.update != "joint" else None
@@ -76,6 +77,8 @@ def search(
         _move_gates(net, dataset, recipe, rows, held, device=device, seed=seed, report=report, monitor=monitor)
         if gates.refit:
             _refit(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
+    if net.rounds:
+        _prune(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
     if settled := net.settle(dataset, device):
         report({f"search_{name}": value for name, value in settled.items()})
@@ -150,6 +153,39 @@ def _move_gates(
         plateau.see(epoch, found)
         if plateau.idle:
             optimiser.scale_lr(train.decay)
+
+
+def _prune(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    monitor: Monitor,
+) -> None:
+    """Closes what makes held-out rows worse and trains on, until nothing is closed or learned any more.
+
+    A net that overfits columns of noise stops early, before it has learned what takes longer, such as effects of pairs.
+    """
+    config, epochs = net.config, count(1)
+    recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
+
+    def told(values: Mapping[str, float]) -> None:
+        report({f"refit_{name}": value for name, value in values.items()} | {"refit_epoch": next(epochs)})
+
+    for turn in range(1, net.rounds + 1):
+        net.eval()
+        if not net.prune():
+            return
+        start = on_valid(net, dataset, device, recipe.lr, "pruning")
+        # Another order of the rows than before: the last epoch's would come once more.
+        fitted = fit(
+            net, dataset, recipe, device=device, seed=seed + 1000 * turn, report=told, monitor=monitor, start=start
+        )
+        if not fitted.epoch:
+            return
 
 
 def _refit(

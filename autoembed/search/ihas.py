@@ -143,7 +143,6 @@ class Supernet(supernet.Supernet):
 
     @torch.no_grad()
     def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
-        super().settle(dataset, device)
         total = dataset.rows("train")
         order = Shuffle(total, [self.seed, 5])
         rows = order[np.arange(min(total, self.config.sample))]

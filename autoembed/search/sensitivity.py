@@ -12,6 +12,7 @@ their gradients are really measured anew, at the point that was reached.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
-from autoembed.metrics import scale_and_shift
+from autoembed.metrics import log_losses, scale_and_shift
 from autoembed.nn.rows import rounded
 from autoembed.plans import Array, Bits
 from autoembed.search import supernet
@@ -30,15 +31,19 @@ from autoembed.search import supernet
 _CHUNK = 2048
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # and on by steps of a third or a half
 _MEMORY = 1 << 28  # bytes of estimates held at once
+_CALIBRATE_EVERY = 8  # moves
 
 
 class Config(supernet.WidthConfig):
     """Only a warm start; no gates are searched. Blocks have one of these `precisions`, in bits.
 
-    `shrink` is how far the bytes fall between two measurements.
+    `shrink` is how far the bytes fall between two measurements. Before any budget, `rounds` times at most, dims whose
+    loss makes held-out rows better by more than `margin` standard errors are closed, and the supernet is trained on.
     """
 
     method: str = "sensitivity"
+    rounds: int = Field(default=3, ge=0)
+    margin: float = Field(default=1.0, ge=0)
     precisions: tuple[Bits, ...] = Field(default=(8, 4, 3, 2), min_length=1)
     shrink: float = Field(default=0.7, gt=0, lt=1)
 
@@ -67,14 +72,14 @@ class Supernet(supernet.Supernet):
         left = self.left(limit)
         if self.held is None:
             raise SpaceError("sensitivity must be searched before it can choose")
-        options = self.options()
+        options = self.options(self.precisions())
         if int(options.bytes[:, 1:].min()) > left:
             raise SpaceError(
                 f"the budget must hold one dim of the smallest block ({int(options.bytes[:, 1:].min())} bytes), "
                 f"but got {left}"
             )
         tables = [self.rounded_table(bits) for bits in self.precisions()]
-        state = np.full(len(options.bytes), len(options.width) - 1)
+        state = self.open_state(options)
         total = int(options.bytes[np.arange(len(state)), state].sum())
         while True:
             target = max(left, int(total * self.config.shrink))
@@ -83,6 +88,34 @@ class Supernet(supernet.Supernet):
             total = int(options.bytes[np.arange(len(state)), state].sum())
             if total <= left:
                 return self.with_state(estimate.grow(state, options, left), options)
+
+    @property
+    def rounds(self) -> int:
+        return self.config.rounds
+
+    def prune(self) -> bool:
+        options = self.options((32,))
+        state = self.open_state(options)
+        estimate = self.estimate([self.rounded_table(32)], options, state)
+        found = estimate.improve(state, options, self.config.margin)
+        if (found == state).all():
+            return False
+        kept = self.in_order(np.arange(self.parent.dim) < options.width[found][:, None])
+        if not kept.any():
+            return False
+        self.mask.mul_(torch.as_tensor(self._with_first_order(kept), device=self.mask.device))
+        alive = np.zeros(len(self.parent.fields), dtype=bool)
+        np.logical_or.at(alive, self.parent.field_of_block(), kept.any(axis=1))
+        self.backbone.alive[: len(alive)] = torch.tensor(alive)
+        return True
+
+    def open_state(self, options: Options) -> Array:
+        """The option of each block that keeps all that pruning has left, with the most bits: int [S]."""
+        return np.array([np.flatnonzero(options.width == width)[-1] for width in self.open_widths()])
+
+    def open_widths(self) -> list[int]:
+        """How many dims of each block the parent and the pruning have left."""
+        return [int(width) for width in (self.mask[:, : self.parent.dim] > 0).sum(dim=1).tolist()]
 
     def precisions(self) -> tuple[Bits, ...]:
         """The bits to choose from, most first, none above the parent's or the stage's own."""
@@ -94,13 +127,13 @@ class Supernet(supernet.Supernet):
             )
         return found
 
-    def options(self) -> Options:
-        """Every width with every precision, and closed."""
-        dim, precisions = self.parent.dim, self.precisions()
+    def options(self, precisions: Sequence[Bits]) -> Options:
+        """Every width with every precision, and closed; the most bits are last."""
+        dim = self.parent.dim
         widths = [width for width in _WIDTHS if width < dim]
         while widths and widths[-1] * 4 // 3 < dim:
             widths.append(widths[-1] * 4 // 3)
-        widths.append(dim)
+        widths = sorted({*widths, dim, *self.open_widths()} - {0})
         pairs = [(0, 0), *((width, place) for place in reversed(range(len(precisions))) for width in widths)]
         width, precision = (np.array(part) for part in zip(*pairs, strict=True))
         rows, storage = self.parent.block_rows(), self.parent.mixed()
@@ -127,7 +160,7 @@ class Supernet(supernet.Supernet):
 
     def order(self) -> Array:
         """Dims of each block, best first: as they stand in a nested basis, else by size: int [S, D]."""
-        allowed = self.parent.mask()
+        allowed = self.mask[:, : self.parent.dim].cpu().numpy() > 0
         size = self.block_means(self.weight[:, : self.parent.dim].abs())
         return np.argsort(~allowed if self.nested else -np.where(allowed, size, -1.0), axis=1, kind="stable")
 
@@ -218,18 +251,31 @@ class Estimate:
         labels: float [N].
         changes: of the logits by each option of the block of each field's value, float [N, F, O].
         blocks: the block of each field's value, int [N, F].
+        calibrate: whether the logits are scaled and shifted to fit the labels first.
     """
 
-    def __init__(self, logits: Array, labels: Array, changes: Array, blocks: Array) -> None:
-        scale, shift = scale_and_shift(labels, logits)
-        self.logits, self.labels, self.total = scale * logits.astype(np.float64) + shift, labels, len(labels)
-        changes = scale * changes
+    def __init__(self, logits: Array, labels: Array, changes: Array, blocks: Array, *, calibrate: bool = True) -> None:
+        self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
+        self.calibrates = calibrate
         self.at: dict[int, tuple[Array, Array]] = {}
         for field in range(blocks.shape[1]):
             own = blocks[:, field]
             for block in np.unique(own):
                 rows = np.flatnonzero(own == block)
-                self.at[int(block)] = rows, changes[rows, field]
+                self.at[int(block)] = rows, changes[rows, field].astype(np.float64)
+        self.calibrate()
+
+    def calibrate(self) -> None:
+        """Scales and shifts the logits to fit the labels: a move that only makes them smaller gains nothing."""
+        if self.calibrates:
+            scale, shift = scale_and_shift(self.labels, self.logits)
+            self.logits = scale * self.logits + shift
+            self.at = {block: (rows, scale * changes) for block, (rows, changes) in self.at.items()}
+
+    def loss(self) -> float:
+        """The mean loss where the blocks are, of calibrated logits."""
+        self.calibrate()
+        return float(log_losses(self.labels, self.logits).mean())
 
     def rises(self, block: int, options: Array) -> Array:
         """The rise of the mean loss when a block takes each of the options int [O'], from where it is."""
@@ -238,7 +284,7 @@ class Estimate:
         rows, changes = self.at[block]
         logits, labels = self.logits[rows, None], self.labels[rows, None]
         after = logits + changes[:, options]
-        rise = np.logaddexp(0, after) - np.logaddexp(0, logits) - labels * (after - logits)
+        rise = log_losses(labels, after) - log_losses(labels, logits)
         return np.asarray(rise.sum(axis=0) / self.total)
 
     def take(self, block: int, option: int) -> None:
@@ -259,6 +305,7 @@ class Estimate:
         total = int(options.bytes[np.arange(len(state)), state].sum())
         queue = [(*self.best_move(block, state, options, total - limit), block) for block in range(len(state))]
         heapq.heapify(queue)
+        moves = 0
         while total > target and queue:
             price, option, block = heapq.heappop(queue)
             fresh = self.best_move(block, state, options, total - limit)
@@ -271,8 +318,33 @@ class Estimate:
             total -= int(options.bytes[block, state[block]] - options.bytes[block, option])
             state[block] = option
             self.take(block, option)
+            moves += 1
+            if moves % _CALIBRATE_EVERY == 0:
+                self.calibrate()
             heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
         return state
+
+    def improve(self, state: Array, options: Options, margin: float) -> Array:
+        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more."""
+        state, moves = state.copy(), 0
+        while True:
+            best = (0.0, -1, -1)
+            for block, (rows, changes) in self.at.items():
+                able = np.flatnonzero(options.bytes[block] < options.bytes[block, state[block]])
+                if not len(able):
+                    continue
+                logits, labels = self.logits[rows, None], self.labels[rows, None]
+                rise = log_losses(labels, logits + changes[:, able]) - log_losses(labels, logits)
+                least = (rise.sum(axis=0) + margin * np.sqrt(np.square(rise).sum(axis=0))) / self.total
+                best = min(best, (float(least.min()), block, int(able[least.argmin()])))
+            _, block, option = best
+            if block < 0:
+                return state
+            state[block] = option
+            self.take(block, option)
+            moves += 1
+            if moves % _CALIBRATE_EVERY == 0:
+                self.calibrate()
 
     def best_move(self, block: int, state: Array, options: Options, needed: int) -> tuple[float, int]:
         """A block's best move: its rise of the loss per byte saved, up to `needed` ones, and its option, -1 if none."""

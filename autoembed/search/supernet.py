@@ -276,12 +276,24 @@ class Supernet(nn.Module):
         """Updates the gates from the gradients of `arch_parameters`; a method with gates overrides it."""
         raise NotImplementedError
 
-    def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
-        """Called once when weights and gates have moved, for what a method reads off the data; numbers to report."""
+    def hold(self, dataset: Dataset, device: torch.device) -> None:
+        """Called once before the search: keeps rows of valid to compare answers by."""
         if isinstance(self.config, WidthConfig):
             rows = np.linspace(0, dataset.rows("valid") - 1, min(dataset.rows("valid"), _HELD)).astype(np.int64)
             ids, labels = (torch.from_numpy(part[rows]) for part in (dataset.ids("valid"), dataset.labels("valid")))
             self.held = ids.to(device), labels.to(device)
+
+    @property
+    def rounds(self) -> int:
+        """How often at most the search prunes and trains on."""
+        return 0
+
+    def prune(self) -> bool:
+        """Closes entries that make held-out rows worse; whether there were any."""
+        raise NotImplementedError
+
+    def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
+        """Called once when weights and gates have moved, for what a method reads off the data; numbers to report."""
         return {}
 
     def diagnostics(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.budget import uniform_bytes
 from autoembed.errors import SpaceError
-from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.nn.model import CTRModel, cost_of, measure, pack, start_rounding
 from autoembed.search.bilevel import search, split_train
 from autoembed.search.supernet import GateConfig, SearchConfig, configure, load, names
 from autoembed.training import TrainConfig
@@ -106,9 +106,26 @@ def test_compact_equals_masked_and_cost_equals_count(found, planted_pairs):
     model = net.compact(architecture).eval()
     net.eval()
     ids = torch.from_numpy(planted_pairs.ids("valid")[:2000])
+    start_rounding(model)
     with torch.no_grad(), net.answering(architecture):
         assert (model(ids) - net(ids)).abs().max() < 1e-5
-    assert measure(model) == cost_of(architecture)
+    assert measure(pack(model, planted_pairs.schema)) == cost_of(architecture)
+
+
+def test_deriving_changes_nothing(found, planted_pairs):
+    """What is derived does not depend on what was derived or compacted before, and the net stays as it is."""
+    _, net, architecture = found
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    ids = torch.from_numpy(planted_pairs.ids("valid")[:500])
+    with torch.no_grad():
+        logits = net.eval()(ids)
+    again = net.derive(budget_of(net) * 2)
+    if isinstance(net.config, SearchConfig):
+        net.compact(again)
+    assert net.derive(budget_of(net)) == architecture
+    with torch.no_grad():
+        assert torch.equal(net(ids), logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 def test_same_seed_same_answer(found, planted_pairs):
