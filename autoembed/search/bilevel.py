@@ -165,12 +165,14 @@ def _prune(
     report: Report,
     monitor: Monitor,
 ) -> None:
-    """Closes what makes held-out rows worse and trains on, until nothing is closed or learned any more.
+    """Closes what makes held-out rows worse and trains on, in turn; the best net of all turns is kept.
 
     A net that overfits columns of noise stops early, before it has learned what takes longer, such as effects of pairs.
+    A turn that gains nothing is no reason to stop: the next one may.
     """
     config, epochs = net.config, count(1)
-    recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
+    recipe = config.round_train.of(train).model_copy(update={"epochs": config.warm_epochs})
+    plateau, best = Plateau(monitor, train.min_gain), {}
 
     def told(values: Mapping[str, float]) -> None:
         report({f"refit_{name}": value for name, value in values.items()} | {"refit_epoch": next(epochs)})
@@ -178,14 +180,27 @@ def _prune(
     for turn in range(1, net.rounds + 1):
         net.eval()
         if not net.prune():
-            return
-        start = on_valid(net, dataset, device, recipe.lr, "pruning")
+            break
+        if plateau.see(2 * turn, on_valid(net, dataset, device, recipe.lr, "pruning")):
+            best = _copy(net)
         # Another order of the rows than before: the last epoch's would come once more.
-        fitted = fit(
-            net, dataset, recipe, device=device, seed=seed + 1000 * turn, report=told, monitor=monitor, start=start
-        )
-        if not fitted.epoch:
-            return
+        fitted = fit(net, dataset, recipe, device=device, seed=seed + 1000 * turn, report=told, monitor=monitor)
+        if plateau.see(2 * turn + 1, fitted.valid):
+            best = _copy(net)
+    if best:
+        _restore(net, best)
+
+
+def _copy(net: Supernet) -> dict[str, Tensor]:
+    """Weights, and which entries are open."""
+    tensors = {**net.state_dict(), "mask": net.mask, "backbone.alive": net.backbone.alive}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _restore(net: Supernet, state: Mapping[str, Tensor]) -> None:
+    net.mask.copy_(state["mask"])
+    net.backbone.alive.copy_(state["backbone.alive"])
+    net.load_state_dict({name: state[name] for name in net.state_dict()})
 
 
 def _refit(

@@ -27,6 +27,7 @@ from autoembed.metrics import log_losses, scale_and_shift
 from autoembed.nn.rows import rounded
 from autoembed.plans import Array, Bits
 from autoembed.search import supernet
+from autoembed.training import PhaseTrain
 
 _CHUNK = 2048
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # and on by steps of a third or a half
@@ -43,6 +44,7 @@ class Config(supernet.WidthConfig):
 
     method: str = "sensitivity"
     rounds: int = Field(default=3, ge=0)
+    round_train: PhaseTrain = PhaseTrain()
     margin: float = Field(default=1.0, ge=0)
     precisions: tuple[Bits, ...] = Field(default=(8, 4, 3, 2), min_length=1)
     shrink: float = Field(default=0.7, gt=0, lt=1)

@@ -82,7 +82,7 @@ def test_clusters_are_the_populations_and_routing_pays(tmp_path):
         for method, aucs in found.items():
             # One model gets a wider tower, so that it has no fewer parameters than two models and their router.
             result, model = run_trial(
-                trial(dataset, method, seed, hidden=16 if method == "ihas" else 80), dataset, ignore
+                trial(dataset, method, seed, hidden=16 if method == "ihas" else 96), dataset, ignore
             )
             aucs.append(evaluate(dataset.labels("test"), predict(model, dataset, "test", CPU)).auc)
             if method == "ihas":
