@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autoembed.budget import Limit
 from autoembed.errors import SpaceError
 from autoembed.space import Range, SearchSpace
 
@@ -64,6 +65,17 @@ def test_every_trial_keeps_the_best_epoch_by_the_objective(tmp_path):
         assert read(tmp_path, objective=objective).config("uniform", values).monitor == monitor
     with pytest.raises(SpaceError, match=r"train\.monitor"):
         read(tmp_path, train={"monitor": "valid_auc"})
+
+
+def test_bytes_of_the_embeddings_reach_the_trial_as_a_number_and_as_a_range(tmp_path):
+    values = {"embedding.dim": 8, "backbone.hidden": [32], "train.lr": 1e-3, "stages.0.l1": 1e-5}
+    space = read(tmp_path, budget={"embedding_bytes": 5000})
+    assert space.config("uniform", values).limit == Limit(embedding_bytes=5000)
+    space = read(tmp_path, budget={"embedding_bytes": {"log_int": [1000, 8000]}, "bytes": 90000})
+    limit = space.config("dnis", {**values, "limit.embedding_bytes": 3000}).limit
+    assert limit == Limit(embedding_bytes=3000, bytes=90000)
+    with pytest.raises(SpaceError, match="limit.embedding_bytes"):
+        read(tmp_path, budget={"embedding_bytes": 0})
 
 
 def test_every_arm_is_run_under_every_variant(tmp_path):
