@@ -74,7 +74,7 @@ def test_bytes_of_the_embeddings_reach_the_trial_as_a_number_and_as_a_range(tmp_
     space = read(tmp_path, budget={"embedding_bytes": {"log_int": [1000, 8000]}, "bytes": 90000})
     limit = space.config("dnis", {**values, "limit.embedding_bytes": 3000}).limit
     assert limit == Limit(embedding_bytes=3000, bytes=90000)
-    with pytest.raises(SpaceError, match="limit.embedding_bytes"):
+    with pytest.raises(SpaceError, match=r"limit\.embedding_bytes"):
         read(tmp_path, budget={"embedding_bytes": 0})
 
 
