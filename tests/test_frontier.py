@@ -1,9 +1,12 @@
 """The command `frontier`: one search for many sizes, resume, tables and picture."""
 
+import importlib.util
 import json
 import re
+import shutil
 import statistics
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -70,8 +73,6 @@ def measured(tmp_path_factory):
 
 @pytest.fixture
 def finished(measured, tmp_path):
-    import shutil
-
     shutil.copytree(measured, tmp_path / "f")
     return tmp_path / "f"
 
@@ -340,3 +341,28 @@ def test_two_commands_do_not_share_a_folder(finished):
     silent = partial(run.run_frontier, request, lambda *_: None, lambda *_: None, lambda _: None)
     with locked(results(finished)), pytest.raises(StudyError, match="another process is at work"):
         silent()
+
+
+def test_movielens_becomes_a_click_table_split_by_time_for_each_user(tmp_path, monkeypatch):
+    path = Path(__file__).parent / "benchmarks" / "ml100k.py"
+    spec = importlib.util.spec_from_file_location("ml100k", path)
+    ml100k = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ml100k)
+    ratings = [f"{user}\t{film}\t{1 + film % 5}\t{1000 - film}" for user in (7, 8) for film in range(10)]
+    kinds = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (tmp_path / "ml-100k.inter").write_text("\n".join([kinds, *ratings]) + "\n")
+    users = "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n7\t24\tM\twriter\t00101\n"
+    (tmp_path / "ml-100k.user").write_text(users + "8\t30\tF\tother\t00102\n")
+    films = "".join(f'{film}\tThe "Film"\t1995\tDrama War\n' for film in range(10))
+    (tmp_path / "ml-100k.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n" + films
+    )
+    monkeypatch.setattr("sys.argv", ["ml100k.py", str(tmp_path), str(tmp_path / "out")])
+    ml100k.main()
+    train, valid, test = (pl.read_parquet(tmp_path / "out" / f"{name}.parquet") for name in ("train", "valid", "test"))
+    assert train.columns == ["label", "user", "item", "age", "gender", "occupation", "zip", "genre", "year"]
+    assert train.group_by("user").len().sort("user").rows() == [("7", 8), ("8", 8)]
+    # The first films are the latest ones here.
+    assert valid.select("user", "item", "label").rows() == [("7", "1", 0), ("8", "1", 0)]
+    assert test.row(0) == (0, "7", "0", "24", "M", "writer", "00101", "Drama War", "1995")
+    assert train.filter(pl.col("label") == 1)["item"].unique().sort().to_list() == ["3", "4", "8", "9"]

@@ -29,6 +29,10 @@ def test_every_shipped_space_is_valid(path):
     space = SearchSpace.read(path)
     if path.stem.startswith("bars_"):
         assert all(arm.startswith("uniform@") and not space.ranges(arm) for arm in space.arms())
+    elif path.stem.startswith("frontier_"):
+        arms = ("sensitivity", "uniform", "uniform-2", "frequency", "magnitude", "random", "dnis")
+        assert space.arms() == arms
+        assert not any(space.ranges(arm) for arm in arms)
     elif path.stem.endswith("_pairs"):
         assert "optinter" in space.arms()[0]
     elif path.stem.endswith("_clusters"):
