@@ -52,7 +52,8 @@ def draw_curves(curves: Curves, title: str) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     seeds = len(curves.seeds)
-    axes.set_title(f"{title}: mean of {seeds} seed{'s' * (seeds > 1)}, band ± 1 sd", fontsize=12, loc="left")
+    told = f"mean of {seeds} seeds, band ± 1 sd" if seeds > 1 else "one seed"
+    axes.set_title(f"{title}: {told}", fontsize=12, loc="left")
     figure.legend(loc="outside lower center", ncols=4, fontsize=10, frameon=False)
     return figure
 

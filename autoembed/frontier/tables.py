@@ -41,7 +41,7 @@ def markdown(curves: Curves, facts: Facts) -> str:
     parts = [f"# {facts.title}: test metric against bytes", f"`{facts.command}`", _intro(curves, facts)]
     parts.append(f"![{metric} of each arm against {NAMES[plan.of]}](frontier.png)")
     for name, title in _METRICS.items():
-        told = f"Mean ± sd over seeds {_span(seeds)}, by {NAMES[plan.of]}; – is a gap ([below](#gaps))."
+        told = f"{_over(seeds)}, by {NAMES[plan.of]}; – is a gap ([below](#gaps))."
         parts += [f"## {title}", told, _by_size(curves, partial(_metric, curves, name))]
     for name, title in _COSTS.items():
         told = "What the models really take, mean over seeds; the columns are the limits."
@@ -69,11 +69,13 @@ def _intro(curves: Curves, facts: Facts) -> str:
     )
     data = "each seed draws data and weights" if facts.planted else "each seed draws weights and the order of rows"
     rows = " / ".join(f"{number:,}" for number in facts.rows.values())
+    processes = f"{facts.jobs} processes with" if facts.jobs > 1 else "one process with"
     return (
-        f"{len(curves.seeds)} seeds; {data}. For an arm and a seed there is one search for all sizes, and a retraining "
-        f"for each; {drawn}. Test is read once for an arm, a seed and a size. {facts.fields} fields, {facts.values:,} "
-        f"values, {rows} rows (train, valid, test; first seed). torch {torch.__version__}, {facts.jobs} process(es) of "
-        f"{facts.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}. All numbers are in frontier.parquet."
+        f"Seeds: {len(curves.seeds)}; {data}. For an arm and a seed there is one search for all sizes, and a "
+        f"retraining for each; {drawn}. Test is read once for an arm, a seed and a size. {facts.fields} fields, "
+        f"{facts.values:,} values, {rows} rows (train, valid, test; first seed). torch {torch.__version__}, "
+        f"{processes} {facts.threads} thread(s), {os.cpu_count()} cores, {platform.machine()}. All numbers are in "
+        "frontier.parquet."
     )
 
 
@@ -144,8 +146,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _span(seeds: Sequence[int]) -> str:
-    return f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+def _over(seeds: Sequence[int]) -> str:
+    return f"Seed {seeds[0]}" if len(seeds) == 1 else f"Mean ± sd over seeds {seeds[0]} to {seeds[-1]}"
 
 
 def _metric(curves: Curves, name: str, arm: str, size: int) -> str:

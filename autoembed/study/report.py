@@ -368,7 +368,7 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
     """Prints the mean test metric of each arm by size, and where the page and the picture are."""
     labels, sizes = curves.labels(), curves.plan.sizes
     metric = curves.metric.replace("_", " ").replace("auc", "AUC")
-    title = f"{metric}, mean of {len(curves.seeds)} seeds, within these bytes"
+    title = f"{metric} within these bytes; seeds: {len(curves.seeds)}"
     table = _table(title, "arm", *(f"{size:,}" for size in sizes))
     for arm, label in labels.items():
         means = [curves.mean(arm, size, curves.metric) for size in sizes]
