@@ -458,6 +458,65 @@ def resize(
 
 
 @app.command()
+def frontier(
+    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/frontier_planted.yaml.")],
+    sizes: Annotated[str, typer.Option("--bytes", help="The sizes, such as 20000,40000,80000.")],
+    of: Annotated[str, typer.Option(help="What --bytes are of: embeddings or model.")] = "embeddings",
+    data: Data = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    trials: Annotated[int | None, typer.Option(help="Random draws per arm and seed; budget.trials by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes, each of which measures one arm and seed at a time.")] = 1,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; RUNS/NAME-frontier by default.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of encoded data.")] = Path("runs"),
+    lines: Annotated[
+        bool, typer.Option("--lines", help="A line for each arm and seed that is done, for logs.")
+    ] = False,
+) -> None:
+    """Draw the test metric of each arm against bytes, over seeds: one search an arm and seed, and many sizes.
+
+    The same command goes on where it was interrupted.
+    """
+    import shlex
+
+    from autoembed.frontier.run import Request, run_frontier
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_frontier, stdout
+
+    request = Request(
+        space=space,
+        sizes=_sizes(sizes),
+        of=of,
+        data=data,
+        seeds=seeds,
+        first_seed=first_seed,
+        trials=trials,
+        jobs=jobs,
+        device=device,
+        runs=runs,
+        out=out,
+        command=shlex.join(["autoembed", *sys.argv[1:]]),
+    )
+    try:
+        with Bar(lines=lines) as bar:
+            folder, curves = run_frontier(
+                request, bar.step, lambda done, total, note: bar.step("frontier", done, total, note), bar.line
+            )
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    show_frontier(stdout(), curves, folder)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise StudyError(f"--bytes must be whole numbers with commas between them, but got {text!r}")
+    return tuple(map(int, parts))
+
+
+@app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/quickstart/best.")],
     table: Annotated[str, typer.Argument(help="A raw table with the bundle's columns.")],

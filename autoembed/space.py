@@ -101,8 +101,8 @@ class FeatureSpec(BaseModel):
 
 
 class Budget(BaseModel):
-    """`trials` per arm, baselines too, and limits: on embedding parameters, as a number or a uniform width, on `bytes`
-    of the whole model and on `latency_ms` for 1,000 rows, which is measured. All but the last may be ranges.
+    """`trials` per arm, baselines too, and limits: on the embeddings as parameters, a uniform width or their bytes, on
+    `bytes` of the whole model and on `latency_ms` for 1,000 rows, which is measured. All but the last may be ranges.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,6 +110,7 @@ class Budget(BaseModel):
     trials: int = Field(default=8, ge=1)
     parameters: int | dict[str, Any] | None = None
     width: float | dict[str, Any] | None = None
+    embedding_bytes: int | dict[str, Any] | None = None
     bytes: int | dict[str, Any] | None = None
     latency_ms: float | None = Field(default=None, gt=0)
     concurrent: int | None = Field(default=None, ge=1)

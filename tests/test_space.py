@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autoembed.budget import Limit
 from autoembed.errors import SpaceError
 from autoembed.space import Range, SearchSpace
 
@@ -28,6 +29,10 @@ def test_every_shipped_space_is_valid(path):
     space = SearchSpace.read(path)
     if path.stem.startswith("bars_"):
         assert all(arm.startswith("uniform@") and not space.ranges(arm) for arm in space.arms())
+    elif path.stem.startswith("frontier_"):
+        arms = ("sensitivity", "uniform", "uniform-2", "frequency", "magnitude", "random", "dnis")
+        assert space.arms() == arms
+        assert not any(space.ranges(arm) for arm in arms)
     elif path.stem.endswith("_pairs"):
         assert "optinter" in space.arms()[0]
     elif path.stem.endswith("_clusters"):
@@ -64,6 +69,17 @@ def test_every_trial_keeps_the_best_epoch_by_the_objective(tmp_path):
         assert read(tmp_path, objective=objective).config("uniform", values).monitor == monitor
     with pytest.raises(SpaceError, match=r"train\.monitor"):
         read(tmp_path, train={"monitor": "valid_auc"})
+
+
+def test_bytes_of_the_embeddings_reach_the_trial_as_a_number_and_as_a_range(tmp_path):
+    values = {"embedding.dim": 8, "backbone.hidden": [32], "train.lr": 1e-3, "stages.0.l1": 1e-5}
+    space = read(tmp_path, budget={"embedding_bytes": 5000})
+    assert space.config("uniform", values).limit == Limit(embedding_bytes=5000)
+    space = read(tmp_path, budget={"embedding_bytes": {"log_int": [1000, 8000]}, "bytes": 90000})
+    limit = space.config("dnis", {**values, "limit.embedding_bytes": 3000}).limit
+    assert limit == Limit(embedding_bytes=3000, bytes=90000)
+    with pytest.raises(SpaceError, match=r"limit\.embedding_bytes"):
+        read(tmp_path, budget={"embedding_bytes": 0})
 
 
 def test_every_arm_is_run_under_every_variant(tmp_path):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from autoembed.architecture import Architecture
     from autoembed.bundle import Bundle
+    from autoembed.frontier.curves import Curves
     from autoembed.ranking.quality import Finding
     from autoembed.ranking.ranking import Ranking
     from autoembed.space import SearchSpace
@@ -361,6 +362,19 @@ def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | Non
     _print(console, out)
     if len(shown) < len(table):
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
+
+
+def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
+    """Prints the mean test metric of each arm by size, and where the page and the picture are."""
+    labels, sizes = curves.labels(), curves.plan.sizes
+    metric = curves.metric.replace("_", " ").replace("auc", "AUC")
+    title = f"{metric} within these bytes; seeds: {len(curves.seeds)}"
+    table = _table(title, "arm", *(f"{size:,}" for size in sizes))
+    for arm, label in labels.items():
+        means = [curves.mean(arm, size, curves.metric) for size in sizes]
+        table.add_row(label, *("–" if mean is None else f"{mean:.4f}" for mean in means))
+    _print(console, table)
+    console.print(f"  written to {folder}/frontier.md, .png, .svg and .parquet", soft_wrap=True)
 
 
 def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:

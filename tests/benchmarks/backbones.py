@@ -24,8 +24,9 @@ from time import perf_counter
 import lightgbm
 import numpy as np
 import torch
-from methods import prepare, spread
+from methods import spread
 
+from autoembed.draws import prepare
 from autoembed.metrics import evaluate
 from autoembed.nn.backbones.base import names
 from autoembed.space import SearchSpace

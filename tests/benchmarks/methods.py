@@ -21,29 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoembed.data.dataset import build_dataset
+from autoembed.draws import draw, prepare
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
-from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
 from autoembed.trial import calibrate, latency, retrain, run_trial
-
-
-def draw(ranges, rng):
-    values = {}
-    for place, leaf in ranges.items():
-        low, high = leaf.values[0], leaf.values[-1]
-        if leaf.kind == "choice":
-            values[place] = leaf.values[rng.integers(len(leaf.values))]
-        elif leaf.kind == "uniform":
-            values[place] = float(rng.uniform(low, high))
-        elif leaf.kind == "int":
-            values[place] = int(rng.integers(low, high + 1))
-        else:
-            value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-            values[place] = round(value) if leaf.kind == "log_int" else value
-    return values
 
 
 def noise_share(result, dataset):
@@ -107,22 +90,6 @@ def cluster_facts(result, model, dataset):
         "router_bytes": sum(tensor.numel() * tensor.element_size() for tensor in router),
         "calibrated": evaluate(dataset.labels("test"), predict(scaled, dataset, "test", torch.device("cpu"))),
     }
-
-
-def prepare(space, data, seed, cache):
-    spec = space.data
-    if spec.planted is not None:
-        spec = spec.model_copy(update={"planted": spec.planted.model_copy(update={"seed": seed})})
-    dataset = build_dataset(spec, data, cache)
-    ranking = rank(dataset)
-    if space.features.z is not None:
-        dataset = dataset.keep(ranking.above(space.features.z), cache)
-    if space.features.keep is not None:
-        dataset = dataset.keep(ranking.top(space.features.keep), cache)
-    if space.features.pairs is not None:
-        pairs = rank(dataset, pairs=space.features.pairs.top).pairs.select("a", "b").rows()
-        dataset = dataset.cross(pairs, space.features.pairs, cache, candidates=True)
-    return dataset
 
 
 def main() -> None:

@@ -21,10 +21,11 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from methods import best_of, draw, spread
+from methods import best_of, spread
 
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
+from autoembed.draws import draw
 from autoembed.metrics import evaluate
 from autoembed.ranking.ranking import rank
 from autoembed.search.bilevel import search

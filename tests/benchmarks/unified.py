@@ -18,9 +18,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from methods import prepare, spread
+from methods import spread
 
 from autoembed.architecture import SharedTable
+from autoembed.draws import prepare
 from autoembed.metrics import evaluate
 from autoembed.nn.model import cost_of
 from autoembed.space import SearchSpace

@@ -1,0 +1,64 @@
+"""What comparisons over seeds share: the data of a seed, and random draws from the ranges of a search space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoembed.data.dataset import Dataset, build_dataset
+from autoembed.data.vocabulary import Progress
+from autoembed.ranking.ranking import rank
+from autoembed.space import Range, SearchSpace
+
+
+def draw(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, Any]:
+    """A value for each range, by place: evenly, or evenly in the logarithm."""
+    values: dict[str, Any] = {}
+    for place, leaf in ranges.items():
+        low, high = leaf.values[0], leaf.values[-1]
+        if leaf.kind == "choice":
+            values[place] = leaf.values[rng.integers(len(leaf.values))]
+        elif leaf.kind == "uniform":
+            values[place] = float(rng.uniform(low, high))
+        elif leaf.kind == "int":
+            values[place] = int(rng.integers(low, high + 1))
+        else:
+            value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+            values[place] = round(value) if leaf.kind == "log_int" else value
+    return values
+
+
+def prepare(
+    space: SearchSpace, data: str | Path | None, seed: int, cache: str | Path, progress: Progress | None = None
+) -> Dataset:
+    """The data of a seed: encoded, cut down to the columns that the ranking keeps, with candidate pairs.
+
+    On planted data the seed draws the data too; other data are the same for every seed.
+
+    Args:
+        space: the search space.
+        data: a file or directory that overrides `data.path`, or None.
+        seed: the seed.
+        cache: where encoded data sets live.
+        progress: called with (stage, done, total).
+    """
+    spec = space.data
+    if spec.planted is not None:
+        spec = spec.model_copy(update={"planted": spec.planted.model_copy(update={"seed": seed})})
+    dataset = build_dataset(spec, data, cache, progress)
+    features = space.features
+    if features.z is not None or features.keep is not None:
+        ranking = rank(dataset)
+        names = list(ranking.top(features.keep or len(ranking.table)))
+        if features.z is not None:
+            above = set(ranking.above(features.z))
+            names = [name for name in names if name in above]
+        dataset = dataset.keep(names, cache)
+    if features.pairs is not None:
+        ranked = rank(dataset, pairs=features.pairs.top).pairs
+        assert ranked is not None
+        dataset = dataset.cross(ranked.select("a", "b").rows(), features.pairs, cache, candidates=True)
+    return dataset

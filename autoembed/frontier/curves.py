@@ -1,0 +1,140 @@
+"""Arms over sizes: means over seeds, how few bytes are enough, and differences that are paired by seed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from autoembed.frontier.points import Plan, Point
+from autoembed.space import SearchSpace
+
+ENOUGH = 0.001  # test AUC
+_SCHEMA: dict[str, Any] = {
+    "arm": pl.String,
+    "seed": pl.Int64,
+    "size": pl.Int64,
+    "valid_auc": pl.Float64,
+    "valid_logloss": pl.Float64,
+    "test_auc": pl.Float64,
+    "test_logloss": pl.Float64,
+    "embedding_bytes": pl.Int64,
+    "bytes": pl.Int64,
+    "search_seconds": pl.Float64,
+    "retrain_seconds": pl.Float64,
+    "values": pl.String,
+    "notes": pl.List(pl.String),
+    "gap": pl.String,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A mean difference over seeds, its standard error and p of a paired t-test; the last two need two seeds."""
+
+    mean: float
+    error: float | None
+    p: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """All points of a frontier, and the seconds of each (arm, seed)."""
+
+    space: SearchSpace
+    plan: Plan
+    points: list[Point]
+    seconds: dict[tuple[str, int], float]
+
+    @property
+    def metric(self) -> str:
+        """What is drawn and compared: test_auc, or test_logloss where the objective is logloss."""
+        return self.space.objective.metric.replace("valid", "test")
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({point.seed for point in self.points})
+
+    def table(self) -> pl.DataFrame:
+        """A row for each arm, seed and size; ranges' values as JSON, numbers null in a gap."""
+        rows = [{**point.model_dump(), "values": json.dumps(point.values)} for point in self.points]
+        return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+
+    def labels(self) -> dict[str, str]:
+        """What an arm is called: its name, and where that has only a number to tell it apart, its options as well."""
+        found = {}
+        for arm in self.space.arms():
+            name, stages = arm.partition("@")[0], self.space.template(arm)["stages"]
+            options = [f"{k} {v}" for stage in _list(stages) for k, v in stage.items() if k != "method"]
+            numbered = name.rpartition("-")[2].isdecimal()
+            found[arm] = f"{arm} ({', '.join(options)})" if numbered and options else arm
+        return found
+
+    def at(self, arm: str, size: int) -> list[Point]:
+        """The points of an arm and a size that are no gaps, by seed."""
+        found = [p for p in self.points if p.arm == arm and p.size == size and p.gap is None]
+        return sorted(found, key=lambda point: point.seed)
+
+    def values(self, arm: str, size: int, name: str) -> list[float]:
+        """A number of these points."""
+        return [float(getattr(point, name)) for point in self.at(arm, size)]
+
+    def mean(self, arm: str, size: int, name: str) -> float | None:
+        """The mean over seeds; None where a seed has a gap, since means of other seeds would not compare."""
+        values = self.values(arm, size, name)
+        return statistics.mean(values) if len(values) == len(self.seeds) else None
+
+    def sizes_of(self, arm: str) -> list[int]:
+        """The sizes that an arm has a model of with every seed."""
+        return [size for size in self.plan.sizes if self.mean(arm, size, "test_auc") is not None]
+
+    def full(self, arm: str) -> float | None:
+        """Mean test AUC of an arm's largest models."""
+        sizes = self.sizes_of(arm)
+        return self.mean(arm, sizes[-1], "test_auc") if sizes else None
+
+    def best(self) -> tuple[float, str, int] | None:
+        """The highest mean test AUC of all arms and sizes, with its arm and size."""
+        found = [
+            (statistics.mean(self.values(arm, size, "test_auc")), arm, size)
+            for arm in self.space.arms()
+            for size in self.sizes_of(arm)
+        ]
+        return max(found, default=None)
+
+    def enough(self, arm: str, goal: float | None) -> int | None:
+        """The smallest size at which an arm's mean test AUC is within .001 of a goal; None if there is none."""
+        if goal is None:
+            return None
+        for size in self.sizes_of(arm):
+            mean = self.mean(arm, size, "test_auc")
+            if mean is not None and mean >= goal - ENOUGH - 1e-12:
+                return size
+        return None
+
+    def gap_to(self, arm: str, baseline: str, size: int) -> Paired | None:
+        """The metric of an arm minus a baseline's, paired by the seeds that both have a model with; None if none."""
+        first, second = (
+            {p.seed: float(getattr(p, self.metric)) for p in self.at(one, size)} for one in (arm, baseline)
+        )
+        seeds = sorted(first.keys() & second.keys())
+        return paired([first[seed] - second[seed] for seed in seeds]) if seeds else None
+
+
+def paired(gaps: list[float]) -> Paired:
+    """The mean of differences, its standard error, and p of a paired t-test."""
+    from scipy.stats import ttest_1samp
+
+    mean = statistics.mean(gaps)
+    if len(gaps) < 2:
+        return Paired(mean=mean, error=None, p=None)
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    # Without any spread there is nothing to test by: the same model, or the same lead with every seed.
+    return Paired(mean=mean, error=error, p=float(ttest_1samp(gaps, 0).pvalue) if error > 0 else float(mean == 0))
+
+
+def _list(stages: Any) -> list[dict[str, Any]]:
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []

@@ -1,0 +1,136 @@
+"""What an arm reaches at each of several sizes with one seed: one search for all of them, and a retraining for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from autoembed.budget import Limit
+from autoembed.data.dataset import Dataset
+from autoembed.draws import draw
+from autoembed.errors import SpaceError, TrialError
+from autoembed.metrics import evaluate
+from autoembed.nn.model import Model
+from autoembed.space import SearchSpace
+from autoembed.training import pick_device, predict
+from autoembed.trial import TrialConfig, TrialResult, run_limits
+
+Of = Literal["embeddings", "model"]
+OF: tuple[Of, ...] = ("embeddings", "model")
+
+
+class Point(BaseModel):
+    """An arm, a seed and a size in bytes, and what was measured there; numbers are None in a gap of the curve.
+
+    `search_seconds` are of the one search that all sizes of a draw share, `values` what was drawn for the ranges, and
+    `gap` says why the arm has no model of that size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str
+    seed: int
+    size: int
+    valid_auc: float | None = None
+    valid_logloss: float | None = None
+    test_auc: float | None = None
+    test_logloss: float | None = None
+    embedding_bytes: int | None = None
+    bytes: int | None = None
+    search_seconds: float | None = None
+    retrain_seconds: float | None = None
+    values: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    gap: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured: at which sizes in bytes, of what, with how many draws from the ranges for an arm and seed."""
+
+    sizes: tuple[int, ...]
+    of: Of = "embeddings"
+    trials: int | None = None
+
+    def limit(self, size: int) -> Limit:
+        return Limit(embedding_bytes=size) if self.of == "embeddings" else Limit(bytes=size)
+
+    def draws(self, space: SearchSpace, arm: str) -> int:
+        """The draws of an arm: the budget's trials unless the plan has its own, and one where nothing varies."""
+        return (self.trials or space.budget.trials) if space.ranges(arm) else 1
+
+
+def measure(space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Plan) -> list[Point]:
+    """The points of an arm and a seed, by rising size.
+
+    For each size the draw with the best objective on valid is taken, and test is read once, for that one. A draw whose
+    training fails is left out, with a note. TrialError if that goes for all draws.
+    """
+    rng = np.random.default_rng([seed, space.arms().index(arm)])
+    sign = 1 if space.objective.mode == "max" else -1
+    best: dict[int, tuple[TrialResult, Model, dict[str, Any]]] = {}
+    gaps: dict[int, str] = {}
+    failed: list[str] = []
+    draws = plan.draws(space, arm)
+    for _ in range(draws):
+        values = draw(space.ranges(arm), rng)
+        try:
+            found, small = _within(space.config(arm, values, seed), plan, dataset)
+        except TrialError as error:
+            failed.append(str(error))
+            continue
+        gaps |= small
+        for size, (result, model) in found.items():
+            if size not in best or sign * space.objective.of(result.valid) > sign * space.objective.of(
+                best[size][0].valid
+            ):
+                best[size] = result, model, values
+    if len(failed) == draws:
+        raise TrialError(f"arm {arm}, seed {seed}: {failed[0]}")
+    left_out = [f"{len(failed)} of {draws} draws failed, the first one: {failed[0]}"] if failed else []
+    points = []
+    for size in sorted(plan.sizes):
+        if size not in best:
+            points.append(Point(arm=arm, seed=seed, size=size, gap=gaps[size], notes=tuple(left_out)))
+            continue
+        result, model, values = best[size]
+        test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(result.config.device)))
+        points.append(
+            Point(
+                arm=arm,
+                seed=seed,
+                size=size,
+                valid_auc=result.valid.auc,
+                valid_logloss=result.valid.logloss,
+                test_auc=test.auc,
+                test_logloss=test.logloss,
+                embedding_bytes=result.cost.embedding_bytes,
+                bytes=result.cost.bytes,
+                search_seconds=result.search_seconds,
+                retrain_seconds=result.retrain_seconds,
+                values=values,
+                notes=(*left_out, *result.notes),
+            )
+        )
+    return points
+
+
+def _within(
+    config: TrialConfig, plan: Plan, dataset: Dataset
+) -> tuple[dict[int, tuple[TrialResult, Model]], dict[int, str]]:
+    """The result and model of each size that the arm can hold, and of the others why it cannot.
+
+    A size that is too small stops the whole search, so the smallest one is left out and the others are tried again.
+    """
+    sizes, gaps = sorted(plan.sizes), {}
+    while sizes:
+        try:
+            found = run_limits(config, [plan.limit(size) for size in sizes], dataset, lambda values: None)
+        except SpaceError as error:
+            gaps[sizes.pop(0)] = str(error)
+        else:
+            return dict(zip(sizes, found, strict=True)), gaps
+    return {}, gaps
