@@ -107,7 +107,7 @@ class WidthConfig(SearchConfig):
 
     `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
     keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
-    `returns` the k-th dim of a block counts 1/k of its score, since the first dim of a block is worth far more than
+    `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more than
     its twentieth; `flat` takes scores as they are. With `guard`, the answer is the uniform architecture of the same
     cost where the supernet finds that one better on held-out rows.
     """
@@ -353,7 +353,7 @@ class Supernet(nn.Module):
         if self.nested:
             worth = np.maximum.accumulate(worth[:, ::-1], axis=1)[:, ::-1]
         if self.config.returns == "diminishing":
-            worth = worth / np.arange(1, worth.shape[1] + 1)
+            worth = worth / np.sqrt(np.arange(1, worth.shape[1] + 1))
         return take_in_order(worth, order, allowed.sum(axis=1), sizes, left)
 
     def block_bits(self) -> Array:

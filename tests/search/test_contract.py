@@ -67,8 +67,9 @@ def test_the_budget_holds_and_is_used(found):
     budget = budget_of(net)
     spent = cost_of(architecture).embedding_bytes
     assert spent <= budget
-    # What is left is less than the largest block's dim, which no smaller entry filled; pairs need not be worth it.
-    assert net.makes_pairs or spent >= 0.9 * budget
+    # What is left is less than the largest block's dim, which no smaller entry filled. Pairs need not be worth it, and
+    # a net that prunes has found that more makes held-out rows worse.
+    assert net.makes_pairs or net.rounds or spent >= 0.9 * budget
 
 
 def test_json_round_trip(found, tmp_path):
