@@ -321,6 +321,9 @@ def test_how_few_bytes_are_enough(finished):
     gap = curves.gap_to("magnitude", "uniform", 4000)
     assert gap.mean == pytest.approx(-0.0015)
     assert curves.gap_to("magnitude", "uniform", 700) is None
+    # Seeds are .01 apart in every arm, in logloss .001: nothing of that is left in the band.
+    assert curves.levels[1] - curves.levels[0] == pytest.approx(0.001)
+    assert curves.spread("magnitude", 700) == pytest.approx(0, abs=1e-12)
     facts = Facts(title="t", command="c", fields=1, values=2, rows={"train": 3}, planted=False, threads=1, jobs=1)
     page = markdown(curves, facts)
     assert "Below 0 is better" in page

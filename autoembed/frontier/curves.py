@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -86,6 +87,28 @@ class Curves:
         """The mean over seeds; None where a seed has a gap, since means of other seeds would not compare."""
         values = self.values(arm, size, name)
         return statistics.mean(values) if len(values) == len(self.seeds) else None
+
+    def spread(self, arm: str, size: int) -> float:
+        """The sd over seeds of the metric, less what a seed does to all arms and sizes alike; 0 with one seed.
+
+        A seed's level is its mean over the points that exist with every seed (Cousineau, TQMP 2005). On planted data,
+        where a seed draws the data, levels differ by more than arms do.
+        """
+        own = [value - self.levels[point.seed] for value, point in self._with_points(arm, size)]
+        return statistics.stdev(own) if len(own) > 1 else 0.0
+
+    @cached_property
+    def levels(self) -> dict[int, float]:
+        """The mean of the metric over all arms and sizes with each seed."""
+        places = [(arm, size) for arm in self.space.arms() for size in self.sizes_of(arm)]
+        found: dict[int, list[float]] = {}
+        for arm, size in places:
+            for value, point in self._with_points(arm, size):
+                found.setdefault(point.seed, []).append(value)
+        return {seed: statistics.mean(values) for seed, values in found.items()}
+
+    def _with_points(self, arm: str, size: int) -> list[tuple[float, Point]]:
+        return list(zip(self.values(arm, size, self.metric), self.at(arm, size), strict=True))
 
     def sizes_of(self, arm: str) -> list[int]:
         """The sizes that an arm has a model of with every seed."""

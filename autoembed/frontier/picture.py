@@ -21,6 +21,8 @@ _LINES = ("-", "--", ":")
 def draw_curves(curves: Curves, title: str) -> Figure:
     """A line for each arm, over what its models really take in bytes, with a band of one sd over seeds to both sides.
 
+    The band leaves out what a seed does to all arms alike, as a paired comparison does (`Curves.spread`).
+
     Sizes at which an arm has a gap with some seed are left out of its line.
     """
     from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ def draw_curves(curves: Curves, title: str) -> Figure:
         values = [curves.values(arm, limit, curves.metric) for limit in held]
         x = [statistics.mean(curves.values(arm, limit, cost)) for limit in held]
         mean = np.array([statistics.mean(own) for own in values])
-        sd = np.array([statistics.stdev(own) if len(own) > 1 else 0.0 for own in values])
+        sd = np.array([curves.spread(arm, limit) for limit in held])
         colour = _COLOURS[number % len(_COLOURS)]
         marker, line = _MARKERS[number % len(_MARKERS)], _LINES[number // len(_COLOURS) % len(_LINES)]
         width, size, front = (2.6, 7.0, 3) if number == 0 else (1.5, 5.5, 2)
@@ -52,7 +54,7 @@ def draw_curves(curves: Curves, title: str) -> Figure:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     seeds = len(curves.seeds)
-    told = f"mean of {seeds} seeds, band ± 1 sd" if seeds > 1 else "one seed"
+    told = f"mean of {seeds} seeds, band ± 1 sd (seeds' levels taken out)" if seeds > 1 else "one seed"
     axes.set_title(f"{title}: {told}", fontsize=12, loc="left")
     figure.legend(loc="outside lower center", ncols=4, fontsize=10, frameon=False)
     return figure
