@@ -107,9 +107,9 @@ class WidthConfig(SearchConfig):
 
     `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
     keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
-    `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more than
-    its twentieth; `flat` takes scores as they are. With `guard`, the answer is the uniform architecture of the same
-    cost where the supernet finds that one better on held-out rows.
+    `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more
+    than its twentieth; `flat` takes scores as they are. With `guard`, the answer is the uniform architecture of the
+    same cost where the supernet finds that one better on held-out rows.
     """
 
     basis: Literal["plain", "nested"] = "nested"
