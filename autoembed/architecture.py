@@ -174,6 +174,12 @@ class Architecture(Frozen):
                 found |= dict(zip((pair.a, pair.b), pair.cardinalities, strict=True))
         return found
 
+    @property
+    def few_bits(self) -> bool:
+        """Whether any block has numbers of fewer than 32 bits."""
+        parts = self.clusters or (self,)
+        return any(block.bits not in (0, 32) for part in parts for field in part.fields for block in field.blocks)
+
     def field_of_block(self) -> Array:
         """The field of each block, blocks of all fields in order: int [S]."""
         return np.repeat(np.arange(len(self.fields)), [len(field.blocks) for field in self.fields])

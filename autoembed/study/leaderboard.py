@@ -34,6 +34,7 @@ class Row(_Frozen):
     valid: Metrics | None = None
     test: Metrics | None = None
     embedding_parameters: int | None = None
+    embedding_bytes: int | None = None
     parameters: int | None = None
     bytes: int | None = None
     search_seconds: float | None = None
@@ -124,6 +125,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
                 "valid": champion.result.valid,
                 "test": known.get(champion.id) or on_test(run, champion, dataset, space.device),
                 "embedding_parameters": cost.embedding_parameters,
+                "embedding_bytes": cost.embedding_bytes,
                 "parameters": cost.parameters,
                 "bytes": cost.bytes,
                 "search_seconds": round(champion.result.search_seconds, 2),

@@ -24,7 +24,7 @@ from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.page import choice_matrix, dims_matrix
+from autoembed.study.page import block_matrix, choice_matrix
 from autoembed.study.retrain import ARMS
 from autoembed.study.run_dir import Ended, RunDir, arm_of, store
 
@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", module="mlflow")
 CHAMPION = "champion"
 EPOCH = "_epoch"
 BATCH = 1000  # what MLflow takes at once
-BEST = ("valid_auc", "valid_logloss", "embedding_parameters", "parameters", "bytes")
+BEST = ("valid_auc", "valid_logloss", "embedding_parameters", "embedding_bytes", "parameters", "bytes")
 # Tags by which a study's runs are found again.
 FOLDER, TRIAL = "autoembed.folder", "trial"
 # Set when everything of a trial, or the data of a study, is there.
@@ -191,6 +191,7 @@ class Mirror:
                     "final_valid_logloss": result.valid.logloss,
                     "best_epoch": result.best_epoch,
                     "embedding_parameters": result.cost.embedding_parameters,
+                    "embedding_bytes": result.cost.embedding_bytes,
                     "parameters": result.cost.parameters,
                     "bytes": result.cost.bytes,
                     "latency_ms": result.latency_ms,
@@ -216,7 +217,9 @@ class Mirror:
 
     def _pictures(self, run_id: str, trial: str) -> None:
         found = self.run.read_trial(trial).result.architecture
-        self.client.log_figure(run_id, dims_matrix(found), "dims.png")
+        self.client.log_figure(run_id, block_matrix(found, "dims"), "dims.png")
+        if found.few_bits:
+            self.client.log_figure(run_id, block_matrix(found, "bits"), "bits.png")
         if found.pairs:
             self.client.log_figure(run_id, choice_matrix(found, self.run.synergy()), "pairs.png")
 

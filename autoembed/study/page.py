@@ -6,7 +6,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -93,8 +93,12 @@ def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> F
     return figure
 
 
-def dims_matrix(architecture: Architecture) -> Figure:
-    """How many dims each field keeps in each of its blocks, frequent values on the left; a panel for each cluster."""
+def block_matrix(architecture: Architecture, what: Literal["dims", "bits"]) -> Figure:
+    """How many dims each field keeps in each of its blocks, or in how many bits, frequent values on the left.
+
+    There is a panel for each cluster.
+    """
+    most = architecture.dim if what == "dims" else max(block.bits for f in architecture.fields for block in f.blocks)
     fields = architecture.fields[:_FIELDS]
     parts = dims_panels(architecture)
     blocks = max(len(field.blocks) for field in fields)
@@ -109,12 +113,13 @@ def dims_matrix(architecture: Architecture) -> Figure:
         kept = np.full((len(fields), blocks), np.nan)
         for row, field in enumerate(fields):
             plan = own.get(field.name)
-            kept[row, : len(field.blocks)] = [len(block.dims) for block in plan.blocks] if plan else 0
-        image = axes.imshow(kept, cmap="viridis", vmin=0, vmax=architecture.dim, aspect="auto")
-        for (row, column), dims in np.ndenumerate(kept):
-            if np.isfinite(dims):
-                colour = "black" if dims > 0.6 * architecture.dim else "white"
-                axes.text(column, row, f"{dims:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            numbers = [len(b.dims) if what == "dims" else b.bits for b in plan.blocks] if plan else 0
+            kept[row, : len(field.blocks)] = numbers
+        image = axes.imshow(kept, cmap="viridis", vmin=0, vmax=most, aspect="auto")
+        for (row, column), shown in np.ndenumerate(kept):
+            if np.isfinite(shown):
+                colour = "black" if shown > 0.6 * most else "white"
+                axes.text(column, row, f"{shown:.0f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_xticks(range(blocks), [str(block + 1) for block in range(blocks)])
         axes.set_yticks(range(len(fields)), [field.name for field in fields], fontsize=8)
         axes.tick_params(labelleft=number % columns == 0, labelbottom=number + columns >= len(parts))
@@ -122,7 +127,7 @@ def dims_matrix(architecture: Architecture) -> Figure:
     for axes in panels[len(parts) :]:
         axes.remove()
     more = f", the first {_FIELDS} fields" if len(architecture.fields) > _FIELDS else ""
-    figure.suptitle(f"dims kept of {architecture.dim}{more}")
+    figure.suptitle(f"dims kept of {architecture.dim}{more}" if what == "dims" else f"bits of each number{more}")
     figure.supxlabel("block, frequent values first", fontsize=10)
     figure.colorbar(image, ax=list(panels[: len(parts)]), shrink=0.7)
     return figure

@@ -68,7 +68,16 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     metric = board.metric.replace("_", " ").replace("auc", "AUC")
     table = _table(
         f"{run.name}: the best trial of each arm by {metric}",
-        *(" ", "arm", "valid\nAUC", "test\nAUC", "test\nlogloss", "embedding\nparams", "all\nparams", "bytes"),
+        *(
+            " ",
+            "arm",
+            "valid\nAUC",
+            "test\nAUC",
+            "test\nlogloss",
+            "embedding\nparams",
+            "embedding\nbytes",
+            "all\nbytes",
+        ),
         *("search\ns", "retrain\ns", "trials\ndone/pruned/\nfailed"),
         left=2,
     )
@@ -126,7 +135,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.test.auc:.4f}",
         f"{row.test.logloss:.4f}",
         f"{row.embedding_parameters:,}",
-        f"{row.parameters:,}",
+        "-" if row.embedding_bytes is None else f"{row.embedding_bytes:,}",
         f"{row.bytes:,}",
         f"{row.search_seconds:.1f}",
         f"{row.retrain_seconds:.1f}",
@@ -186,19 +195,29 @@ def show_unfinished(console: Console, run: RunDir) -> None:
 
 
 def show_architecture(console: Console, architecture: Architecture, title: str) -> None:
-    """Prints per field how many dims its blocks keep, frequent values first."""
-    table = _table(title, "field", "values", "dims kept per block,\nfrequent to rare", "parameters", "of full")
+    """Prints per field how many dims its blocks keep and in how many bits, frequent values first."""
+    from autoembed.budget import first_order
+
+    few = architecture.few_bits
+    kept = "dims x bits kept per block,\nfrequent to rare" if few else "dims kept per block,\nfrequent to rare"
+    table = _table(title, "field", "values", kept, "parameters", "of full", "bytes")
+    storage = architecture.mixed()
     for field in architecture.fields:
-        dims = " ".join(str(len(block.dims)) for block in field.blocks)
+        dims = " ".join(f"{len(b.dims)}x{b.bits}" if few and b.dims else str(len(b.dims)) for b in field.blocks)
         share = field.entries / (field.cardinality * architecture.dim)
-        table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{field.entries:,}", f"{share:.0%}")
+        held = storage.bytes([field], architecture.dim, first_order=first_order(architecture))
+        table.add_row(
+            Text(field.name), f"{field.cardinality:,}", dims, f"{field.entries:,}", f"{share:.0%}", f"{held:,}"
+        )
     _print(console, table)
     show_clusters(console, architecture)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
     console.print(f"  width {architecture.dim}, backbone {backbone}", soft_wrap=True)
     if cost := architecture.cost:
         console.print(
-            f"  {cost.embedding_parameters:,} embedding parameters, {cost.parameters:,} in all, {cost.bytes:,} bytes"
+            f"  {cost.embedding_parameters:,} embedding parameters in {cost.embedding_bytes:,} bytes, "
+            f"{cost.parameters:,} parameters in all in {cost.bytes:,} bytes",
+            soft_wrap=True,
         )
 
 

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from autoembed.bundle import load_bundle
 from autoembed.data.planted import PlantedSpec, write_planted
 from autoembed.space import SearchSpace
-from autoembed.study.page import dims_matrix
+from autoembed.study.page import block_matrix
 from autoembed.study.run_dir import store
 from autoembed.study.study import Request, prepare, run_study
 from autoembed.training import predict
@@ -57,7 +57,7 @@ def test_routed_rows_score_alike_everywhere(write_space, tmp_path, ray_here, cli
         assert "dims.png" in {file.path for file in client.list_artifacts(runs[row.trial])}
         found = run.read_trial(row.trial).result.architecture
         alike = row.arm == "ensemble"
-        panels = dims_matrix(found).axes[:-1]  # the last one is the colour bar
+        panels = block_matrix(found, "dims").axes[:-1]  # the last one is the colour bar
         titles = ["each of 2 members"] if alike else [f"cluster {n + 1}" for n in range(len(found.clusters))]
         assert [panel.get_title() for panel in panels] == titles
         assert [label.get_text() for label in panels[0].get_yticklabels()] == list(found.names)
