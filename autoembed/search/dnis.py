@@ -2,12 +2,13 @@
 
 A soft selection layer alpha in [0, 1] stands between the embeddings and the interactions: the entry of a value at dim d
 is multiplied by alpha[block of the value, d] (sec. 3.2). Alpha moves on held-out batches by SGD on L + l1 |alpha|, its
-gradient divided by each row's mean magnitude, and is clamped (sec. 3.3). Then block dims with a small mean |e * alpha|
-are cut: below a threshold, or as far as a parameter budget asks.
+gradient divided by each row's mean magnitude, and is clamped (sec. 3.3). Then dims of blocks are cut.
 
-Two choices are ours and are options. `share: field` gives each field its own row of alpha in each frequency block,
-since values of two fields that are equally frequent need not be equally useful; `share: global` is the paper's. And we
-keep dims per block, dense and fast, where the paper masks single entries, whose positions would have to be stored.
+Three choices are ours and are options. `share: field` gives each field its own row of alpha in each frequency block,
+since values of two fields that are equally frequent need not be equally useful; `share: global` is the paper's.
+`choose_by: loss` meets a budget by what widths and bits of the gated net cost in loss (`measured`); `weight`, as in the
+paper, by the size of e * alpha, which measures frequency as well and starves rare values. And we keep dims per block,
+dense and fast, where the paper masks single entries, whose positions would have to be stored.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema
 from autoembed.plans import Array
-from autoembed.search import supernet
+from autoembed.search import measured, supernet
 
 
-class Config(supernet.GateConfig, supernet.WidthConfig):
+class Config(supernet.GateConfig, measured.MeasuredConfig):
     """Options; defaults are the authors' where they state one.
 
     The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.
+    Dims have no order (`basis: plain`): the search moves each dim's gate by itself.
     """
 
     method: str = "dnis"
@@ -37,9 +39,11 @@ class Config(supernet.GateConfig, supernet.WidthConfig):
     l1: float = Field(default=1e-5, ge=0)
     share: Literal["field", "global"] = "field"
     threshold: float = Field(default=1e-2, ge=0)
+    choose_by: Literal["loss", "weight"] = "loss"
+    basis: Literal["plain", "nested"] = "plain"
 
 
-class Supernet(supernet.Supernet):
+class Supernet(measured.Supernet):
     """A full-width model with one alpha per row of the selection layer and dim, all starting at 1."""
 
     row: Tensor
@@ -89,4 +93,6 @@ class Supernet(supernet.Supernet):
     def choose(self, limit: int | None) -> Architecture:
         if limit is None:
             return self.parent_with(self.scores() >= self.config.threshold)
+        if self.config.choose_by == "weight":
+            return supernet.Supernet.choose(self, limit)
         return super().choose(limit)

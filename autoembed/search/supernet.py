@@ -33,7 +33,7 @@ from autoembed.nn.rows import Rows, rounded
 from autoembed.plans import Array, Bits
 from autoembed.training import PhaseTrain, TrainConfig
 
-BASES = ("supernet", "bilevel", "pairs")
+BASES = ("supernet", "bilevel", "measured", "pairs")
 _HELD = 20_000  # rows of valid that answers are compared by
 _CHUNK = 4096
 

@@ -9,7 +9,8 @@ from autoembed.budget import uniform_bytes
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.search.bilevel import search
-from autoembed.search.sensitivity import Config, Estimate, Options, Supernet
+from autoembed.search.measured import Estimate, Options
+from autoembed.search.sensitivity import Config, Supernet
 from autoembed.training import TrainConfig
 from autoembed.trial import check, run_trial
 
@@ -121,7 +122,8 @@ def test_no_method_loses_a_long_tail(tmp_path):
     arms = {
         "uniform": {"method": "uniform"},
         "magnitude": {"method": "magnitude"},
-        "dnis": {"method": "dnis", "epochs": 3},
+        "dnis": {"method": "dnis", "epochs": 3, "precisions": [32]},
+        "dnis-weight": {"method": "dnis", "epochs": 3, "choose_by": "weight"},
         "sensitivity": {"method": "sensitivity", "precisions": [32]},
         "bits": {"method": "sensitivity"},
     }
