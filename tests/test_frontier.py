@@ -331,6 +331,19 @@ def test_how_few_bytes_are_enough(finished):
     assert tables_of(page)["Test AUC"]["uniform-2 (bits 4)"][2] == "0.8050 (1 of 2 seeds)"
 
 
+def test_arms_of_one_method_are_told_apart_by_their_options(tmp_path):
+    stage = {"method": "magnitude", "warm_epochs": 3}
+    baselines = [{**stage, "basis": "plain"}, "dnis", {**stage, "warm_train": {"lr": {"log": [0.1, 1.0]}}}]
+    space = SearchSpace.read(write(tmp_path, stages=[stage], baselines=baselines, variants={"a": {}}))
+    labels = Curves(space=space, plan=Plan(sizes=SIZES), points=[], seconds={}).labels()
+    assert labels == {
+        "magnitude@a": "magnitude@a",
+        "magnitude-2@a": "magnitude-2@a (basis plain)",
+        "dnis@a": "dnis@a",
+        "magnitude-3@a": "magnitude-3@a (warm_train lr log [0.1, 1.0])",
+    }
+
+
 def test_a_paired_difference_without_spread_or_with_one_seed():
     assert (paired([0.1]).error, paired([0.1]).p) == (None, None)
     assert paired([0.0, 0.0]).p == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,13 +66,13 @@ class Curves:
         return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
 
     def labels(self) -> dict[str, str]:
-        """What an arm is called: its name, and where that has only a number to tell it apart, its options as well."""
+        """What an arm is called: its name and, where others have the same but for a number, the options that differ."""
+        options = {arm: _options(self.space.template(arm)["stages"]) for arm in self.space.arms()}
         found = {}
-        for arm in self.space.arms():
-            name, stages = arm.partition("@")[0], self.space.template(arm)["stages"]
-            options = [f"{k} {v}" for stage in _list(stages) for k, v in stage.items() if k != "method"]
-            numbered = name.rpartition("-")[2].isdecimal()
-            found[arm] = f"{arm} ({', '.join(options)})" if numbered and options else arm
+        for arm, own in options.items():
+            namesakes = [others for other, others in options.items() if _base(other) == _base(arm)]
+            differ = [option for option in own if not all(option in others for others in namesakes)]
+            found[arm] = f"{arm} ({', '.join(differ)})" if differ else arm
         return found
 
     def at(self, arm: str, size: int) -> list[Point]:
@@ -159,5 +160,16 @@ def paired(gaps: list[float]) -> Paired:
     return Paired(mean=mean, error=error, p=float(ttest_1samp(gaps, 0).pvalue) if error > 0 else float(mean == 0))
 
 
-def _list(stages: Any) -> list[dict[str, Any]]:
-    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+def _base(arm: str) -> str:
+    """An arm's name without its number and its variant."""
+    return re.sub(r"-\d+$", "", arm.partition("@")[0])
+
+
+def _options(stages: Any) -> list[str]:
+    """The options of an arm's stages as text; of stages that are chosen among others there are none to tell."""
+    own = [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    return [f"{name} {_text(value)}" for stage in own for name, value in stage.items() if name != "method"]
+
+
+def _text(value: Any) -> str:
+    return " ".join(f"{k} {_text(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
