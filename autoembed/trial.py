@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -31,6 +31,7 @@ from autoembed.storage import Step
 from autoembed.training import (
     Fit,
     Monitor,
+    Plateau,
     Report,
     Teacher,
     TrainConfig,
@@ -195,7 +196,11 @@ def _run(
     router = net.router
     teacher = distill.searched(config.train, net, dataset, device)
     inherits = isinstance(net.config, SearchConfig) and net.config.inherits
-    recipe = net.config.inherit_train.of(config.train) if inherits else config.train
+    recipes = []
+    if inherits:
+        recipes.append(net.config.inherit_train.of(config.train))
+    if not inherits or net.config.retrain == "best":
+        recipes.append(config.train)
     answers: list[tuple[Limit, Answer, Model | None]] = []
     for limit in limits:
         answer = within(net, limit, root)
@@ -209,9 +214,20 @@ def _run(
     found = []
     for limit, answer, start_from in answers:
         architecture = answer.architecture
-        model, fitted = retrain(
-            architecture, dataset, recipe, device, config.seed, report, start_from, router, config.monitor, teacher
-        )
+        best, epochs = Plateau(config.monitor, 0.0), count(1)
+
+        def counted(values: Mapping[str, float], epochs: Iterator[int] = epochs) -> None:
+            report({**values, "retrain_epoch": next(epochs)})
+
+        seconds = 0.0
+        for number, recipe in enumerate(recipes):
+            start_at = start_from if number == 0 else None
+            one, fit_of_one = retrain(
+                architecture, dataset, recipe, device, config.seed, counted, start_at, router, config.monitor, teacher
+            )
+            seconds += fit_of_one.seconds
+            if best.see(number, fit_of_one.valid):
+                model, fitted = one, fit_of_one
         cost = measure(model)
         result = TrialResult(
             config=config.model_copy(update={"limit": limit}),
@@ -221,7 +237,7 @@ def _run(
             fingerprint=dataset.fingerprint,
             best_epoch=fitted.epoch,
             search_seconds=searched,
-            retrain_seconds=fitted.seconds,
+            retrain_seconds=seconds,
             latency_ms=latency(model, dataset, device),
             notes=(*notes, *(f"{method_name}: {note}" for note in answer.notes)),
         )
@@ -245,7 +261,7 @@ def within(net: Supernet, limit: Limit, root: Architecture) -> Answer:
         over = cost_of(answer.architecture).bytes - limit.bytes
         if over <= 0:
             return answer
-        budget -= over
+        budget = max(budget - over, budget // 2)
         if budget < 1:
             raise SpaceError(
                 f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "

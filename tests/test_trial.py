@@ -13,7 +13,7 @@ from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
 
 CPU = torch.device("cpu")
-DNIS = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "threshold": 0.004}
+DNIS = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "threshold": 0.004, "precisions": [32]}
 OPTINTER = {"method": "optinter", "epochs": 1, "pair_dim": 2}
 IHAS = {"method": "ihas", "epochs": 1}
 MAGNITUDE = {"method": "magnitude", "warm_epochs": 1}

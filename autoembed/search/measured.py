@@ -62,6 +62,10 @@ class Options:
 class Supernet(supernet.Supernet):
     """A full-width model, read by its gradients."""
 
+    def scores(self) -> Array:
+        """The mean magnitude of each block's dim, which orders dims in a plain basis."""
+        return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))
+
     def choose(self, limit: int | None) -> Architecture:
         left = self.left(limit)
         if self.held is None:
@@ -136,8 +140,7 @@ class Supernet(supernet.Supernet):
     def order(self) -> Array:
         """Dims of each block, best first: as they stand in a nested basis, else by size: int [S, D]."""
         allowed = self.mask[:, : self.parent.dim].cpu().numpy() > 0
-        size = self.block_means(self.weight[:, : self.parent.dim].abs())
-        return np.argsort(~allowed if self.nested else -np.where(allowed, size, -1.0), axis=1, kind="stable")
+        return np.argsort(~allowed if self.nested else -np.where(allowed, self.scores(), -1.0), axis=1, kind="stable")
 
     @torch.no_grad()
     def rounded_table(self, bits: int) -> Tensor:
@@ -327,8 +330,9 @@ class Estimate:
         able = np.flatnonzero(saved > 0)
         if not len(able):
             return float("inf"), -1
-        price = self.rises(block, able) / np.minimum(saved[able], max(needed, 1))
-        best = int(price.argmin())
+        # A fall of the loss counts as no rise: it may be chance, and what hurts for certain has been pruned before.
+        price = np.maximum(self.rises(block, able), 0.0) / np.minimum(saved[able], max(needed, 1))
+        best = int(np.lexsort((saved[able], price))[0])
         return float(price[best]), int(able[best])
 
     def grow(self, state: Array, options: Options, limit: int) -> Array:

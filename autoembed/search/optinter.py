@@ -44,7 +44,7 @@ class Config(supernet.GateConfig, pairs.PairConfig):
     method: str = "optinter"
     warm_epochs: int = Field(default=0, ge=0)
     epochs: int = Field(default=5, ge=0)
-    retrain: Literal["inherit", "fresh"] = "fresh"
+    retrain: Literal["inherit", "fresh", "best"] = "fresh"
     update: Literal["embedding", "all", "joint"] = "all"
     arch_lr: float = Field(default=1e-2, gt=0)
     noise: Literal["none", "gumbel"] = "none"

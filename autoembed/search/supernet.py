@@ -57,8 +57,9 @@ class SearchConfig(MethodConfig):
     """Options of a method that trains a supernet.
 
     `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
-    compact model from the supernet's weights ("inherit") or anew ("fresh"). With `carry`, a stage after another one
-    starts from the weights that this one has trained.
+    compact model from the supernet's weights ("inherit") or from fresh ones ("fresh"), or trains it both ways and keeps
+    the better on valid ("best"). With `carry`, a stage after another one starts from the weights that this one has
+    trained.
 
     `warm_train` changes keys of `train` for the warm start, and `inherit_train` for a retraining that starts from the
     supernet's weights; one from fresh weights is by `train` alone.
@@ -66,14 +67,14 @@ class SearchConfig(MethodConfig):
 
     warm_epochs: int = Field(default=10, ge=0)
     warm_train: PhaseTrain = PhaseTrain()
-    retrain: Literal["inherit", "fresh"] = "inherit"
+    retrain: Literal["inherit", "fresh", "best"] = "inherit"
     inherit_train: PhaseTrain = PhaseTrain()
     carry: bool = True
 
     @property
     def inherits(self) -> bool:
-        """Whether the compact model starts from the supernet's weights."""
-        return self.retrain == "inherit"
+        """Whether a compact model starts from the supernet's weights."""
+        return self.retrain != "fresh"
 
     def recipes(self, train: TrainConfig) -> dict[str, TrainConfig]:
         """The recipe of each phase, by the option that changes it."""
@@ -112,6 +113,7 @@ class WidthConfig(SearchConfig):
     same cost where the supernet finds that one better on held-out rows.
     """
 
+    retrain: Literal["inherit", "fresh", "best"] = "best"
     basis: Literal["plain", "nested"] = "nested"
     returns: Literal["diminishing", "flat"] = "diminishing"
     guard: bool = True

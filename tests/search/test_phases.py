@@ -11,7 +11,7 @@ from autoembed.training import Adam, PhaseTrain, TrainConfig, fit, predict
 from autoembed.trial import check, root_architecture, run_trial
 
 CPU = torch.device("cpu")
-DNIS = {"method": "dnis", "warm_epochs": 1, "epochs": 1}
+DNIS = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit"}
 TRAIN = {"epochs": 1, "lr": 4e-3, "batch_size": 512}
 
 
