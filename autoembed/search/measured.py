@@ -29,7 +29,7 @@ from autoembed.plans import Array, Bits
 from autoembed.search import supernet
 
 _CHUNK = 2048
-_WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # and on by steps of a third or a half
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
 _MEMORY = 1 << 28  # bytes of estimates held at once
 _CALIBRATE_EVERY = 8  # moves
 
