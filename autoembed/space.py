@@ -25,7 +25,7 @@ from autoembed.data.crosses import CrossSpec
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, unknown
 from autoembed.metrics import Metrics
-from autoembed.search.supernet import load
+from autoembed.search.method import load
 from autoembed.trial import TrialConfig, TrialResult, check
 
 COSTS = ("bytes", "parameters", "latency_ms")

@@ -26,7 +26,8 @@ from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, has_few
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import Answer, SearchConfig, Supernet, configure, load
+from autoembed.search.method import SearchConfig, configure, load
+from autoembed.search.supernet import Answer, Supernet
 from autoembed.storage import Step
 from autoembed.training import (
     Fit,

@@ -10,7 +10,7 @@ from autoembed.bundle import load_bundle, write_bundle
 from autoembed.errors import TrialError
 from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel
-from autoembed.search.supernet import load, names
+from autoembed.search.method import load, names
 from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import Limit, check, run_limits, run_trial
 

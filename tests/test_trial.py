@@ -8,7 +8,8 @@ import torch
 from autoembed.errors import SpaceError
 from autoembed.nn.model import cost_of
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import Supernet, configure, load
+from autoembed.search.method import configure, load
+from autoembed.search.supernet import Supernet
 from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
 

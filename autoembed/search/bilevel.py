@@ -16,7 +16,8 @@ from torch import Tensor
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
-from autoembed.search.supernet import GateConfig, SearchConfig, Supernet
+from autoembed.search.method import GateConfig, SearchConfig
+from autoembed.search.supernet import Supernet
 from autoembed.shuffle import Part, Rows, Shuffle
 from autoembed.training import (
     Monitor,

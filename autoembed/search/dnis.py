@@ -25,9 +25,10 @@ from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema
 from autoembed.plans import Array
 from autoembed.search import measured, supernet
+from autoembed.search.method import GateConfig
 
 
-class Config(supernet.GateConfig, measured.MeasuredConfig):
+class Config(measured.MeasuredConfig, GateConfig):
     """Options; defaults are the authors' where they state one.
 
     The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.

@@ -11,9 +11,10 @@ from pydantic import Field
 
 from autoembed.plans import Array
 from autoembed.search import supernet
+from autoembed.search.method import MethodConfig
 
 
-class Config(supernet.MethodConfig):
+class Config(MethodConfig):
     """`temperature` is the power of the mean count that widths follow; 0 gives equal widths."""
 
     method: str = "frequency"

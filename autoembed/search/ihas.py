@@ -35,6 +35,7 @@ from autoembed.nn.router import Router as RouterModule
 from autoembed.plans import Array, Router, RouterField
 from autoembed.ranking.scores import score
 from autoembed.search import supernet
+from autoembed.search.method import GateConfig
 from autoembed.shuffle import Shuffle
 from autoembed.training import Adam
 
@@ -43,7 +44,7 @@ _UNDECIDED = (0.1, 0.9)
 _GAIN = 0.005  # of agreement, for one more field in the router's table
 
 
-class Config(supernet.GateConfig):
+class Config(GateConfig):
     """Options.
 
     Search: `start` is the logit at which gates start; `sampling` passes a gate's 0 or 1 on with the gradient of its

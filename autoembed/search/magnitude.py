@@ -9,9 +9,10 @@ import numpy as np
 
 from autoembed.plans import Array
 from autoembed.search import supernet
+from autoembed.search.method import WidthConfig
 
 
-class Config(supernet.WidthConfig):
+class Config(WidthConfig):
     """Only a warm start; no gates are searched."""
 
     method: str = "magnitude"

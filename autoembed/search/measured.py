@@ -27,6 +27,7 @@ from autoembed.metrics import log_losses, scale_and_shift
 from autoembed.nn.rows import rounded
 from autoembed.plans import Array, Bits
 from autoembed.search import supernet
+from autoembed.search.method import WidthConfig
 
 _CHUNK = 2048
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
@@ -34,7 +35,7 @@ _MEMORY = 1 << 28  # bytes of estimates held at once
 _CALIBRATE_EVERY = 8  # moves
 
 
-class MeasuredConfig(supernet.WidthConfig):
+class MeasuredConfig(WidthConfig):
     """Options of a method that chooses by loss. Blocks have one of these `precisions`, in bits.
 
     `shrink` is how far the bytes fall between two measurements.
@@ -65,6 +66,11 @@ class Supernet(supernet.Supernet):
     def scores(self) -> Array:
         """The mean magnitude of each block's dim, which orders dims in a plain basis."""
         return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))
+
+    def uniform(self, limit: int) -> Architecture | None:
+        """The best of the uniform architectures in each of the precisions, by the loss on held-out rows."""
+        found = [self.uniform_in(bits, limit) for bits in self.precisions()]
+        return min((one for one in found if one is not None), key=self.loss_of, default=None)
 
     def choose(self, limit: int | None) -> Architecture:
         left = self.left(limit)

@@ -28,13 +28,14 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.errors import SpaceError
 from autoembed.plans import Array, Choice
 from autoembed.search import pairs, supernet
+from autoembed.search.method import GateConfig
 from autoembed.training import Adam
 
 CHOICES: tuple[Choice, ...] = ("memorize", "factorize", "naive")
 _COPIES = 4  # a table, its gradient and Adam's two moments
 
 
-class Config(supernet.GateConfig, pairs.PairConfig):
+class Config(GateConfig, pairs.PairConfig):
     """Options; `temperature` falls from 1 by `temperature_step` a train step, to `temperature_floor`.
 
     `price` is added to the loss for each embedding parameter that memorizing would take, times its probability.

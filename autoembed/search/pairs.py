@@ -11,9 +11,10 @@ from autoembed.budget import fill
 from autoembed.errors import SpaceError
 from autoembed.plans import Choice
 from autoembed.search import supernet
+from autoembed.search.method import MethodConfig
 
 
-class PairConfig(supernet.MethodConfig):
+class PairConfig(MethodConfig):
     """`pair_dim` is the width of each built pair's input, at most `embedding.dim`."""
 
     pair_dim: int = Field(default=4, ge=1)

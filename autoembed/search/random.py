@@ -6,9 +6,10 @@ import numpy as np
 
 from autoembed.plans import Array
 from autoembed.search import supernet
+from autoembed.search.method import MethodConfig
 
 
-class Config(supernet.MethodConfig):
+class Config(MethodConfig):
     """No options; another seed draws another architecture."""
 
     method: str = "random"

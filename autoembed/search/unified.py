@@ -11,10 +11,11 @@ from pydantic import Field
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.search import supernet
+from autoembed.search.method import MethodConfig
 from autoembed.storage import SharedStorage, table_bytes
 
 
-class Config(supernet.MethodConfig):
+class Config(MethodConfig):
     """`lookups` rows are joined to a value's dims, so a row is dim / lookups wide."""
 
     method: str = "unified"

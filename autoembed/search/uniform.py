@@ -7,9 +7,10 @@ import numpy as np
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.search import supernet
+from autoembed.search.method import MethodConfig
 
 
-class Config(supernet.MethodConfig):
+class Config(MethodConfig):
     """No options."""
 
     method: str = "uniform"

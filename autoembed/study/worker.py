@@ -16,7 +16,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
 from autoembed.metrics import auc_error
 from autoembed.plans import Array
-from autoembed.search.supernet import configure
+from autoembed.search.method import configure
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space
 from autoembed.trial import TrialConfig, run_trial

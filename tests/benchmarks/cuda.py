@@ -23,7 +23,7 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.nn.model import CTRModel
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import configure, load
+from autoembed.search.method import configure, load
 from autoembed.shuffle import Shuffle
 from autoembed.training import Optimiser, TrainConfig, batches, click_loss
 from autoembed.trial import check, run_trial

@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from autoembed.budget import uniform_bytes
 from autoembed.draws import prepare
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import configure, load
+from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.trial import root_architecture
 

@@ -29,7 +29,7 @@ from autoembed.draws import draw
 from autoembed.metrics import evaluate
 from autoembed.ranking.ranking import rank
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import configure, load
+from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
 from autoembed.trial import Limit, check, retrain, root_architecture, run_trial

@@ -26,7 +26,7 @@ from methods import prepare, spread
 
 from autoembed.nn.model import build_model
 from autoembed.search.bilevel import search, split_train
-from autoembed.search.supernet import configure, load
+from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import fit
 from autoembed.trial import Limit, check, retrain, root_architecture, teacher_of, within

@@ -8,7 +8,7 @@ from autoembed.data.spec import DataSpec
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
 from autoembed.nn.model import cost_of
-from autoembed.search.supernet import GateConfig, SearchConfig, load, names
+from autoembed.search.method import GateConfig, SearchConfig, load, names
 from autoembed.trial import check, run_trial
 
 

@@ -9,7 +9,7 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError
 from autoembed.nn.model import CTRModel, cost_of
 from autoembed.search.bilevel import search
-from autoembed.search.supernet import configure, load
+from autoembed.search.method import configure, load
 from autoembed.training import TrainConfig
 from autoembed.trial import check, run_trial
 

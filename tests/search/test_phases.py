@@ -6,7 +6,7 @@ import torch
 from autoembed.errors import SpaceError
 from autoembed.metrics import evaluate
 from autoembed.search import bilevel
-from autoembed.search.supernet import configure, load
+from autoembed.search.method import configure, load
 from autoembed.training import Adam, PhaseTrain, TrainConfig, fit, predict
 from autoembed.trial import check, root_architecture, run_trial
 

@@ -78,14 +78,27 @@ def test_only_the_bytes_that_are_needed_count():
     assert state.tolist() == [1, 0]
 
 
-def test_limits_hold_and_more_bytes_lose_less(net):
-    losses = []
+def test_limits_hold_and_no_answer_is_behind_uniform_in_any_bits(net):
     for width in (0.25, 0.5, 1, 2, 4):
         limit = uniform_bytes(net.parent, width)
         found = net.derive(limit)
         assert found.embedding_bytes(first_order=True) <= limit
-        losses.append(net.loss_of(found))
-    assert losses == sorted(losses, reverse=True) or max(np.diff(losses)) < 2e-4, losses
+        for bits in net.precisions():
+            rival = net.uniform_in(bits, limit)
+            assert rival is None or net.loss_of(found) <= net.loss_of(rival)
+
+
+def test_the_guard_answers_with_uniform_and_says_so(planted, monkeypatch):
+    net = net_of(planted)
+    limit = uniform_bytes(net.parent, 2)
+    assert net.answer(limit).notes == ()
+    worst = net.parent_with(np.arange(8) < (net.parent.block_rows() < 10)[:, None])  # rare values only
+    monkeypatch.setattr(net, "choose", lambda limit: worst)
+    answer = net.answer(limit)
+    assert answer.architecture == net.uniform(limit)
+    assert "the answer is uniform" in answer.notes[0]
+    net.config = net.config.model_copy(update={"guard": False})
+    assert net.answer(limit).architecture == worst
 
 
 def test_precisions_are_bounded_by_the_stage_s_own_bits(planted, net):

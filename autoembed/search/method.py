@@ -1,0 +1,149 @@
+"""What a method is: its options and how it is found.
+
+A method is one file in this folder with a `Config` and a `Supernet`. It is found by the file's name; a dotted name
+("mypackage.mine") loads one from outside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoembed import errors
+from autoembed.architecture import first_line
+from autoembed.plans import Bits
+from autoembed.training import PhaseTrain, TrainConfig
+
+if TYPE_CHECKING:
+    from autoembed.search.supernet import Supernet
+
+BASES = ("method", "supernet", "bilevel", "measured", "pairs")
+
+
+class MethodConfig(BaseModel):
+    """Options of a method that decides without training.
+
+    `width` is the stage's own limit where another stage follows: as many bytes as that many 32-bit dims for every
+    value take. The last stage has the study's. `bits` is what each number is stored in, no more than the stage's
+    parent has; the parent's without it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    width: float | None = Field(default=None, gt=0)
+    bits: Bits | None = None
+
+
+class SearchConfig(MethodConfig):
+    """Options of a method that trains a supernet.
+
+    `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
+    compact model from the supernet's weights ("inherit") or from fresh ones ("fresh"), or trains it both ways and keeps
+    the better on valid ("best"). With `carry`, a stage after another one starts from the weights that this one has
+    trained.
+
+    `warm_train` changes keys of `train` for the warm start, and `inherit_train` for a retraining that starts from the
+    supernet's weights; one from fresh weights is by `train` alone.
+    """
+
+    warm_epochs: int = Field(default=10, ge=0)
+    warm_train: PhaseTrain = PhaseTrain()
+    retrain: Literal["inherit", "fresh", "best"] = "inherit"
+    inherit_train: PhaseTrain = PhaseTrain()
+    carry: bool = True
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a compact model starts from the supernet's weights."""
+        return self.retrain != "fresh"
+
+    def recipes(self, train: TrainConfig) -> dict[str, TrainConfig]:
+        """The recipe of each phase, by the option that changes it."""
+        names = [name for name in type(self).model_fields if name.endswith("_train")]
+        return {name: getattr(self, name).of(train) for name in names}
+
+
+class GateConfig(SearchConfig):
+    """Options of a method whose gates move for `epochs` after the warm start.
+
+    `update` tells which weights move beside them: with "embedding" and "all" they move on train batches, and the gates
+    on held-out ones, `arch_fraction` of train; with "joint" all weights and the gates move on the same train batch.
+    `search_train` changes keys of `train` for the weights meanwhile.
+
+    With `refit`, the gates rest after the search and the supernet's weights are trained on all rows of train for at
+    most `refit_epochs`, early stop as in `train`; `refit_train` changes keys of it. If no epoch is better on valid than
+    the weights of before, these stay.
+    """
+
+    epochs: int = Field(default=10, ge=0)
+    search_train: PhaseTrain = PhaseTrain()
+    arch_fraction: float = Field(default=0.2, gt=0, lt=1)
+    update: Literal["embedding", "all", "joint"] = "embedding"
+    refit: bool = False
+    refit_epochs: int = Field(default=5, ge=1)
+    refit_train: PhaseTrain = PhaseTrain()
+
+
+class WidthConfig(SearchConfig):
+    """Options of a trained method that chooses how many dims each block keeps.
+
+    `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
+    keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
+    `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more
+    than its twentieth; `flat` takes scores as they are. With `guard`, the answer is the uniform architecture of the
+    same cost where the supernet finds that one better on held-out rows.
+    """
+
+    retrain: Literal["inherit", "fresh", "best"] = "best"
+    basis: Literal["plain", "nested"] = "nested"
+    returns: Literal["diminishing", "flat"] = "diminishing"
+    guard: bool = True
+
+
+def names() -> list[str]:
+    """The methods that ship with the package, baselines included."""
+    import autoembed.search as package
+
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in BASES]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The two classes of a method's file."""
+
+    Config: type[MethodConfig]
+    Supernet: type[Supernet]
+
+
+def load(method: str) -> Method:
+    """A method by file name, or by dotted module name; SpaceError lists the known ones."""
+    if "." in method:
+        try:
+            module = importlib.import_module(method)
+        except ImportError as error:
+            raise errors.SpaceError(f"cannot load the method {method!r}: {error}") from None
+        if not (isinstance(getattr(module, "Supernet", None), type) and hasattr(module, "Config")):
+            raise errors.SpaceError(f"the method module {method!r} must define Config and Supernet")
+    elif method in names():
+        module = importlib.import_module(f"autoembed.search.{method}")
+    else:
+        raise errors.SpaceError(errors.unknown("method", method, names()))
+    return Method(Config=module.Config, Supernet=module.Supernet)
+
+
+def configure(stage: Mapping[str, Any]) -> MethodConfig:
+    """The validated Config of a stage such as {"method": "dnis", "epochs": 5}; SpaceError names rule and options."""
+    if "method" not in stage:
+        raise errors.SpaceError(f"a stage must name its method, but got {dict(stage)}")
+    kind = load(str(stage["method"]))
+    try:
+        return kind.Config.model_validate(dict(stage))
+    except ValidationError as error:
+        allowed = ", ".join(sorted(kind.Config.model_fields))
+        raise errors.SpaceError(f"stage {stage['method']}: {first_line(error)} (options: {allowed})") from None
