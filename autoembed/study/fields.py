@@ -43,7 +43,7 @@ def score_fields(path: Path, runs: Path, data: str | None, bar: Bar) -> tuple[pl
     if bundle.manifest.provenance.get("fingerprint") != dataset.fingerprint:
         raise BundleError(f"the bundle {bundle.path} is of other data than the study {run.path}")
     # The bundle's schema has the columns that its model reads; in the study's, which has all, they are found by name.
-    model = build_model(dataset.schema, bundle.architecture)
+    model = build_model(dataset.schema, bundle.architecture, packed=True)
     model.load_state_dict(bundle.model.state_dict())
     table = field_scores(model, dataset, "valid", pick_device(space.device), bar.step)
     trial = bundle.manifest.provenance.get("trial", "")

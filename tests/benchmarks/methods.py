@@ -81,7 +81,7 @@ def cluster_facts(result, model, dataset):
     router = [*model.router.parameters(), *model.router.buffers()]
     cluster = model.router(torch.from_numpy(dataset.ids("test")))
     plan = result.architecture.router.model_copy(update={"calibrate": True})
-    scaled = RoutedModel(dataset.schema, result.architecture.model_copy(update={"router": plan}))
+    scaled = RoutedModel(dataset.schema, result.architecture.replace(router=plan))
     scaled.load_state_dict(model.state_dict(), strict=False)
     calibrate(scaled, dataset, torch.device("cpu"))
     return {

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from methods import spread
 
-from autoembed.architecture import SharedTable
 from autoembed.draws import prepare
 from autoembed.metrics import evaluate
 from autoembed.nn.model import cost_of
 from autoembed.space import SearchSpace
+from autoembed.storage import SharedStorage
 from autoembed.training import predict
 from autoembed.trial import check, root_architecture, run_trial
 
@@ -56,9 +56,7 @@ def uniform_bytes(dataset, width):
 def table_parameters(dataset, dim, target):
     """Parameters of the hashed table whose model takes `target` bytes, less what does not fill a row."""
     parent = root_architecture(config("unified", dim, 0.0, 0, 1), dataset)
-    one, two = (
-        cost_of(parent.model_copy(update={"shared": SharedTable(rows=rows, lookups=2)})).bytes for rows in (1, 2)
-    )
+    one, two = (cost_of(parent.replace(storage=SharedStorage(rows=rows, lookups=2))).bytes for rows in (1, 2))
     return (1 + (target - one) // (two - one)) * (two - one) // 4
 
 
