@@ -177,7 +177,7 @@ def test_every_training_of_a_trial_follows_the_objective(planted, monkeypatch):
     trial = config(stages=[{"method": "magnitude", "warm_epochs": 1}], monitor="valid_logloss")
     result, _ = run_trial(trial, planted, lambda values: None)
     retrain(result.architecture, planted, trial.train, CPU, 1, lambda values: None, monitor=result.config.monitor)
-    assert seen == ["valid_logloss"] * 3
+    assert seen == ["valid_logloss"] * 4  # warm start, retraining from inherited and from fresh weights, and once more
 
 
 def test_a_configuration_of_before_the_objective_had_a_say_loads():
@@ -297,7 +297,8 @@ def test_a_trial_never_reads_the_test_split(planted, monkeypatch):
 
 def test_only_retraining_reports_the_objective(planted):
     seen = []
-    run_trial(config(stages=[{"method": "dnis", "warm_epochs": 1, "epochs": 1}]), planted, seen.append)
+    stage = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit"}
+    run_trial(config(stages=[stage]), planted, seen.append)
     phases = ["warm_epoch", "search_epoch", "retrain_epoch", "retrain_epoch"]
     assert [next(name for name in values if name.endswith("_epoch")) for values in seen] == phases
     assert ["valid_auc" in values for values in seen] == [False, False, True, True]
