@@ -65,13 +65,15 @@ class CTRModel(nn.Module):
 
     def embedding_weights(self) -> list[nn.Parameter]:
         """The parameters that the embedding regulariser applies to."""
-        return [rows.weight for rows, _ in self.rows()]
+        return [rows.weight for rows in self.tables() if isinstance(rows, Rows)]
 
-    def rows(self) -> list[tuple[Rows, Tensor]]:
-        """The tables that can be trained, each with the slot of every row."""
-        parts = [self.embedding, *([self.pairs] if self.pairs is not None else [])]
-        found = [pair for part in parts for pair in zip(part.tables, part.slot_of_row(), strict=True)]
-        return [(rows, slot) for rows, slot in found if isinstance(rows, Rows)]
+    def tables(self) -> list[nn.Module]:
+        """The tables of fields, then of pairs: `Rows` that can be trained, or `PackedRows`."""
+        return [*self.embedding.tables, *(self.pairs.tables if self.pairs is not None else [])]
+
+    def slots(self) -> list[Tensor]:
+        """For each table, the slot of each of its rows, int [rows]: as long as the tables, made when asked for."""
+        return [*self.embedding.slot_of_row(), *(self.pairs.slot_of_row() if self.pairs is not None else [])]
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """What training moves: all."""
@@ -79,8 +81,9 @@ class CTRModel(nn.Module):
 
     def sparse_gradients(self, sparse: bool) -> None:
         """Whether lookups give the tables sparse gradients."""
-        for rows, _ in self.rows():
-            rows.sparse = sparse
+        for rows in self.tables():
+            if isinstance(rows, Rows):
+                rows.sparse = sparse
 
 
 class RoutedModel(nn.Module):
@@ -157,14 +160,16 @@ def members(model: Model) -> list[CTRModel]:
 
 def has_few_bits(model: Model) -> bool:
     """Whether any table has numbers of fewer than 32 bits."""
-    return any(rows.bits < 32 for member in members(model) for rows, _ in member.rows())
+    tables = [rows for member in members(model) for rows in member.tables()]
+    return any(isinstance(rows, PackedRows) or (isinstance(rows, Rows) and rows.bits < 32) for rows in tables)
 
 
 def start_rounding(model: Model) -> None:
     """From here on the model looks up rounded numbers where its architecture has few bits."""
     for member in members(model):
-        for rows, slot in member.rows():
-            rows.start_rounding(slot)
+        for rows, slot in zip(member.tables(), member.slots(), strict=True):
+            if isinstance(rows, Rows):
+                rows.start_rounding(slot)
 
 
 @torch.no_grad()
@@ -174,15 +179,14 @@ def pack(model: Model, schema: FeatureSchema) -> Model:
         return model
     packed = build_model(schema, model.architecture, packed=True).to(next(model.parameters()).device)
     for member, own in zip(members(packed), members(model), strict=True):
-        tables = [one for part in (member.embedding, member.pairs) if part is not None for one in part.tables]
-        for (rows, slot), into in zip(own.rows(), tables, strict=True):
-            if isinstance(into, PackedRows):
+        for rows, slot, into in zip(own.tables(), own.slots(), member.tables(), strict=True):
+            if isinstance(rows, Rows) and isinstance(into, PackedRows):
                 rows.pack_into(into, slot)
             else:
                 into.load_state_dict(rows.state_dict())
     state = packed.state_dict()
     for name, tensor in model.state_dict().items():
-        if ".tables." not in name and not name.startswith("tables."):
+        if ".tables." not in name:
             state[name].copy_(tensor)
     return packed.train(model.training)
 

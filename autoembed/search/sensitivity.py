@@ -45,7 +45,5 @@ class Supernet(measured.Supernet):
         if not kept.any():
             return False
         self.mask.mul_(torch.as_tensor(self._with_first_order(kept), device=self.mask.device))
-        alive = np.zeros(len(self.parent.fields), dtype=bool)
-        np.logical_or.at(alive, self.parent.field_of_block(), kept.any(axis=1))
-        self.backbone.alive[: len(alive)] = torch.tensor(alive)
+        self.keep_alive(kept)
         return True

@@ -317,13 +317,17 @@ class Supernet(nn.Module):
         mask = self.mask_of(architecture)
         try:
             self.weight.data, self._folded = self.table_of(architecture), True
-            open_ = np.zeros(len(self.parent.fields), dtype=bool)
-            np.logical_or.at(open_, self.parent.field_of_block(), mask.any(axis=1))
-            self.backbone.alive[: len(open_)] = torch.tensor(open_)
+            self.keep_alive(mask)
             yield
         finally:
             self.weight.data, self._folded = weight, folded
             self.backbone.alive.copy_(alive)
+
+    def keep_alive(self, mask: Array) -> None:
+        """Tells the backbone which fields still have an entry of `mask` bool [S, D]."""
+        alive = np.zeros(len(self.parent.fields), dtype=bool)
+        np.logical_or.at(alive, self.parent.field_of_block(), mask.any(axis=1))
+        self.backbone.alive[: len(alive)] = torch.tensor(alive)
 
     def mask_of(self, architecture: Architecture) -> Array:
         """Which of the parent's entries an architecture derived from it keeps: bool [S, D]."""
