@@ -194,7 +194,7 @@ class Supernet(nn.Module):
 
     def hold(self, dataset: Dataset, device: torch.device) -> None:
         """Called once before the search: keeps rows of valid to compare answers by."""
-        if isinstance(self.config, WidthConfig):
+        if isinstance(self.config, WidthConfig) or self.rounds:
             rows = np.linspace(0, dataset.rows("valid") - 1, min(dataset.rows("valid"), _HELD)).astype(np.int64)
             ids, labels = (torch.from_numpy(part[rows]) for part in (dataset.ids("valid"), dataset.labels("valid")))
             self.held = ids.to(device), labels.to(device)

@@ -138,7 +138,8 @@ def test_same_seed_same_answer(found, planted_pairs):
 def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted_pairs):
     method, _, _ = found
     net = searched(planted_pairs, method)
-    if net.makes_pairs or method == "uniform" or hasattr(net.config, "threshold") or hasattr(net.config, "theta"):
+    own_rule = method in ("uniform", "select") or hasattr(net.config, "threshold") or hasattr(net.config, "theta")
+    if net.makes_pairs or own_rule:
         assert net.derive(None).narrows(net.parent)
     else:
         with pytest.raises(SpaceError, match=r"budget\.width"):
