@@ -153,12 +153,10 @@ def configure(stage: Mapping[str, Any]) -> MethodConfig:
     if "method" not in stage:
         raise errors.SpaceError(f"a stage must name its method, but got {dict(stage)}")
     kind = load(str(stage["method"]))
-    if stage.get("preset") == "paper" and not kind.Config.PAPER:
-        able = ", ".join(name for name in names() if load(name).Config.PAPER)
-        raise errors.SpaceError(
-            f"stage {stage['method']}: no paper describes its options, so preset must go ({able} have one)"
-        )
-    preset = kind.Config.PAPER if stage.get("preset") == "paper" else {}
+    preset = vars(kind.Config).get("PAPER", {}) if stage.get("preset") == "paper" else {}
+    if stage.get("preset") == "paper" and not preset:
+        able = ", ".join(name for name in names() if "PAPER" in vars(load(name).Config))
+        raise errors.SpaceError(f"preset: paper must be of one of {able}, but stage {stage['method']} has it")
     try:
         return kind.Config.model_validate({**preset, **stage})
     except ValidationError as error:

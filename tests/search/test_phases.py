@@ -168,5 +168,5 @@ def test_a_preset_sets_what_the_paper_says_and_the_stage_comes_first():
 @pytest.mark.parametrize("method", ["dnis", "ihas"])
 def test_a_preset_runs(method, planted):
     stage = {"method": method, "preset": "paper", "warm_epochs": 1, "epochs": 1}
-    result, _ = run_trial(config(stage, limit={"width": 2}), planted, lambda values: None)
+    result, _ = run_trial(config(stage, limit={"width": 4}), planted, lambda values: None)
     assert result.cost.bytes > 0
