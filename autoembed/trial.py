@@ -24,7 +24,8 @@ from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
 from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, has_few_bits, measure, pack, start_rounding
 from autoembed.nn.router import Router
-from autoembed.plans import Bits, BlockCut, Cost
+from autoembed.plans import Bits, BlockCut, Cost, Ensemble
+from autoembed.search import members
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
 from autoembed.search.supernet import Answer, Supernet
@@ -82,6 +83,7 @@ class TrialConfig(BaseModel):
     stages: tuple[dict[str, JsonValue], ...] = Field(min_length=1)
     embedding: EmbeddingConfig = EmbeddingConfig()
     backbone: dict[str, JsonValue] = {"name": "deepfm"}
+    ensemble: Ensemble = Ensemble()
     train: TrainConfig = TrainConfig()
     monitor: Monitor = "valid_auc"
     limit: Limit = Limit()
@@ -204,8 +206,9 @@ def _run(
         recipes.append(config.train)
     answers: list[tuple[Limit, Answer, Model | None]] = []
     for limit in limits:
-        answer = within(net, limit, root)
-        answers.append((limit, answer, net.compact(answer.architecture) if inherits else None))
+        answer = within(net, limit, root, config.ensemble)
+        start_at = members.compact(net, answer.architecture, config.ensemble) if inherits else None
+        answers.append((limit, answer, start_at))
     method_name = net.config.method
     # As large as all embeddings: none are held beside those that are retrained.
     net = trained = None
@@ -250,15 +253,15 @@ def _staged(report: Report, stage: int, values: Mapping[str, float]) -> None:
     report({**values, "stage": stage})
 
 
-def within(net: Supernet, limit: Limit, root: Architecture) -> Answer:
+def within(net: Supernet, limit: Limit, root: Architecture, ensemble: Ensemble) -> Answer:
     """What a net answers within a limit; SpaceError if even its smallest answer takes too many bytes."""
     budget = limit.resolve(root)
     if limit.bytes is None:
-        return net.answer(budget)
+        return members.answer(net, budget, ensemble)
     budget = min(budget or limit.bytes, limit.bytes)
     while True:
         # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
-        answer = net.answer(budget)
+        answer = members.answer(net, budget, ensemble)
         over = cost_of(answer.architecture).bytes - limit.bytes
         if over <= 0:
             return answer
@@ -409,5 +412,7 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         searches = isinstance(method, SearchConfig)
         if load(method.method).Supernet.makes_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
+    if trial.ensemble.members > 1 and load(method.method).Supernet.makes_clusters:
+        raise SpaceError(f"{method.method} makes a model for each cluster, so ensemble.members must be 1")
     distill.require_searched(trial.train, method.method, searches)
     return trial
