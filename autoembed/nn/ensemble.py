@@ -78,6 +78,15 @@ class SharedMembers(nn.Module):
         out: Tensor = self.backbone(wide, first).view(-1, self.members)
         return out if self.bias is None else out + self.bias
 
+    @torch.no_grad()
+    def inherit(self, source: base.Backbone) -> None:
+        """Copies a single backbone's weights, to each member where it has its own; adapters stay as they are."""
+        state = source.state_dict()
+        for name, tensor in self.backbone.state_dict().items():
+            if name in state:
+                repeats = tensor.numel() // state[name].numel()
+                tensor.copy_(state[name].flatten().repeat(repeats).view(tensor.shape))
+
 
 class AdaptedLinear(nn.Module):
     """A linear layer that K members share: y = write_k * (W (read_k * x)) + bias_k, with adapters of 1 at the start.

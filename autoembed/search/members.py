@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
+from autoembed.nn.backbones.base import Backbone
+from autoembed.nn.ensemble import SharedMembers
 from autoembed.nn.model import CTRModel, Model, build_model, members
 from autoembed.plans import Ensemble, Router
 from autoembed.search.supernet import Answer, Supernet
@@ -44,7 +47,8 @@ def answer(net: Supernet, limit: int | None, ensemble: Ensemble) -> Answer:
 def compact(net: Supernet, architecture: Architecture, ensemble: Ensemble) -> Model:
     """The compact model of what `answer` gave, with the net's weights.
 
-    An ensemble takes the tables alone: its members start from backbones of their own, or of their own adapters.
+    An ensemble takes the tables, and the backbone that all members share. Backbones of their own are fresh: copies
+    would stay too much alike.
     """
     if ensemble.members == 1:
         return net.compact(architecture)
@@ -54,4 +58,6 @@ def compact(net: Supernet, architecture: Architecture, ensemble: Ensemble) -> Mo
     for member in members(model):
         for own, theirs in zip(member.tables(), one.tables(), strict=True):
             own.load_state_dict(theirs.state_dict())
+        if isinstance(member.backbone, SharedMembers):
+            member.backbone.inherit(cast(Backbone, one.backbone))
     return model

@@ -159,6 +159,22 @@ def test_members_differ_and_share_most_weights(name):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_with_adapters_of_one_each_member_is_the_backbone_it_inherits(name, options):
+    one = plain(name, options)
+    single_model = shake(build_model(SCHEMA, one)).eval()
+    model = build_model(SCHEMA, spread(one, Ensemble(members=MEMBERS)))
+    model.embedding.load_state_dict(single_model.embedding.state_dict())
+    model.backbone.inherit(single_model.backbone)
+    with torch.no_grad():
+        model.backbone.read.fill_(1)
+        if model.backbone.bias is not None:  # lr and fm have a bias that members share, and one of their own
+            model.backbone.bias.fill_(1)
+        ids = random_ids()
+        expected = single_model(ids) + (0 if model.backbone.bias is None else 1)
+        assert (model.eval()(ids) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_adapters_are_counted_by_hand():
     """Four fields of width 3, a tower of 6 and 4; a batch norm has two trained numbers a unit."""
     one = plain("dnn", OPTIONS["dnn"], narrow=False)
