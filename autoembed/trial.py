@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -18,17 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from autoembed import distill
 from autoembed.architecture import Architecture, first_line
 from autoembed.budget import Limit, uniform_bytes
+from autoembed.candidates import Offer, offer
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
-from autoembed.nn.model import Model, RoutedModel, build_model, cost_of, has_few_bits, measure, pack, start_rounding
+from autoembed.nn.model import Model, RoutedModel, build_model, has_few_bits, measure, pack, start_rounding
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble
-from autoembed.search import members
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
-from autoembed.search.supernet import Answer, Supernet
 from autoembed.storage import Step
 from autoembed.training import (
     Fit,
@@ -135,15 +134,19 @@ def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[Tr
     Raises TrialError on a loss that is not finite and on memory that ran out.
     """
     (found,) = run_limits(config, [config.limit], dataset, report)
+    if isinstance(found, SpaceError):
+        raise found
     return found
 
 
-def run_limits(
-    config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report
-) -> list[tuple[TrialResult, Model]]:
+Found = tuple[TrialResult, Model] | SpaceError
+
+
+def run_limits(config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report) -> list[Found]:
     """One search whose answer is read off within each of several limits; each architecture is retrained by itself.
 
-    The results' configurations name the limit that they were found within.
+    The results' configurations name the limit that they were found within. A limit that is too small has its error in
+    the place of a result.
     """
     try:
         return _run(config, limits, dataset, report)
@@ -173,7 +176,7 @@ def _run(
     dataset: Dataset,
     report: Report,
     teaches: Callable[[Teacher | None], None] = lambda teacher: None,
-) -> list[tuple[TrialResult, Model]]:
+) -> list[Found]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     root = architecture = root_architecture(config, dataset)
@@ -198,79 +201,85 @@ def _run(
     assert net is not None
     router = net.router
     teacher = distill.searched(config.train, net, dataset, device)
-    inherits = isinstance(net.config, SearchConfig) and net.config.inherits
-    recipes = []
-    if inherits:
-        recipes.append(net.config.inherit_train.of(config.train))
-    if not inherits or net.config.retrain == "best":
-        recipes.append(config.train)
-    answers: list[tuple[Limit, Answer, Model | None]] = []
+    offers: list[Offer | SpaceError] = []
     for limit in limits:
-        answer = within(net, limit, root, config.ensemble)
-        start_at = members.compact(net, answer.architecture, config.ensemble) if inherits else None
-        answers.append((limit, answer, start_at))
+        try:
+            offers.append(offer(net, config.train, limit, root, config.ensemble))
+        except SpaceError as error:
+            offers.append(error)
     method_name = net.config.method
     # As large as all embeddings: none are held beside those that are retrained.
     net = trained = None
     teacher = teacher or prepared_teacher(config, dataset, device, report)
     teaches(teacher)
     searched = perf_counter() - start
-    found = []
-    for limit, answer, start_from in answers:
-        architecture = answer.architecture
-        best, epochs = Plateau(config.monitor, 0.0), count(1)
-
-        def counted(values: Mapping[str, float], epochs: Iterator[int] = epochs) -> None:
-            report({**values, "retrain_epoch": next(epochs)})
-
-        seconds = 0.0
-        for number, recipe in enumerate(recipes):
-            start_at = start_from if number == 0 else None
-            one, fit_of_one = retrain(
-                architecture, dataset, recipe, device, config.seed, counted, start_at, router, config.monitor, teacher
+    found: list[Found] = []
+    retrained: dict[tuple[Any, ...], tuple[TrialResult, Model]] = {}
+    for one in offers:
+        if isinstance(one, SpaceError):
+            found.append(one)
+            continue
+        keys = tuple(candidate.key for candidate in one.candidates)
+        if keys not in retrained:
+            model, fitted, seconds, note = _best(one, config, dataset, device, report, router, teacher)
+            cost = measure(model)
+            result = TrialResult(
+                config=config,
+                valid=fitted.valid,
+                cost=cost,
+                architecture=model.architecture.replace(cost=cost),
+                fingerprint=dataset.fingerprint,
+                best_epoch=fitted.epoch,
+                search_seconds=searched,
+                retrain_seconds=seconds,
+                latency_ms=latency(model, dataset, device),
+                notes=(*notes, *(f"{method_name}: {line}" for line in (*one.notes, *note))),
             )
-            seconds += fit_of_one.seconds
-            if best.see(number, fit_of_one.valid):
-                model, fitted = one, fit_of_one
-        cost = measure(model)
-        result = TrialResult(
-            config=config.model_copy(update={"limit": limit}),
-            valid=fitted.valid,
-            cost=cost,
-            architecture=architecture.replace(cost=cost),
-            fingerprint=dataset.fingerprint,
-            best_epoch=fitted.epoch,
-            search_seconds=searched,
-            retrain_seconds=seconds,
-            latency_ms=latency(model, dataset, device),
-            notes=(*notes, *(f"{method_name}: {note}" for note in answer.notes)),
-        )
-        found.append((result, model))
+            retrained[keys] = result, model
+        result, model = retrained[keys]
+        limited = config.model_copy(update={"limit": one.limit})
+        found.append((result.model_copy(update={"config": limited}), model))
     return found
+
+
+def _best(
+    one: Offer,
+    config: TrialConfig,
+    dataset: Dataset,
+    device: torch.device,
+    report: Report,
+    router: Router | None,
+    teacher: Teacher | None,
+) -> tuple[Model, Fit, float, tuple[str, ...]]:
+    """The candidate that is the best on valid once retrained, the seconds of all, and what is to be told of it."""
+    best, epochs = Plateau(config.monitor, 0.0), count(1)
+
+    def counted(values: Mapping[str, float]) -> None:
+        report({**values, "retrain_epoch": next(epochs)})
+
+    seconds = 0.0
+    for number, candidate in enumerate(one.candidates):
+        last, fit_of_last = retrain(
+            candidate.architecture,
+            dataset,
+            candidate.recipe,
+            device,
+            config.seed,
+            counted,
+            candidate.start,
+            router,
+            config.monitor,
+            teacher,
+        )
+        seconds += fit_of_last.seconds
+        if best.see(number, fit_of_last.valid):
+            model, fitted = last, fit_of_last
+    note = one.candidates[best.epoch].note
+    return model, fitted, seconds, () if note is None else (note,)
 
 
 def _staged(report: Report, stage: int, values: Mapping[str, float]) -> None:
     report({**values, "stage": stage})
-
-
-def within(net: Supernet, limit: Limit, root: Architecture, ensemble: Ensemble) -> Answer:
-    """What a net answers within a limit; SpaceError if even its smallest answer takes too many bytes."""
-    budget = limit.resolve(root)
-    if limit.bytes is None:
-        return members.answer(net, budget, ensemble)
-    budget = min(budget or limit.bytes, limit.bytes)
-    while True:
-        # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
-        answer = members.answer(net, budget, ensemble)
-        over = cost_of(answer.architecture).bytes - limit.bytes
-        if over <= 0:
-            return answer
-        budget = max(budget - over, budget // 2)
-        if budget < 1:
-            raise SpaceError(
-                f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
-                f"{answer.architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
-            )
 
 
 @torch.no_grad()

@@ -297,7 +297,7 @@ def test_a_trial_never_reads_the_test_split(planted, monkeypatch):
 
 def test_only_retraining_reports_the_objective(planted):
     seen = []
-    stage = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit"}
+    stage = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit", "guard": "none"}
     run_trial(config(stages=[stage]), planted, seen.append)
     phases = ["warm_epoch", "search_epoch", "retrain_epoch", "retrain_epoch"]
     assert [next(name for name in values if name.endswith("_epoch")) for values in seen] == phases

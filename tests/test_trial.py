@@ -2,6 +2,7 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,3 +125,37 @@ def test_one_search_is_read_off_at_several_limits(planted_pairs, stage):
     alone, _ = run(planted_pairs, stage, limit={"width": 2})
     assert alone.architecture == found[2][0].architecture
     assert all(result.latency_ms > 0 for result, _ in found)
+
+
+def test_a_limit_that_is_too_small_leaves_the_others_their_results(planted_pairs):
+    small, large = run_limits(
+        config(DNIS), [Limit(embedding_bytes=3), Limit(embedding_bytes=4000)], planted_pairs, lambda values: None
+    )
+    assert isinstance(small, SpaceError)
+    assert large[0].cost.embedding_bytes <= 4000
+
+
+def test_equal_architectures_are_retrained_once(planted_pairs):
+    epochs = []
+    limits = [Limit(embedding_bytes=10**7), Limit(embedding_bytes=10**8)]
+    one, other = run_limits(config({"method": "uniform"}), limits, planted_pairs, epochs.append)
+    assert [found.config.limit for found, _ in (one, other)] == limits
+    assert one[1] is other[1]
+    assert max(values["retrain_epoch"] for values in epochs) == len(epochs)
+
+
+def test_the_uniform_rival_is_retrained_and_kept_where_it_is_better(planted_pairs, monkeypatch):
+    """A supernet that has learned nothing finds a poor choice as good as any."""
+    kind = load("sensitivity").Supernet
+
+    def worst(net, limit):
+        return net.parent_with(np.arange(net.parent.dim) < (net.parent.block_rows() < 3)[:, None])
+
+    monkeypatch.setattr(kind, "choose", worst)
+    monkeypatch.setattr(kind, "loss_of", lambda net, architecture: 0.0)
+    stage = {"method": "sensitivity", "warm_epochs": 1, "rounds": 0}
+    result, _ = run(planted_pairs, stage, limit={"width": 2})
+    assert len(set(result.architecture.block_bits().tolist())) == 1
+    assert any("the answer is uniform" in note for note in result.notes)
+    result, _ = run(planted_pairs, {**stage, "guard": "measured"}, limit={"width": 2})
+    assert not result.notes

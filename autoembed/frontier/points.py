@@ -121,16 +121,13 @@ def measure(space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Pla
 def _within(
     config: TrialConfig, plan: Plan, dataset: Dataset
 ) -> tuple[dict[int, tuple[TrialResult, Model]], dict[int, str]]:
-    """The result and model of each size that the arm can hold, and of the others why it cannot.
-
-    A size that is too small stops the whole search, so the smallest one is left out and the others are tried again.
-    """
-    sizes, gaps = sorted(plan.sizes), {}
-    while sizes:
-        try:
-            found = run_limits(config, [plan.limit(size) for size in sizes], dataset, lambda values: None)
-        except SpaceError as error:
-            gaps[sizes.pop(0)] = str(error)
+    """The result and model of each size that the arm can hold, and of the others why it cannot."""
+    results: dict[int, tuple[TrialResult, Model]] = {}
+    gaps: dict[int, str] = {}
+    found = run_limits(config, [plan.limit(size) for size in plan.sizes], dataset, lambda values: None)
+    for size, one in zip(plan.sizes, found, strict=True):
+        if isinstance(one, SpaceError):
+            gaps[size] = str(one)
         else:
-            return dict(zip(sizes, found, strict=True)), gaps
-    return {}, gaps
+            results[size] = one
+    return results, gaps

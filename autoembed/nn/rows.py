@@ -124,15 +124,12 @@ class Rows(nn.Module):
         if self.log_step is None:
             return value
         assert slot is not None
-        step = _rounded(self.log_step.exp()) if self.step == "row" else self.log_step.exp()
-        body = fake_quantise(
-            value[..., : self.width],
-            functional.embedding(row if self.step == "row" else slot, step),
-            self.bits,
-        )
+        per_row = self.step == "row"
+        step = functional.embedding(row if per_row else slot, self.log_step).exp()
+        body = fake_quantise(value[..., : self.width], _rounded(step) if per_row else step, self.bits)
         if self.first_log_step is None:
             return body
-        first = functional.embedding(slot, self.first_log_step.exp())
+        first = functional.embedding(slot, self.first_log_step).exp()
         last = fake_quantise(value[..., self.width :], first, first_order_bits(self.bits))
         return torch.cat([body, last], dim=-1)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class MeasuredConfig(WidthConfig):
     `shrink` is how far the bytes fall between two measurements.
     """
 
+    guard: Literal["retrained", "measured", "none"] = "retrained"
     precisions: tuple[Bits, ...] = Field(default=(8, 4, 3, 2), min_length=1)
     shrink: float = Field(default=0.7, gt=0, lt=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -14,6 +15,8 @@ from autoembed.nn.ensemble import SharedMembers
 from autoembed.nn.model import CTRModel, Model, build_model, members
 from autoembed.plans import Ensemble, Router
 from autoembed.search.supernet import Answer, Supernet
+
+Ask = Callable[[int | None], Answer]  # an answer within so many bytes of embeddings
 
 
 def spread(architecture: Architecture, ensemble: Ensemble) -> Architecture:
@@ -33,24 +36,29 @@ def single(architecture: Architecture) -> Architecture:
     """One member of an ensemble, as the search has found it; any other architecture itself."""
     if architecture.router and architecture.router.kind == "all":
         return architecture.clusters[0]
-    return architecture.replace(ensemble=None)
+    return architecture if architecture.ensemble is None else architecture.replace(ensemble=None)
 
 
-def answer(net: Supernet, limit: int | None, ensemble: Ensemble) -> Answer:
-    """What a net answers within `limit` bytes of embeddings, as an ensemble whose members share these or split them."""
-    own = limit if limit is None or ensemble.share != "none" else limit // ensemble.members
-    found = net.answer(own)
-    return replace(found, architecture=spread(found.architecture, ensemble))
+def spreading(ask: Ask, ensemble: Ensemble) -> Ask:
+    """Asks for an ensemble whose members share what a limit leaves, or split it where they share no tables."""
+    if ensemble.members == 1:
+        return ask
+
+    def asked(limit: int | None) -> Answer:
+        found = ask(limit if limit is None or ensemble.share != "none" else limit // ensemble.members)
+        return replace(found, architecture=spread(found.architecture, ensemble))
+
+    return asked
 
 
 @torch.no_grad()
-def compact(net: Supernet, architecture: Architecture, ensemble: Ensemble) -> Model:
-    """The compact model of what `answer` gave, with the net's weights.
+def compact(net: Supernet, architecture: Architecture) -> Model:
+    """The compact model of what `spreading` gave, with the net's weights.
 
-    An ensemble takes the tables, and the backbone that all members share. Backbones of their own are fresh: copies
-    would stay too much alike.
+    An ensemble of one architecture takes the tables, and the backbone that all members share. Backbones of their own
+    are fresh: copies would stay too much alike.
     """
-    if ensemble.members == 1:
+    if net.makes_clusters or single(architecture) is architecture:
         return net.compact(architecture)
     one = net.compact(single(architecture))
     assert isinstance(one, CTRModel)

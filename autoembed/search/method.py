@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autoembed import errors
 from autoembed.architecture import first_line
@@ -96,14 +96,21 @@ class WidthConfig(SearchConfig):
     `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
     keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
     `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more
-    than its twentieth; `flat` takes scores as they are. With `guard`, the answer is the uniform architecture of the
-    same cost where the supernet finds that one better on held-out rows.
+    than its twentieth; `flat` takes scores as they are.
+
+    `guard` compares the choice with the uniform architecture of the same cost, and takes that one where it is better:
+    by the supernet's loss on held-out rows ("measured"), or after that by both, retrained, on valid ("retrained").
     """
 
     retrain: Literal["inherit", "fresh", "best"] = "best"
     basis: Literal["plain", "nested"] = "nested"
     returns: Literal["diminishing", "flat"] = "diminishing"
-    guard: bool = True
+    guard: Literal["retrained", "measured", "none"] = "measured"
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _once_a_switch(cls, guard: Any) -> Any:
+        return {True: "measured", False: "none"}[guard] if isinstance(guard, bool) else guard
 
 
 def names() -> list[str]:

@@ -233,7 +233,7 @@ class Supernet(nn.Module):
     def answer(self, limit: int | None) -> Answer:
         """What `derive` gives, with notes: the uniform architecture where that one is better on held-out rows."""
         own = self.choose(limit)
-        if limit is None or self.held is None or not self.config.guard:
+        if limit is None or self.held is None or self.config.guard == "none":
             return Answer(architecture=own)
         rival = self.uniform(limit)
         if rival is None or rival == own:
@@ -247,6 +247,11 @@ class Supernet(nn.Module):
             f"every value {theirs:.4f}: the answer is uniform"
         )
         return Answer(architecture=rival, notes=(note,))
+
+    def rival(self, limit: int) -> Architecture | None:
+        """The uniform architecture that is retrained beside the answer; None without one."""
+        guarded = isinstance(self.config, WidthConfig) and self.config.guard == "retrained"
+        return self.uniform(limit) if guarded and self.held is not None else None
 
     def choose(self, limit: int | None) -> Architecture:
         """The method's own choice within `limit` bytes of embeddings, or by its threshold."""

@@ -15,7 +15,7 @@ from autoembed import __version__
 from autoembed.budget import Limit
 from autoembed.bundle import write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
-from autoembed.errors import StudyError
+from autoembed.errors import SpaceError, StudyError
 from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace
@@ -281,13 +281,19 @@ def resize(
     if not limits:
         raise StudyError("give at least one --width or --bytes")
     bar.step("resize", 0, 1)
-    found = []
-    for result, model in run_limits(config, limits, dataset, lambda values: None):
+    found, refused = [], None
+    for one in run_limits(config, limits, dataset, lambda values: None):
+        if isinstance(one, SpaceError):
+            refused = refused or one
+            continue
+        result, model = one
         limit = result.config.limit
         name = f"{limit.bytes}-bytes" if limit.bytes else f"width-{limit.width:g}"
         path = _bundle(out / name, run, space, dataset, trial_id, result, model)
         found.append((result, path))
     bar.step("resize", 1, 1)
+    if refused is not None:
+        raise refused
     return found
 
 

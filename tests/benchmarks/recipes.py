@@ -24,12 +24,14 @@ from pathlib import Path
 import torch
 from methods import prepare, spread
 
+from autoembed.budget import Limit
+from autoembed.candidates import within
 from autoembed.nn.model import build_model
 from autoembed.search.bilevel import search, split_train
 from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import fit
-from autoembed.trial import Limit, check, retrain, root_architecture, teacher_of, within
+from autoembed.trial import check, retrain, root_architecture, teacher_of
 
 CPU = torch.device("cpu")
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -89,7 +91,7 @@ def ways(args, dataset, seed, found):
         torch.manual_seed(seed)
         search(net, dataset, trial.train, device=CPU, seed=seed, report=seen.append)
         aucs = [values[key] for values in seen for key in values if key.endswith("valid_auc")]
-        architecture = within(net, Limit(width=args.width), root)
+        architecture = within(net.answer, Limit(width=args.width), root).architecture
         first = first or architecture
         recipe = net.config.inherit_train.of(trial.train)
         inherited = retrain(architecture, dataset, recipe, CPU, seed, ignore, net.compact(architecture))[1].valid

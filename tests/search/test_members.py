@@ -65,9 +65,9 @@ def test_retraining_starts_from_the_searchs_tables(planted, share, monkeypatch):
     seen = []
     compact = members.compact
 
-    def watch(net, architecture, ensemble):
+    def watch(net, architecture):
         plain = net.compact(members.single(architecture))
-        model = compact(net, architecture, ensemble)
+        model = compact(net, architecture)
         seen.append((plain, copy.deepcopy(model)))
         return model
 

@@ -70,6 +70,7 @@ def test_each_phase_is_trained_by_its_own_recipe(planted, monkeypatch):
         "refit": True,
         "refit_epochs": 1,
         "refit_train": {"lr": 3e-3},
+        "guard": "none",
         "inherit_train": {"lr": 5e-3},
     }
     run_trial(config(stage), planted, lambda values: None)

@@ -97,7 +97,7 @@ def test_the_guard_answers_with_uniform_and_says_so(planted, monkeypatch):
     answer = net.answer(limit)
     assert answer.architecture == net.uniform(limit)
     assert "the answer is uniform" in answer.notes[0]
-    net.config = net.config.model_copy(update={"guard": False})
+    net.config = net.config.model_copy(update={"guard": "none"})
     assert net.answer(limit).architecture == worst
 
 

@@ -1,0 +1,110 @@
+"""What a searched net offers within a limit: architectures to retrain, and how. The best on valid is the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoembed.architecture import Architecture
+from autoembed.budget import Limit
+from autoembed.errors import SpaceError
+from autoembed.nn.model import Model, cost_of
+from autoembed.plans import Ensemble
+from autoembed.search import members
+from autoembed.search.method import SearchConfig
+from autoembed.search.supernet import Answer, Supernet
+from autoembed.training import TrainConfig
+
+Ask = members.Ask
+ONE = Ensemble()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An architecture to retrain by a recipe, from `start`'s weights or fresh ones.
+
+    `note` says in a sentence why the answer is this one, if it is and is not the method's own choice.
+    """
+
+    architecture: Architecture
+    recipe: TrainConfig
+    start: Model | None = None
+    note: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """Equal for candidates of one net that lead to equal models."""
+        return self.architecture.model_dump_json(), self.recipe.model_dump_json(), self.start is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """The candidates within a limit, the method's own choice first, and what a user should know of that choice."""
+
+    limit: Limit
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+
+def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, ensemble: Ensemble = ONE) -> Offer:
+    """A net's own choice, retrained in the ways of its options, and the uniform rival that it must beat.
+
+    Each is the `ensemble` of what the net has found, and the limit holds all of its members. SpaceError if even the
+    smallest answer takes too many bytes.
+    """
+    answer = within(members.spreading(net.answer, ensemble), limit, root)
+    own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
+    found = []
+    if inherits:
+        start = members.compact(net, own)
+        found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
+    if not inherits or net.config.retrain == "best":
+        found.append(Candidate(architecture=own, recipe=train))
+    rival = _rival(net, limit, root, ensemble)
+    if rival is not None and rival != own:
+        note = (
+            "retrained, the uniform architecture of the same cost is better on valid than its own choice: the answer "
+            "is uniform"
+        )
+        found.append(Candidate(architecture=rival, recipe=train, note=note))
+    return Offer(limit=limit, candidates=tuple(found), notes=answer.notes)
+
+
+def _rival(net: Supernet, limit: Limit, root: Architecture, ensemble: Ensemble) -> Architecture | None:
+    """The uniform architecture within a limit if the net's options ask for one; None if the limit holds none."""
+
+    def ask(budget: int | None) -> Answer:
+        found = None if budget is None else net.rival(budget)
+        if found is None:
+            raise SpaceError("the limit holds no uniform architecture")
+        return Answer(architecture=found)
+
+    try:
+        return within(members.spreading(ask, ensemble), limit, root).architecture
+    except SpaceError:
+        return None
+
+
+def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:
+    """What `ask` answers within a limit; SpaceError if even its smallest answer takes too many bytes.
+
+    Args:
+        ask: an answer within so many bytes of embeddings.
+        limit: of the embeddings, of the whole model, or of both.
+        root: what a limit by width is counted from.
+    """
+    budget = limit.resolve(root)
+    if limit.bytes is None:
+        return ask(budget)
+    budget = min(budget or limit.bytes, limit.bytes)
+    while True:
+        # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
+        answer = ask(budget)
+        over = cost_of(answer.architecture).bytes - limit.bytes
+        if over <= 0:
+            return answer
+        budget = max(budget - over, budget // 2)
+        if budget < 1:
+            raise SpaceError(
+                f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
+                f"{answer.architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
+            )
