@@ -85,6 +85,8 @@ class Config(GateConfig):
 class Supernet(supernet.Supernet):
     """A full-width model with gates of every row's own."""
 
+    makes_clusters = True
+
     def __init__(
         self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int
     ) -> None:
