@@ -18,7 +18,7 @@ from pydantic import JsonValue, ValidationError, model_validator
 
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, SpaceError
-from autoembed.plans import Array, Bits, Block, BlockCut, Choice, Cost, FieldPlan, Frozen, PairPlan, Router
+from autoembed.plans import Array, Bits, Block, BlockCut, Choice, Cost, Ensemble, FieldPlan, Frozen, PairPlan, Router
 from autoembed.storage import MixedStorage, Step, Storage, table_bytes
 
 
@@ -27,7 +27,8 @@ class Architecture(Frozen):
 
     The inputs of built `pairs` have `pair_dim` numbers of `pair_bits` bits each. `storage` says how the embeddings are
     kept; under a shared table every block keeps every dim. With `clusters`, there is a model for each of them, `router`
-    says which one a row goes to, and the fields show what any of them keeps.
+    says which one a row goes to, and the fields show what any of them keeps. An `ensemble` is of members that share
+    the tables.
     """
 
     version: Literal[2] = 2
@@ -40,6 +41,7 @@ class Architecture(Frozen):
     storage: Storage = MixedStorage()
     clusters: tuple[Architecture, ...] = ()
     router: Router | None = None
+    ensemble: Ensemble | None = None
     cost: Cost | None = None
 
     @model_validator(mode="before")
@@ -59,6 +61,12 @@ class Architecture(Frozen):
             raise ValueError(f"clusters and router must come together, but got {len(self.clusters)} clusters")
         if any(one.clusters or one.storage.kind != "mixed" or one.dim != self.dim for one in self.clusters):
             raise ValueError(f"a cluster must be a plain architecture of dim {self.dim}")
+        if (self.ensemble and self.clusters) or any(one.ensemble for one in self.clusters):
+            raise ValueError("an architecture must have clusters or an ensemble, but got both")
+        if self.ensemble and (self.ensemble.members < 2 or self.ensemble.share == "none"):
+            raise ValueError(
+                f"an ensemble must be of 2 members or more that share something, but got {self.ensemble!r}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoembed.architecture import Architecture
 from autoembed.budget import Limit
 from autoembed.errors import SpaceError
 from autoembed.nn.model import Model, cost_of
+from autoembed.plans import Ensemble
+from autoembed.search import members
 from autoembed.search.method import SearchConfig
 from autoembed.search.supernet import Answer, Supernet
 from autoembed.training import TrainConfig
 
-Ask = Callable[[int | None], Answer]
+Ask = members.Ask
+ONE = Ensemble()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +45,21 @@ class Offer:
     notes: tuple[str, ...]
 
 
-def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture) -> Offer:
+def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, ensemble: Ensemble = ONE) -> Offer:
     """A net's own choice, retrained in the ways of its options, and the uniform rival that it must beat.
 
-    SpaceError if even the smallest answer takes too many bytes.
+    Each is the `ensemble` of what the net has found, and the limit holds all of its members. SpaceError if even the
+    smallest answer takes too many bytes.
     """
-    answer = within(net.answer, limit, root)
+    answer = within(members.spreading(net.answer, ensemble), limit, root)
     own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
     found = []
     if inherits:
-        found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=net.compact(own)))
+        start = members.compact(net, own)
+        found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
     if not inherits or net.config.retrain == "best":
         found.append(Candidate(architecture=own, recipe=train))
-    rival = _rival(net, limit, root)
+    rival = _rival(net, limit, root, ensemble)
     if rival is not None and rival != own:
         note = (
             "retrained, the uniform architecture of the same cost is better on valid than its own choice: the answer "
@@ -65,7 +69,7 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture) -
     return Offer(limit=limit, candidates=tuple(found), notes=answer.notes)
 
 
-def _rival(net: Supernet, limit: Limit, root: Architecture) -> Architecture | None:
+def _rival(net: Supernet, limit: Limit, root: Architecture, ensemble: Ensemble) -> Architecture | None:
     """The uniform architecture within a limit if the net's options ask for one; None if the limit holds none."""
 
     def ask(budget: int | None) -> Answer:
@@ -75,7 +79,7 @@ def _rival(net: Supernet, limit: Limit, root: Architecture) -> Architecture | No
         return Answer(architecture=found)
 
     try:
-        return within(ask, limit, root).architecture
+        return within(members.spreading(ask, ensemble), limit, root).architecture
     except SpaceError:
         return None
 

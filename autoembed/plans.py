@@ -116,6 +116,17 @@ class Router(Frozen):
     calibrate: bool = False
 
 
+class Ensemble(Frozen):
+    """So many models whose logits are averaged, and what they share (TabM, arXiv 2410.24210).
+
+    none: nothing; an architecture has them as `clusters` under a router of kind "all". tables: the embedding tables.
+    all: tables and one backbone, but for rank-1 adapters, batch norms and output heads of each member's own.
+    """
+
+    members: int = Field(default=1, ge=1, le=64)
+    share: Literal["all", "tables", "none"] = "all"
+
+
 class Cost(Frozen):
     """What a compact model holds in memory.
 

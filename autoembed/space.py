@@ -227,17 +227,21 @@ def _placed(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Variant(BaseModel):
-    """What a variant changes: keys of `embedding` and `train`, and the whole `backbone`."""
+    """What a variant changes: keys of `embedding`, `ensemble` and `train`, and the whole `backbone`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding: dict[str, Any] = {}
+    ensemble: dict[str, Any] = {}
     backbone: Any = None
     train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
 
 
 class SearchSpace(BaseModel):
-    """A search-space file. Below stages, baselines, embedding, backbone, train and variants any leaf may be a range."""
+    """A search-space file.
+
+    Below stages, baselines, embedding, backbone, ensemble, train and variants any leaf may be a range.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -247,6 +251,7 @@ class SearchSpace(BaseModel):
     stages: Any
     baselines: list[str | dict[str, Any] | list[dict[str, Any]]] = []
     backbone: Any = "deepfm"
+    ensemble: dict[str, Any] = {}
     train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
     variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
     budget: Budget = Budget()
@@ -334,6 +339,7 @@ class SearchSpace(BaseModel):
             "stages": stages,
             "embedding": self.embedding | variant.embedding,
             "backbone": backbone if named else {"name": backbone},
+            "ensemble": self.ensemble | variant.ensemble,
             "train": self.train | variant.train,
             "monitor": self.objective.metric,
             "limit": self.budget.model_dump(include=set(Limit.model_fields)),

@@ -25,7 +25,7 @@ from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
 from autoembed.nn.model import Model, RoutedModel, build_model, has_few_bits, measure, pack, start_rounding
 from autoembed.nn.router import Router
-from autoembed.plans import Bits, BlockCut, Cost
+from autoembed.plans import Bits, BlockCut, Cost, Ensemble
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
 from autoembed.storage import Step
@@ -82,6 +82,7 @@ class TrialConfig(BaseModel):
     stages: tuple[dict[str, JsonValue], ...] = Field(min_length=1)
     embedding: EmbeddingConfig = EmbeddingConfig()
     backbone: dict[str, JsonValue] = {"name": "deepfm"}
+    ensemble: Ensemble = Ensemble()
     train: TrainConfig = TrainConfig()
     monitor: Monitor = "valid_auc"
     limit: Limit = Limit()
@@ -203,7 +204,7 @@ def _run(
     offers: list[Offer | SpaceError] = []
     for limit in limits:
         try:
-            offers.append(offer(net, config.train, limit, root))
+            offers.append(offer(net, config.train, limit, root, config.ensemble))
         except SpaceError as error:
             offers.append(error)
     method_name = net.config.method
@@ -420,5 +421,7 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         searches = isinstance(method, SearchConfig)
         if load(method.method).Supernet.makes_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
+    if trial.ensemble.members > 1 and load(method.method).Supernet.makes_clusters:
+        raise SpaceError(f"{method.method} makes a model for each cluster, so ensemble.members must be 1")
     distill.require_searched(trial.train, method.method, searches)
     return trial

@@ -90,6 +90,18 @@ def test_every_backbone_predicts_what_it_does_on_the_cpu(planted, name):
     assert np.abs(there - here).mean() < 1e-5
 
 
+@pytest.mark.parametrize("share", ["all", "tables", "none"])
+@pytest.mark.parametrize("bits", [32, 2])
+def test_an_ensemble_predicts_what_it_does_on_the_cpu(planted, share, bits):
+    stage = {"method": "uniform", "bits": bits}
+    result, model = run(planted, stage, ensemble={"members": 4, "share": share})
+    assert all(tensor.is_cuda for tensor in [*model.parameters(), *model.buffers()])
+    there = predict(model, planted, "valid", CUDA)
+    here = predict(model.to(CPU), planted, "valid", CPU)
+    assert np.abs(there - here).max() < 2e-3
+    assert result.latency_ms > 0
+
+
 @pytest.mark.parametrize("recipe", [{"precision": "bfloat16"}, {"sparse": True}, {"l2": 1e-4, "clip": 1.0}], ids=str)
 def test_recipes(planted, recipe):
     plain, other = trained(planted)[1], trained(planted, **recipe)[1]

@@ -12,8 +12,9 @@ from torch.nn import functional
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError
-from autoembed.nn.backbones.base import build, find
+from autoembed.nn.backbones.base import find
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
+from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
@@ -49,19 +50,20 @@ class CTRModel(nn.Module):
         self.first_order = find(str(architecture.backbone["name"])).Backbone.first_order
         self.embedding = STORAGES[architecture.storage.kind](architecture, first_order=self.first_order, packed=packed)
         self.pairs = PairEmbedding(architecture, packed=packed) if architecture.built else None
-        self.backbone = build(architecture.backbone, architecture.active(), pairs=len(architecture.built))
+        self.backbone = build_backbone(architecture)
         columns = [schema.index(name) for name in architecture.columns]
         self.all = columns == list(range(len(schema.fields)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] in the schema's column order -> logits [B]."""
+        """Ids int [B, F] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
         ids = ids_BF if self.all else ids_BF.index_select(1, self.columns)
         fields = len(self.architecture.fields)
         e_BFD, pairs = self.embedding(ids[:, :fields]), None
         if self.pairs is not None:
             pairs = self.pairs(ids[:, fields:])
-        return apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
+        logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
+        return logits if logits.dim() == 1 or self.training else logits.mean(1)
 
     def embedding_weights(self) -> list[nn.Parameter]:
         """The parameters that the embedding regulariser applies to."""
@@ -192,7 +194,10 @@ def pack(model: Model, schema: FeatureSchema) -> Model:
 
 
 def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first_order: bool) -> Tensor:
-    """A backbone on the embeddings of fields [B, F, D (+ 1)] and the inputs of pairs [B, P, E <= D]: logits [B]."""
+    """A backbone on the embeddings of fields [B, F, D (+ 1)] and the inputs of pairs [B, P, E <= D].
+
+    Logits [B], or [B, K] of an ensemble's members.
+    """
     first = None
     if first_order:
         e_BFD, first = e_BFD[..., :-1], e_BFD[..., -1]

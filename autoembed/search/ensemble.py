@@ -27,6 +27,8 @@ class Config(magnitude.Config):
 class Supernet(magnitude.Supernet):
     """One warm start; all members keep the same dims."""
 
+    makes_clusters = True
+
     def answer(self, limit: int | None) -> supernet.Answer:
         members = self.config.members
         one = super().answer(None if limit is None else limit // members)

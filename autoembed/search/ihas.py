@@ -14,9 +14,9 @@ whole embedding table. Clusters are those of the router that serves, from the ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class Config(GateConfig):
     a shift of each cluster's logits on valid.
     """
 
+    PAPER: ClassVar[Mapping[str, Any]] = {"gate": "field", "cluster_on": "masked", "router": "centroid"}
+
     method: str = "ihas"
     warm_epochs: int = Field(default=1, ge=0)
     epochs: int = Field(default=3, ge=0)
@@ -82,6 +84,8 @@ class Config(GateConfig):
 
 class Supernet(supernet.Supernet):
     """A full-width model with gates of every row's own."""
+
+    makes_clusters = True
 
     def __init__(
         self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int

@@ -16,3 +16,5 @@ class Config(ihas.Config):
 
 class Supernet(ihas.Supernet):
     """The same search; one architecture, no router."""
+
+    makes_clusters = False

@@ -63,6 +63,7 @@ class Supernet(nn.Module):
     """
 
     makes_pairs: ClassVar[bool] = False
+    makes_clusters: ClassVar[bool] = False
 
     columns: Tensor
     offsets: Tensor
@@ -76,6 +77,8 @@ class Supernet(nn.Module):
             raise errors.SpaceError(f"{config.method} cannot narrow a shared table: make unified the last stage")
         if parent.clusters:
             raise errors.SpaceError(f"{config.method} cannot narrow clusters: make the stage that finds them the last")
+        if parent.ensemble:
+            raise errors.SpaceError(f"{config.method} searches a single model, but got an ensemble as its parent")
         self.parent, self.config, self.seed = parent, config, seed
         self.progress: float | None = None
         self.router: Router | None = None

@@ -251,7 +251,12 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
 
 
 def show_clusters(console: Console, architecture: Architecture) -> None:
-    """Prints how many dims each cluster's model keeps of each field, and how a row finds its own."""
+    """Prints how many dims each cluster's model keeps of each field, and how a row finds its own; or of an ensemble."""
+    if ensemble := architecture.ensemble:
+        shared = {"tables": "the tables", "all": "tables and backbone"}[ensemble.share]
+        console.print(
+            f"  an ensemble of {ensemble.members} members that share {shared}, the mean of whose logits counts"
+        )
     if architecture.router is None:
         return
     clusters, router = architecture.clusters, architecture.router

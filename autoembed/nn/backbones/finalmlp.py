@@ -31,6 +31,8 @@ class Config(base.DeepConfig):
 class Gate(nn.Module):
     """One number in (0, 2) for each active entry, the same for all rows; 1 at the start."""
 
+    reads_rows: ClassVar[bool] = False  # so an ensemble's members share it
+
     def __init__(self, active: Array, width: int) -> None:
         super().__init__()
         self.context = nn.Parameter(torch.zeros(active.shape[1]))
