@@ -16,6 +16,8 @@ from pydantic import Field
 from autoembed.plans import Array, Bits, FieldPlan, Frozen
 
 Step = Literal["row", "block", "dim"]
+# Rows of a sparse table whose entries are found from one place.
+PLACE_EVERY = 16
 # The parts of a code that are packed side by side, so that each part's codes fill whole bytes.
 PLANES: dict[int, tuple[int, ...]] = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
 
@@ -95,11 +97,12 @@ def sparse_bytes(
 ) -> int:
     """Bytes of rows that keep `entries` of their `width` numbers together; 0 for no entry.
 
-    A bit for each number tells which are kept, 4 bytes a row where its first one stands; steps as in `table_bytes`.
+    A bit for each number tells which are kept, and 4 bytes where the first one of every PLACE_EVERY rows stands; steps
+    as in `table_bytes`.
     """
     if not entries:
         return 0
-    index = rows * (row_bytes(width, 1) + 4)
+    index = rows * row_bytes(width, 1) + 4 * -(-rows // PLACE_EVERY)
     if bits >= 16:
         return index + (entries + rows * first_order) * bits // 8
     steps = {"row": 2 * rows, "block": 4 * blocks, "dim": 4 * width * blocks}[step]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.rows import PackedRows, Rows, levels, lowest, pack
-from autoembed.storage import PLANES, first_order_bits, row_bytes
+from autoembed.storage import PLACE_EVERY, PLANES, first_order_bits, row_bytes
 
 
 class SparseRows(Rows):
@@ -75,9 +75,10 @@ class SparseRows(Rows):
 
 
 class PackedSparseRows(PackedRows):
-    """A served table: a bit for each entry, the kept ones one after the other, steps, and where each row starts.
+    """A served table: a bit for each entry, the kept ones one after the other, steps, and where some rows start.
 
-    The places of rows follow from the bits: they are in memory, but not in files.
+    Where the others start is counted from the bits of the rows between, at most PLACE_EVERY - 1. Places follow from the
+    bits: they are in memory, but not in files.
     """
 
     bitmap: Tensor
@@ -92,7 +93,7 @@ class PackedSparseRows(PackedRows):
         self.rows, self.width, self.first_order, self.bits, self.per_row = rows, width, first_order, bits, step == "row"
         self.most = kept
         self.register_buffer("bitmap", torch.zeros(rows, row_bytes(width, 1), dtype=torch.uint8))
-        self.register_buffer("place", torch.zeros(rows, dtype=torch.int32), persistent=False)
+        self.register_buffer("place", torch.zeros(-(-rows // PLACE_EVERY), dtype=torch.int32), persistent=False)
         if bits >= 16:
             kind = torch.float32 if bits == 32 else torch.float16
             self.register_buffer("values", torch.zeros(kept, dtype=kind))
@@ -111,9 +112,16 @@ class PackedSparseRows(PackedRows):
 
     @torch.no_grad()
     def index(self) -> None:
-        """Finds where each row's entries start, from the bits."""
-        each = _bits(self.bitmap, self.width).sum(dim=1)
-        self.place.copy_(each.cumsum(0) - each)
+        """Finds where the entries of every PLACE_EVERY-th row start, from the bits."""
+        each = _ones(self.bitmap)
+        self.place.copy_((each.cumsum(0) - each)[::PLACE_EVERY])
+
+    def start(self, row: Tensor) -> Tensor:
+        """Where the entries of rows [...] start: int64 [...]."""
+        first = row // PLACE_EVERY * PLACE_EVERY
+        between = first.unsqueeze(-1) + torch.arange(PLACE_EVERY - 1, device=row.device)
+        ones = _ones(self.bitmap[between.clamp(max=self.rows - 1)])
+        return self.place[row // PLACE_EVERY] + (ones * (between < row.unsqueeze(-1))).sum(-1)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -122,7 +130,7 @@ class PackedSparseRows(PackedRows):
     def forward(self, row: Tensor, slot: Tensor | None) -> Tensor:
         """Row numbers [...] and their slots [...] -> float [..., width (+ 1)]."""
         kept = _bits(functional.embedding(row, self.bitmap), self.width)
-        at = functional.embedding(row, self.place.unsqueeze(1)) + kept.cumsum(-1) - 1
+        at = self.start(row.long()).unsqueeze(-1) + kept.cumsum(-1) - 1
         at = at.clamp(0, self.most - 1)
         if self.bits >= 16:
             value = self.values[at].float()
@@ -181,6 +189,12 @@ def _bits(packed: Tensor, width: int) -> Tensor:
     """The bits of uint8 [..., bytes], the lowest first: int [..., width]."""
     each = (packed.unsqueeze(-1) >> torch.arange(8, device=packed.device, dtype=torch.uint8)) & 1
     return each.flatten(-2)[..., :width].int()
+
+
+def _ones(packed: Tensor) -> Tensor:
+    """How many bits are set in uint8 [..., bytes]: int64 [...]."""
+    counts = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.uint8, device=packed.device)
+    return counts[packed.int()].sum(-1)
 
 
 def _level(codes: Tensor, at: Tensor, total: int, bits: int) -> Tensor:

@@ -1,10 +1,9 @@
 """Single entries instead of dims of blocks (`granularity: entry`), as DNIS cuts them (arXiv 2006.04466, sec. 3.4).
 
-Each value keeps entries of its own. What is kept within a budget has the largest sum of scores: at one price a byte for
-all, a block is open if what its entries are worth beyond their own bytes pays for its bits, places, steps and
-first-order weights, and an open block keeps the entries that are worth their bytes. A search over the price meets the
-budget (the Lagrangian of a knapsack, Everett, Operations Research 1963), and what is left over goes to the best entries
-of open blocks.
+Each value keeps entries of its own. An open block pays for a bit for each entry, for places of rows, steps and
+first-order weights, whatever it keeps. Blocks open by the price a byte at which their entries pay for all of that; for
+each of the sets of blocks that a falling price opens, the entries of the best scores a byte fill the budget, and the
+set with the largest sum of scores is taken.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from autoembed.storage import sparse_bytes
 if TYPE_CHECKING:
     from autoembed.search.supernet import Supernet
 
-_STEPS = 60
+_PREFIXES = 16  # of the blocks by price that are tried
 
 
 class EntryConfig(BaseModel):
@@ -72,33 +71,53 @@ def choose(net: Supernet, limit: int | None) -> Architecture:
             first_order=net.first_order,
         )
 
+    # A byte more for each block, or two for 3 bits: its last ones may not be full.
+    spare = np.where(bits == 3, 2, bits < 8)
     each = bits / 8
-    fixed = np.array([cost(block, 1) for block in range(len(bits))]) - each
-    ordered = [np.sort(one)[::-1] for one in scores]
-    sums = [np.concatenate([[0.0], np.cumsum(one)]) for one in ordered]
+    fixed = np.array([cost(block, 1) for block in range(len(bits))]) - each + spare
+    counts = best_counts([np.sort(one)[::-1] for one in scores], fixed, each, left)
+    return _with(net, counts, bits)
 
-    def at(price: float) -> Array:
-        counts = np.zeros(len(bits), dtype=np.int64)
-        for block, one in enumerate(ordered):
-            count = int(np.searchsorted(-one, -price * each[block], side="left"))
-            if sums[block][count] > price * (fixed[block] + count * each[block]):
-                counts[block] = count
-        return counts
 
-    def total(counts: Array) -> int:
-        return sum(cost(block, int(count)) for block, count in enumerate(counts))
+def best_counts(ordered: list[Array], fixed: Array, each: Array, left: int) -> Array:
+    """How many entries of each block to keep, int [S].
 
-    low, high = 0.0, max(float(one[0] / each[block]) for block, one in enumerate(ordered)) + 1e-12
-    if total(at(low)) > left:
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if total(at(middle)) > left else (low, middle)
-    else:
-        high = low
-    counts = at(high)
-    if not counts.any():
-        counts = _smallest(fixed + each, left)
-    return _with(net, _filled(counts, ordered, each, left - total(counts)), bits)
+    Args:
+        ordered: the scores of each block's entries, falling, float [entries].
+        fixed: bytes of an open block without its entries, float [S].
+        each: bytes of one entry, float [S].
+        left: bytes for all.
+
+    Raises:
+        SpaceError: no block with one entry fits.
+    """
+    prices = np.array([_opens_at(one, f, e) for one, f, e in zip(ordered, fixed, each, strict=True)])
+    order = np.argsort(-prices, kind="stable")
+    order = order[prices[order] > 0]
+    owner = np.repeat(np.arange(len(ordered)), [len(one) for one in ordered])
+    worth = np.concatenate(ordered) / each[owner]
+    rank = np.argsort(-worth, kind="stable")
+    rank = rank[worth[rank] > 0]
+    owner, gain = owner[rank], (worth * each[owner])[rank]
+    size = each[owner]
+    affordable = np.flatnonzero(np.cumsum(fixed[order]) < left)
+    best, counts = 0.0, np.zeros(len(ordered), dtype=np.int64)
+    for last in affordable[-_PREFIXES:]:
+        opened = np.isin(np.arange(len(ordered)), order[: last + 1])
+        own = np.flatnonzero(opened[owner])
+        taken = own[: int(np.searchsorted(np.cumsum(size[own]), left - fixed[opened].sum(), side="right"))]
+        value = float(gain[taken].sum())
+        if value > best:
+            best, counts = value, np.bincount(owner[taken], minlength=len(ordered))
+    return counts if counts.any() else _smallest(fixed + each, left)
+
+
+def _opens_at(scores: Array, fixed: float, each: float) -> float:
+    """The highest price a byte at which a block's entries, scores falling, pay for themselves and for it; 0 for none.
+
+    That is the best of the sums of its first scores over the bytes that they and the block take.
+    """
+    return float((np.cumsum(scores) / (fixed + each * np.arange(1, len(scores) + 1))).max(initial=0.0))
 
 
 def _smallest(sizes: Array, left: int) -> Array:
@@ -111,18 +130,6 @@ def _smallest(sizes: Array, left: int) -> Array:
     counts = np.zeros(len(sizes), dtype=np.int64)
     counts[block] = 1
     return counts
-
-
-def _filled(counts: Array, ordered: list[Array], each: Array, left: int) -> Array:
-    """The counts with the next best entries of open blocks, as far as the bytes go."""
-    open_blocks = np.flatnonzero(counts)
-    left -= 2 * len(open_blocks)  # a block's last byte, or two of 3 bits, may not be full
-    rest = [ordered[block][counts[block] :] for block in open_blocks]
-    owner = np.repeat(open_blocks, [len(one) for one in rest])
-    worth = np.concatenate(rest) / each[owner] if len(owner) else np.empty(0)
-    best = owner[np.argsort(-worth, kind="stable")][: int((worth > 0).sum())]
-    taken = best[: int(np.searchsorted(np.cumsum(each[best]), left, side="right"))]
-    return np.asarray(counts + np.bincount(taken, minlength=len(counts)))
 
 
 def _with(net: Supernet, counts: Array, bits: Array) -> Architecture:

@@ -99,8 +99,9 @@ def test_bytes_by_hand(planted):
     mask, rows, kept = found.mask().sum(axis=1), found.block_rows(), found.block_entries()
     assert set(mask[kept > 0]) == {9}
     open_rows, blocks = int(rows[kept > 0].sum()), int((kept > 0).sum())
-    # Two bytes of bits, four of its place, two of its step; half a byte an entry and a first-order weight.
-    by_hand = 8 * open_rows + -(-int(kept.sum()) // 2) + -(-open_rows // 2) + 4 * blocks
+    # A row: two bytes of bits, two of its step. 16 rows: four bytes of a place. Half a byte an entry, and a first-order
+    # weight.
+    by_hand = 4 * open_rows + 4 * -(-open_rows // 16) + -(-int(kept.sum()) // 2) + -(-open_rows // 2) + 4 * blocks
     assert cost_of(found).embedding_bytes == by_hand == found.embedding_bytes(first_order=True)
     assert cost_of(found).embedding_parameters == int(kept.sum()) + open_rows
     assert found.embedding_parameters(first_order=True) == int(kept.sum()) + open_rows
@@ -109,7 +110,15 @@ def test_bytes_by_hand(planted):
 @pytest.mark.parametrize("quantised", [{}, {"bits": 4}])
 @pytest.mark.parametrize("way", ["inherit", "fresh"])
 def test_a_trial_ends_in_a_bundle_that_predicts_the_same(planted, tmp_path, way, quantised):
-    stage = {"method": "dnis", "granularity": "entry", "warm_epochs": 2, "retrain": way, **METHODS["dnis"], **quantised}
+    stage = {
+        "method": "dnis",
+        "granularity": "entry",
+        "guard": "none",
+        "warm_epochs": 2,
+        "retrain": way,
+        **METHODS["dnis"],
+        **quantised,
+    }
     config = check(
         {
             "arm": "dnis",
@@ -198,3 +207,19 @@ def test_entries_are_stored_as_counts(planted):
     with pytest.raises(ValueError, match=r"entries of a block of '.*' must be 1\.\.\d+ under sparse storage"):
         Architecture.model_validate(node)
     assert pl.DataFrame({"n": found.block_entries()})["n"].max() > 0
+
+
+def test_blocks_open_by_what_their_entries_are_worth_a_byte():
+    strong, tail = np.full(10, 5.0), np.full(200, 1.0)
+    fixed, each = np.array([10.0, 100.0]), np.array([1.0, 1.0])
+
+    def counts(left):
+        return entries.best_counts([strong, tail], fixed, each, left).tolist()
+
+    assert counts(20) == [10, 0]
+    assert counts(115) == [10, 0]  # with the tail open, 5 bytes were left for entries
+    assert counts(150) == [10, 30]
+    assert counts(1000) == [10, 200]
+    assert counts(11) == [1, 0]
+    with pytest.raises(SpaceError, match=r"one entry of the smallest block \(11 bytes\), but got 10"):
+        counts(10)
