@@ -57,6 +57,9 @@ class Config(SearchConfig):
 class Supernet(supernet.Supernet):
     """A full-width model that closes fields."""
 
+    plain_warm_start = True
+    share: Tensor
+
     def __init__(
         self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int
     ) -> None:
@@ -67,8 +70,6 @@ class Supernet(supernet.Supernet):
         share = np.concatenate([count / max(count.sum(), 1) for count in own])
         self.register_buffer("share", torch.tensor(share, dtype=torch.float32), persistent=False)
         self._fell: dict[str, str] = {}
-
-    share: Tensor
 
     @property
     def rounds(self) -> int:
