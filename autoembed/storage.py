@@ -17,7 +17,7 @@ from autoembed.plans import Array, Bits, FieldPlan, Frozen
 
 Step = Literal["row", "block", "dim"]
 # Rows of a sparse table whose entries are found from one place.
-PLACE_EVERY = 16
+PLACE_EVERY = 8
 # The parts of a code that are packed side by side, so that each part's codes fill whole bytes.
 PLANES: dict[int, tuple[int, ...]] = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
 
@@ -92,17 +92,22 @@ class MixedStorage(Frozen):
         )
 
 
+def shift_bytes(width: int) -> int:
+    """Bytes that tell where a row of a sparse table starts, counted from the first of its PLACE_EVERY rows."""
+    return 1 if (PLACE_EVERY - 1) * width < 256 else 2
+
+
 def sparse_bytes(
     rows: int, width: int, bits: int, entries: int, *, step: Step, first_order: bool, blocks: int = 1
 ) -> int:
     """Bytes of rows that keep `entries` of their `width` numbers together; 0 for no entry.
 
-    A bit for each number tells which are kept, and 4 bytes where the first one of every PLACE_EVERY rows stands; steps
-    as in `table_bytes`.
+    A bit for each number tells which are kept. Every PLACE_EVERY rows have 4 bytes for where they start, and each row
+    has 1 for how far from there, or 2 where rows are wide. Steps are as in `table_bytes`.
     """
     if not entries:
         return 0
-    index = rows * row_bytes(width, 1) + 4 * -(-rows // PLACE_EVERY)
+    index = rows * (row_bytes(width, 1) + shift_bytes(width)) + 4 * -(-rows // PLACE_EVERY)
     if bits >= 16:
         return index + (entries + rows * first_order) * bits // 8
     steps = {"row": 2 * rows, "block": 4 * blocks, "dim": 4 * width * blocks}[step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.rows import PackedRows, Rows, levels, lowest, pack
-from autoembed.storage import PLACE_EVERY, PLANES, first_order_bits, row_bytes
+from autoembed.storage import PLACE_EVERY, PLANES, first_order_bits, row_bytes, shift_bytes
 
 
 class SparseRows(Rows):
@@ -77,14 +78,14 @@ class SparseRows(Rows):
 class PackedSparseRows(PackedRows):
     """A served table: a bit for each entry, the kept ones one after the other, steps, and where some rows start.
 
-    Where the others start is counted from the bits of the rows between, at most PLACE_EVERY - 1. Places follow from the
-    bits: they are in memory, but not in files.
+    Of the others it tells how far from there. Both follow from the bits: they are in memory, but not in files.
     """
 
     bitmap: Tensor
     values: Tensor
     first: Tensor
     place: Tensor
+    shift: Tensor
 
     def __init__(
         self, rows: int, width: int, kept: int, *, first_order: bool, bits: int, step: str, slots: int
@@ -94,6 +95,8 @@ class PackedSparseRows(PackedRows):
         self.most = kept
         self.register_buffer("bitmap", torch.zeros(rows, row_bytes(width, 1), dtype=torch.uint8))
         self.register_buffer("place", torch.zeros(-(-rows // PLACE_EVERY), dtype=torch.int32), persistent=False)
+        small = torch.uint8 if shift_bytes(width) == 1 else torch.int16
+        self.register_buffer("shift", torch.zeros(rows, dtype=small), persistent=False)
         if bits >= 16:
             kind = torch.float32 if bits == 32 else torch.float16
             self.register_buffer("values", torch.zeros(kept, dtype=kind))
@@ -112,16 +115,11 @@ class PackedSparseRows(PackedRows):
 
     @torch.no_grad()
     def index(self) -> None:
-        """Finds where the entries of every PLACE_EVERY-th row start, from the bits."""
-        each = _ones(self.bitmap)
-        self.place.copy_((each.cumsum(0) - each)[::PLACE_EVERY])
-
-    def start(self, row: Tensor) -> Tensor:
-        """Where the entries of rows [...] start: int64 [...]."""
-        first = row // PLACE_EVERY * PLACE_EVERY
-        between = first.unsqueeze(-1) + torch.arange(PLACE_EVERY - 1, device=row.device)
-        ones = _ones(self.bitmap[between.clamp(max=self.rows - 1)])
-        return self.place[row // PLACE_EVERY] + (ones * (between < row.unsqueeze(-1))).sum(-1)
+        """Finds where rows start, from the bits."""
+        each = _bits(self.bitmap, self.width).sum(dim=1, dtype=torch.int64)
+        start = each.cumsum(0) - each
+        self.place.copy_(start[::PLACE_EVERY])
+        self.shift.copy_(start - start[::PLACE_EVERY].repeat_interleave(PLACE_EVERY)[: len(start)])
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -129,23 +127,25 @@ class PackedSparseRows(PackedRows):
 
     def forward(self, row: Tensor, slot: Tensor | None) -> Tensor:
         """Row numbers [...] and their slots [...] -> float [..., width (+ 1)]."""
-        kept = _bits(functional.embedding(row, self.bitmap), self.width)
-        at = self.start(row.long()).unsqueeze(-1) + kept.cumsum(-1) - 1
-        at = at.clamp(0, self.most - 1)
+        flat = row.reshape(-1)
+        kept = _bits(self.bitmap.index_select(0, flat), self.width)
+        at = kept.cumsum(-1, dtype=torch.int32)
+        start = self.place.index_select(0, flat // PLACE_EVERY) + self.shift.index_select(0, flat)
+        at = (at + (start - 1).unsqueeze(-1)).clamp_(0, self.most - 1)
         if self.bits >= 16:
-            value = self.values[at].float()
+            value = self.values.index_select(0, at.reshape(-1)).float().view(at.shape)
         else:
             assert slot is not None
-            step = functional.embedding(row if self.per_row else slot, self.step)
+            step = functional.embedding(flat if self.per_row else slot.reshape(-1), self.step)
             value = _level(self.codes, at, self.most, self.bits) * step
-        value = torch.where(kept.bool(), value, 0.0)
+        value = (value * kept).view(*row.shape, self.width)
         if not self.first_order:
             return value
         if self.bits >= 16:
             first = functional.embedding(row, self.first).float()
         else:
             assert slot is not None
-            level = _level(self.first_codes, row.long().unsqueeze(-1), self.rows, first_order_bits(self.bits))
+            level = _level(self.first_codes, row.unsqueeze(-1), self.rows, first_order_bits(self.bits))
             first = level * functional.embedding(slot, self.first_step)
         return torch.cat([value, first], dim=-1)
 
@@ -186,22 +186,27 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 
 def _bits(packed: Tensor, width: int) -> Tensor:
-    """The bits of uint8 [..., bytes], the lowest first: int [..., width]."""
-    each = (packed.unsqueeze(-1) >> torch.arange(8, device=packed.device, dtype=torch.uint8)) & 1
-    return each.flatten(-2)[..., :width].int()
+    """The bits of uint8 [..., bytes], the lowest first: uint8 [..., width]."""
+    each = _bits_of_byte(packed.device).index_select(0, packed.reshape(-1).int()).view(torch.uint8)
+    return each.view(*packed.shape[:-1], packed.shape[-1] * 8)[..., :width]
 
 
-def _ones(packed: Tensor) -> Tensor:
-    """How many bits are set in uint8 [..., bytes]: int64 [...]."""
-    counts = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.uint8, device=packed.device)
-    return counts[packed.int()].sum(-1)
+@cache
+def _bits_of_byte(device: torch.device) -> Tensor:
+    """The bits of each byte, eight of one byte each read as one number: int64 [256]."""
+    byte = torch.arange(256, device=device).unsqueeze(1)
+    bits = (byte >> torch.arange(8, device=device)) & 1
+    return bits.to(torch.uint8).view(torch.int64)[:, 0].contiguous()
 
 
 def _level(codes: Tensor, at: Tensor, total: int, bits: int) -> Tensor:
-    """The levels at places [...] of one row of `total` codes as `rows.pack` packs them: float [...]."""
-    code, start, done = torch.zeros_like(at), 0, 0
+    """The levels at places int [...] of one row of `total` codes as `rows.pack` packs them: float [...]."""
+    code, start, done = None, 0, 0
     for plane in PLANES[bits]:
-        byte = codes[start + (at * plane >> 3)].long()
-        code = code + ((byte >> (at * plane & 7) & (2**plane - 1)) << done)
+        per_byte = 8 // plane
+        byte = codes.index_select(0, ((at >> per_byte.bit_length() - 1) + start).reshape(-1)).view(at.shape)
+        part = byte if per_byte == 1 else byte >> ((at & per_byte - 1) * plane).to(torch.uint8) & (2**plane - 1)
+        code = part if code is None else code + (part << done)
         start, done = start + row_bytes(total, plane), done + plane
+    assert code is not None
     return code.float() + lowest(bits)

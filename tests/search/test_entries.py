@@ -99,9 +99,9 @@ def test_bytes_by_hand(planted):
     mask, rows, kept = found.mask().sum(axis=1), found.block_rows(), found.block_entries()
     assert set(mask[kept > 0]) == {9}
     open_rows, blocks = int(rows[kept > 0].sum()), int((kept > 0).sum())
-    # A row: two bytes of bits, two of its step. 16 rows: four bytes of a place. Half a byte an entry, and a first-order
-    # weight.
-    by_hand = 4 * open_rows + 4 * -(-open_rows // 16) + -(-int(kept.sum()) // 2) + -(-open_rows // 2) + 4 * blocks
+    # A row: two bytes of bits, one of its place, two of its step. 8 rows: four bytes of a place. An entry: half a byte,
+    # as a first-order weight.
+    by_hand = 5 * open_rows + 4 * -(-open_rows // 8) + -(-int(kept.sum()) // 2) + -(-open_rows // 2) + 4 * blocks
     assert cost_of(found).embedding_bytes == by_hand == found.embedding_bytes(first_order=True)
     assert cost_of(found).embedding_parameters == int(kept.sum()) + open_rows
     assert found.embedding_parameters(first_order=True) == int(kept.sum()) + open_rows
