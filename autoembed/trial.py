@@ -23,7 +23,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
-from autoembed.nn.model import Model, RoutedModel, build_model, has_few_bits, measure, pack, start_rounding
+from autoembed.nn.model import Model, RoutedModel, build_model, has_few_bits, keep_as, measure, pack, start_rounding
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble
 from autoembed.search.bilevel import search
@@ -279,6 +279,7 @@ def _best(
             router,
             config.monitor,
             teacher,
+            candidate.like,
         )
         seconds += fit_of_last.seconds
         if best.see(number, fit_of_last.valid):
@@ -316,17 +317,20 @@ def retrain(
     router: Router | None = None,
     monitor: Monitor = "valid_auc",
     teacher: Teacher | None = None,
+    like: Model | None = None,
 ) -> tuple[Model, Fit]:
     """Trains the compact model of an architecture, from `model`'s weights if given; (packed model, Fit).
 
     The weights of the epoch with the best `monitor` on valid are kept, those that were given if none is better. With a
     `teacher` it learns from that as well.
-    Clusters need a `router` as the search fitted it: it is no weight that training finds.
+    Clusters need a `router` as the search fitted it, and fresh weights of a sparse architecture a model that is `like`
+    them in which entries it keeps: training finds neither.
     """
     start = None if model is None else on_valid(model, dataset, device, train.lr, "the weights that it starts from")
     if model is None:
         torch.manual_seed(seed)
         model = build_model(dataset.schema, architecture).to(device)
+        keep_as(model, like)
         if isinstance(model, RoutedModel) and model.router is not None:
             assert router is not None
             model.router.load_state_dict(router.state_dict())
