@@ -36,6 +36,7 @@ from autoembed.nn.model import (
 from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
+from autoembed.search import tower
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
 from autoembed.storage import Step
@@ -202,6 +203,8 @@ def _run(
             notes += [f"{net.config.method}: {note}" for note in answer.notes]
         method = configure(stage)
         net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
+        if config.tower.widths == "search":
+            tower.order(net)
         if isinstance(method, SearchConfig):
             if trained is not None and method.carry:
                 net.receive(trained)
@@ -435,6 +438,8 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         searches = isinstance(method, SearchConfig)
         if load(method.method).Supernet.makes_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
+    if trial.tower.widths == "search":
+        tower.require(trial.backbone)
     if trial.tower.bits < 32:
         with torch.device("meta"):
             backbone = base.build(trial.backbone, np.ones((2, trial.embedding.dim), dtype=bool))
