@@ -105,8 +105,8 @@ def main() -> None:
     ]
     lines += [
         "",
-        f"Test metrics at equal bytes: mean ± sd of {args.seeds} seeds, magnitude with tables of 32 bits, DeepFM with hidden "
-        "layers of 64 and 32, from the supernet's weights and from fresh ones, the better on valid.",
+        f"Test metrics at equal bytes: mean ± sd of {args.seeds} seeds, magnitude with tables of 32 bits, DeepFM "
+        "with hidden layers of 64 and 32, from the supernet's weights and from fresh ones, the better on valid.",
         "",
         "| data | limit | tower | hidden layers | bytes of tables | test AUC | test logloss |",
         "|---|---|---|---|---|---|---|",
