@@ -210,6 +210,22 @@ def build_dataset(
     return dataset.cross(spec.crosses.pairs, spec.crosses, cache, candidates=False)
 
 
+def data_changed(begun: Path, dataset: Dataset, before: str, encoding: int | None) -> str:
+    """What an error says of encoded data that are not those of an earlier run, without what to do about it.
+
+    Args:
+        begun: the run's folder or file.
+        dataset: the data now.
+        before: the fingerprint then.
+        encoding: the ENCODING then, None of a run that did not note it.
+    """
+    line = f"the data have changed since {begun} was begun (fingerprint {before}, now {dataset.fingerprint})"
+    if encoding != ENCODING and any(field.kind == "numeric" for field in dataset.schema.fields):
+        then = f"{encoding}" if encoding else "an earlier one"
+        line += f", as this version has another rule for the bins of numeric columns (encoding {ENCODING}, then {then})"
+    return line
+
+
 def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress) -> None:
     splits, label = table.splits, table.schema.label
     rows = {split: _check_labels(split, frame, label) for split, frame in splits.items()}

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from autoembed.data.bins import upper_bounds
 from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name_of
 from autoembed.data.schema import Cross, FeatureSchema, Kind
 from autoembed.data.values import as_text, key, numbers, tidy
@@ -31,7 +32,7 @@ _COLUMNS = {
 }
 _CROSSES = "autoembed.crosses"
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
-ENCODING = 2
+ENCODING = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ class Vocabulary:
 
     Id 0 is an unknown value, or one that train has fewer than `min_count` times. Ids from 1 on descend in train
     frequency (ties by value), so the first k ids are the k most frequent values. Missing (null or NaN) is a value like
-    any other. A numeric field is cut into bins at train quantiles, but a value as heavy as a bin has one of its own; a
-    bin covers what lies above the bin below it. The values of a crossed field are pairs of ids of two fields before it.
+    any other. A numeric field is cut into bins as `bins.upper_bounds` says, and a number that train has not is in the
+    nearest bin. The values of a crossed field are pairs of ids of two fields before it.
     """
 
     def __init__(self, columns: dict[str, _Column]) -> None:
@@ -71,7 +72,7 @@ class Vocabulary:
     def fit(
         cls, frame: pl.LazyFrame, schema: FeatureSchema, min_count: int, bins: int, progress: Progress | None = None
     ) -> Vocabulary:
-        """Learn the ids of every field of `schema` from `frame`, which must hold train rows only.
+        """Learn the ids of every field of `schema` from `frame`, which must hold train rows only, with their labels.
 
         Each column is counted in its own streaming pass: memory grows with its distinct values, not with rows.
         """
@@ -79,7 +80,10 @@ class Vocabulary:
         for done, field in enumerate(schema.fields):
             if progress:
                 progress("vocabulary", done, len(schema.fields))
-            counted = frame.group_by(field.name).agg(pl.len().alias("count")).collect(engine="streaming")
+            rows = [pl.len().cast(pl.Int64).alias("count")]
+            if field.kind == "numeric":
+                rows.append(pl.col(schema.label).cast(pl.Int64).sum().alias("clicks"))
+            counted = frame.group_by(field.name).agg(rows).collect(engine="streaming")
             fit = _fit_numeric if field.kind == "numeric" else _fit_categorical
             columns[field.name] = fit(counted, field.name, min_count, bins)
         return cls(columns)
@@ -214,14 +218,14 @@ def _categorical(values: pl.Series, counts: Counts) -> _Column:
 
 def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
     merged = (
-        counted.select(numbers(counted[name]).alias("value"), pl.col("count").cast(pl.Int64))
+        counted.select(numbers(counted[name]).alias("value"), "count", "clicks")
         .group_by("value")
-        .agg(pl.col("count").sum())
+        .agg(pl.col("count", "clicks").sum())
         .sort("value", nulls_last=True)
     )
     present = merged.drop_nulls("value")
     values, counts = present["value"].to_numpy(), present["count"].to_numpy()
-    uppers = upper_bounds(values, counts, bins)
+    uppers = upper_bounds(values, counts, bins, present["clicks"].to_numpy())
     per_bin = np.bincount(np.searchsorted(uppers, values), weights=counts, minlength=len(uppers)).astype(np.int64)
     missing = int(merged["count"].sum()) - int(counts.sum())
     if missing:
@@ -236,61 +240,6 @@ def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) ->
         missing=int(ids[-1]) if missing else 0,
         counts=np.append(np.int64(0), per_bin[order]),
     )
-
-
-def upper_bounds(values: npt.NDArray[np.float64], counts: Counts, bins: int) -> npt.NDArray[np.float64]:
-    """The ascending upper bounds (inclusive) of the bins of a numeric column; the last is infinite.
-
-    There are `bins` of them, or one for each value if these are fewer. A value that holds a bin's share of the rows has
-    a bin of its own, the heaviest first as far as the bins go. The values between such ones share the other bins by
-    their rows, in bins of about equal train mass.
-
-    Args:
-        values: the distinct values, ascending.
-        counts: train rows of each.
-        bins: how many bins there may be.
-    """
-    if len(values) == 0:
-        return np.empty(0)
-    return np.append(values[_last_places(counts, bins)[:-1]], np.inf)
-
-
-def _last_places(counts: Counts, bins: int) -> Counts:
-    """The place of the last value of each bin, ascending, from the rows of each value."""
-    if len(counts) <= bins:
-        return np.arange(len(counts))
-    alone = _alone(counts, bins)
-    if not len(alone):
-        upto = np.cumsum(counts)
-        targets = upto[-1] * np.arange(1, bins) / bins
-        return np.unique(np.append(np.searchsorted(upto, targets), len(counts) - 1))
-    # What lies between values with a bin of their own is cut like a column of its own: there, others may be heavy.
-    starts, stops = np.append(0, alone + 1), np.append(alone, len(counts))
-    runs = [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
-    rows = np.array([counts[start:stop].sum() for start, stop in runs])
-    sizes = np.array([stop - start for start, stop in runs])
-    own = np.ones(len(runs), dtype=np.int64)
-    for _ in range(bins - len(alone) - len(runs)):
-        own[np.argmax(np.where(own < sizes, rows / own, -1.0))] += 1
-    cut = [start + _last_places(counts[start:stop], int(n)) for (start, stop), n in zip(runs, own, strict=True)]
-    return np.sort(np.concatenate([alone, *cut]))
-
-
-def _alone(counts: Counts, bins: int) -> Counts:
-    """The places of values that hold a bin's share of the rows, ascending; the heaviest that the bins suffice for.
-
-    A value amid others takes two bins more than there are without it: its own, and one more as it parts the others.
-    """
-    heavy = np.flatnonzero(counts * bins >= counts.sum())
-    taken = np.zeros(len(counts) + 2, dtype=bool)
-    taken[[0, -1]] = True
-    needed = 1
-    for place in heavy[np.argsort(-counts[heavy], kind="stable")]:
-        more = 2 - int(taken[place]) - int(taken[place + 2])
-        if needed + more <= bins:
-            taken[place + 1] = True
-            needed += more
-    return np.flatnonzero(taken[1:-1])
 
 
 def _encode_numeric(series: pl.Series, column: _Column) -> Ids:

@@ -96,7 +96,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
         store = Store(folder, space, plan)
         datasets = {seed: prepare(space, request.data, seed, request.runs / ".cache", progress) for seed in seeds}
         for seed, dataset in datasets.items():
-            store.check_data(seed, dataset.fingerprint)
+            store.check_data(seed, dataset)
         keys = [(arm, seed) for seed in seeds for arm in space.arms()]
         tasks = [
             Task(

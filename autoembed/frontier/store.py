@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from autoembed import __version__
+from autoembed.data.dataset import Dataset, data_changed
+from autoembed.data.vocabulary import ENCODING
 from autoembed.errors import StudyError
 from autoembed.frontier.points import Plan, Point
 from autoembed.space import SearchSpace
@@ -40,7 +42,7 @@ class Store:
         self.path = folder / FILE
         self.points: dict[tuple[str, int], list[Point]] = {}
         self.seconds: dict[tuple[str, int], float] = {}
-        self._data: dict[int, str] = {}
+        self._data: dict[int, tuple[str, int | None]] = {}
         head = {"version of autoembed": __version__, **_plan_of(space, plan)}
         head = json.loads(json.dumps(head))
         if not self.path.exists() or not self._read(head):
@@ -61,7 +63,7 @@ class Store:
                 key = line["arm"], line["seed"]
                 self.points[key] = [Point.model_validate(point) for point in line["points"]]
                 self.seconds[key] = line["seconds"]
-                self._data[line["seed"]] = line["data"]
+                self._data[line["seed"]] = line["data"], line.get("encoding")
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise StudyError(f"{self.path} is corrupt ({reason}): remove it, or choose another --out") from None
@@ -72,20 +74,18 @@ class Store:
             if before.get(key) != now.get(key):
                 raise StudyError(f"{self.path} was begun with another {key}: restore it, or choose another --out")
 
-    def check_data(self, seed: int, fingerprint: str) -> None:
+    def check_data(self, seed: int, dataset: Dataset) -> None:
         """StudyError if what is done with a seed was measured on other data."""
-        before = self._data.get(seed, fingerprint)
-        if before != fingerprint:
-            raise StudyError(
-                f"the data have changed since {self.path} was begun (fingerprint {before}, now {fingerprint}): restore "
-                "them, or choose another --out"
-            )
+        before, encoding = self._data.get(seed, (dataset.fingerprint, None))
+        if before != dataset.fingerprint:
+            reason = data_changed(self.path, dataset, before, encoding)
+            raise StudyError(f"{reason}: restore them or that version, or choose another --out")
 
     def add(self, arm: str, seed: int, points: list[Point], seconds: float, fingerprint: str) -> None:
         """Keeps the points of an arm and a seed."""
         self.points[arm, seed], self.seconds[arm, seed] = points, seconds
-        self._data[seed] = fingerprint
-        line = {"arm": arm, "seed": seed, "data": fingerprint, "seconds": round(seconds, 2)}
+        self._data[seed] = fingerprint, ENCODING
+        line = {"arm": arm, "seed": seed, "data": fingerprint, "encoding": ENCODING, "seconds": round(seconds, 2)}
         text = json.dumps({**line, "points": [point.model_dump(mode="json") for point in points]})
         with self.path.open("a") as file:
             file.write(text + "\n")

@@ -48,7 +48,7 @@ class Whole:
 
 
 class Binned:
-    """Measured numbers: the quantile bins that a Vocabulary has, ascending."""
+    """Measured numbers: the fine bins of `data.bins`, ascending, which no label has shaped."""
 
     kind, ordered = "numeric", True
 
@@ -148,11 +148,11 @@ def _text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 
 def upper_bounds(counted: pl.DataFrame) -> npt.NDArray[np.float64]:
-    """The upper bounds of a Vocabulary's bins from value (null: missing) and count; the last is infinite."""
-    from autoembed.data import vocabulary
+    """The upper bounds of the fine bins from value (null: missing) and count; the last is infinite."""
+    from autoembed.data.bins import fine_bounds
 
     merged = counted.drop_nulls("value").group_by("value").agg(pl.col("count").sum().cast(pl.Int64)).sort("value")
-    return vocabulary.upper_bounds(merged["value"].to_numpy(), merged["count"].to_numpy(), BINS)
+    return fine_bounds(merged["value"].to_numpy(), merged["count"].to_numpy(), BINS)
 
 
 def _filled(codes: pl.Series) -> Codes:

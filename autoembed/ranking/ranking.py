@@ -12,7 +12,7 @@ import polars as pl
 
 from autoembed.errors import DataError
 from autoembed.ranking.quality import Finding, drift, findings, ordered
-from autoembed.ranking.scores import NEEDS_ROWS, Column, named, score
+from autoembed.ranking.scores import NEEDS_ROWS, Column, Score, measure, require, score
 from autoembed.ranking.selection import select as take
 from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
@@ -169,7 +169,7 @@ def rank(
     Raises:
         DataError: an unknown score or column, or pairs with a label of more than two classes.
     """
-    named(score)
+    require(score)
     threads = threads or _cores()
     table = from_dataset(source, _keeps(score, pairs, select), threads, progress)
     ranking = _ranked(table, score, pairs, select, stability, threads, progress)
@@ -194,7 +194,7 @@ def rank_table(
     codes are kept for pairs only, beyond 0.5 GB in a temporary file. Columns of lists, and text columns that
     `separators` names with what stands between their values, are counted per value; they take no part in pairs.
     """
-    named(score)
+    require(score)
     threads = threads or _cores()
     table = read_table(path, label, _keeps(score, pairs, select), threads, progress, separators)
     return _ranked(table, score, pairs, select, stability, threads, progress)
@@ -236,18 +236,21 @@ def _ranked(
 
 def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     """`Ranking.table` from counts."""
-    measure = named(name)
-    rows = []
+    require(name)
+    rows: list[dict[str, Any]] = []
+    columns: list[Column] = []
+    scores: list[Score] = []
 
     def add(feature: str, kind: str, coverage: float, column: Column) -> None:
         found = score(column.table)
+        columns.append(column)
+        scores.append(found)
         rows.append(
             {
                 "feature": feature,
                 "kind": kind,
                 "cardinality": len(column.table),
                 "coverage": coverage,
-                "score": measure(column, found),
                 "z": found.z,
                 "normalized": found.normalized,
                 "mi": found.mi,
@@ -269,7 +272,11 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
         if name in NEEDS_ROWS:
             raise DataError(f"the score {name} needs one value a row, and {multi.name!r} holds several: drop it")
         add(multi.name, "multi-valued", multi.coverage, Column(table=multi.table, rows=_no_rows))
-    return pl.DataFrame(rows, schema=_COLUMNS).sort(["score", "feature"], descending=[True, False])
+    ranked = pl.DataFrame(
+        [{**row, "score": value} for row, value in zip(rows, measure(name, columns, scores), strict=True)],
+        schema=_COLUMNS,
+    )
+    return ranked.sort(["score", "feature"], descending=[True, False])
 
 
 def _no_rows() -> Any:

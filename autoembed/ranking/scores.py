@@ -9,7 +9,7 @@ of weights. n [K] are the rows of each value, k those of one class; N rows. Info
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoembed.errors import DataError
-from autoembed.ranking import surrogate
+from autoembed.ranking import splines, surrogate
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -256,6 +256,30 @@ def _table_of(codes: npt.NDArray[Any], labels: npt.NDArray[Any], shape: tuple[in
     return np.bincount(codes * np.int64(shape[1]) + labels, minlength=shape[0] * shape[1]).reshape(shape)
 
 
+def _curves(columns: Sequence[Column], norm: int) -> list[float]:
+    """A norm of each column's curve in one additive model; 0 where values have no order."""
+    found, labels = [0.0] * len(columns), None
+    ordered, curves = [], []
+    for at, column in enumerate(columns):
+        if column.places is None:
+            continue
+        codes, labels = column.rows()
+        ordered.append(at)
+        x = column.places.astype(np.float64)
+        if column.missing >= 0:
+            x[column.missing] = np.nan
+        curves.append(x[codes])
+    if labels is not None:
+        for at, norms in zip(ordered, splines.curve_norms(curves, labels), strict=True):
+            found[at] = float(norms[norm])
+    return found
+
+
+# Scores of all columns together, from one model.
+JOINT: dict[str, Callable[[Sequence[Column]], list[float]]] = {
+    "kan_l1": lambda columns: _curves(columns, 0),
+    "kan_l2": lambda columns: _curves(columns, 1),
+}
 SCORES: dict[str, Callable[[Column, Score], float]] = {
     "adjusted_mi": lambda column, found: found.score,
     "mi": lambda column, found: found.mi,
@@ -268,11 +292,17 @@ SCORES: dict[str, Callable[[Column, Score], float]] = {
     "tree": lambda column, found: surrogate.tree(*column.rows()),
     "lightgbm": lambda column, found: surrogate.lightgbm(*column.rows()),
 }
-NEEDS_ROWS = {"rotation", "permutation", "logistic", "tree", "lightgbm"}
+NEEDS_ROWS = {"rotation", "permutation", "logistic", "tree", "lightgbm", *JOINT}
 
 
-def named(name: str) -> Callable[[Column, Score], float]:
-    """The score of that name; DataError with all names if there is none."""
-    if name not in SCORES:
-        raise DataError(f"unknown score {name!r}: must be one of {', '.join(SCORES)}")
-    return SCORES[name]
+def require(name: str) -> None:
+    """DataError with all names of scores unless this is one."""
+    if name not in {**SCORES, **JOINT}:
+        raise DataError(f"unknown score {name!r}: must be one of {', '.join([*SCORES, *JOINT])}")
+
+
+def measure(name: str, columns: Sequence[Column], found: Sequence[Score]) -> list[float]:
+    """The score of that name of each column, whose adjusted information is `found`."""
+    if name in JOINT:
+        return JOINT[name](columns)
+    return [SCORES[name](column, own) for column, own in zip(columns, found, strict=True)]

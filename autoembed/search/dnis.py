@@ -13,8 +13,8 @@ dense and fast, where the paper masks single entries, whose positions would have
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ class Config(measured.MeasuredConfig, GateConfig):
     The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.
     Dims have no order (`basis: plain`): the search moves each dim's gate by itself.
     """
+
+    PAPER: ClassVar[Mapping[str, Any]] = {
+        "share": "global",
+        "choose_by": "weight",
+        "returns": "flat",
+        "guard": "none",
+        "retrain": "fresh",
+    }
 
     method: str = "dnis"
     arch_lr: float = Field(default=1e-2, gt=0)

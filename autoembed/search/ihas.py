@@ -14,9 +14,9 @@ whole embedding table. Clusters are those of the router that serves, from the ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,8 @@ class Config(GateConfig):
     Router: the table reads at most `router_fields` fields, and `router_rows` ids of each. `calibrate` fits a scale and
     a shift of each cluster's logits on valid.
     """
+
+    PAPER: ClassVar[Mapping[str, Any]] = {"gate": "field", "cluster_on": "masked", "router": "centroid"}
 
     method: str = "ihas"
     warm_epochs: int = Field(default=1, ge=0)

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -30,12 +30,16 @@ class MethodConfig(BaseModel):
 
     `width` is the stage's own limit where another stage follows: as many bytes as that many 32-bit dims for every
     value take. The last stage has the study's. `bits` is what each number is stored in, no more than the stage's
-    parent has; the parent's without it.
+    parent has; the parent's without it. `preset: paper` sets the options of a published method as its authors
+    describe them; what a stage sets itself comes first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    PAPER: ClassVar[Mapping[str, Any]] = {}
+
     method: str
+    preset: Literal["paper"] | None = None
     width: float | None = Field(default=None, gt=0)
     bits: Bits | None = None
 
@@ -149,8 +153,12 @@ def configure(stage: Mapping[str, Any]) -> MethodConfig:
     if "method" not in stage:
         raise errors.SpaceError(f"a stage must name its method, but got {dict(stage)}")
     kind = load(str(stage["method"]))
+    preset = vars(kind.Config).get("PAPER", {}) if stage.get("preset") == "paper" else {}
+    if stage.get("preset") == "paper" and not preset:
+        able = ", ".join(name for name in names() if "PAPER" in vars(load(name).Config))
+        raise errors.SpaceError(f"preset: paper must be of one of {able}, but stage {stage['method']} has it")
     try:
-        return kind.Config.model_validate(dict(stage))
+        return kind.Config.model_validate({**preset, **stage})
     except ValidationError as error:
         allowed = ", ".join(sorted(kind.Config.model_fields))
         raise errors.SpaceError(f"stage {stage['method']}: {first_line(error)} (options: {allowed})") from None

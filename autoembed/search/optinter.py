@@ -13,9 +13,9 @@ for the size of crossed tables (`price`); and a budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Config(GateConfig, pairs.PairConfig):
     `price` is added to the loss for each embedding parameter that memorizing would take, times its probability.
     `memory_gb` bounds what the search's pair tables may take with gradients and moments, checked before they are made.
     """
+
+    PAPER: ClassVar[Mapping[str, Any]] = {"update": "joint", "noise": "gumbel", "arch_lr": 1e-3, "retrain": "fresh"}
 
     method: str = "optinter"
     warm_epochs: int = Field(default=0, ge=0)

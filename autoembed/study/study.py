@@ -14,7 +14,8 @@ import yaml
 from autoembed import __version__
 from autoembed.budget import Limit
 from autoembed.bundle import write_bundle
-from autoembed.data.dataset import Dataset, build_dataset
+from autoembed.data.dataset import Dataset, build_dataset, data_changed
+from autoembed.data.vocabulary import ENCODING
 from autoembed.errors import SpaceError, StudyError
 from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking, rank
@@ -204,10 +205,8 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
             bar.step("rank", 1, 1)
     else:
         if facts["fingerprint"] != dataset.fingerprint:
-            raise StudyError(
-                f"the data have changed since {run.path} was begun (fingerprint {facts['fingerprint']}, now "
-                f"{dataset.fingerprint}): restore them, or choose another --name"
-            )
+            reason = data_changed(run.path, dataset, facts["fingerprint"], facts.get("encoding"))
+            raise StudyError(f"{reason}: restore them or that version, or choose another --name")
         kept, pairs = facts["fields"], facts["pairs"]
     dataset = dataset.keep(kept, cache)
     if space.features.pairs is None:
@@ -233,6 +232,7 @@ def _facts(
     return {
         "name": Path(data or space.data.path or "planted").name,
         "fingerprint": dataset.fingerprint,
+        "encoding": ENCODING,
         "data": _absolute(data),
         "source": str(data or space.data.path or "planted"),
         "rows": {split: dataset.rows(split) for split in dataset.splits},

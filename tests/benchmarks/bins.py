@@ -1,10 +1,12 @@
-"""What bins of numeric columns keep, and what that is worth to a model: Adult and flights, quantiles and now.
+"""What bins of numeric columns keep, and what that is worth to a model: Adult, flights, columns made here; bins then
+and now.
 
     python tests/benchmarks/bins.py --adult ../shared/data/adult --out docs/results/bins.md
 
-Two tables. Of each numeric column: how much of what its values say about the label its bins say, on the train rows. Of
-each data set: the test AUC of one plain DeepFM over seeds, with bins at quantiles alone, with today's, and with the
-numeric columns as categories. The bins at quantiles alone are made here: the package has them no more.
+Two tables. Of each numeric column: how much of what its values say about the label its bins say, on the train rows, and
+what values and bins tell of rows that they were not made from. Of each data set: the test AUC of one plain DeepFM over
+seeds, with bins at quantiles alone, with 32 bins that heavy values came first in (encoding 2), with today's, and with
+the numeric columns as categories. The two earlier rules are made here: the package has them no more.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import polars as pl
 import torch
 
 from autoembed.data import vocabulary
+from autoembed.data.bins import upper_bounds
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import read
 from autoembed.data.values import numbers
@@ -35,17 +38,97 @@ from autoembed.trial import check, run_trial
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 CEILING_TO = 3000
-NOW = vocabulary.upper_bounds
+NOW = upper_bounds
 CPU = torch.device("cpu")
 
 
-def quantiles(values, counts, bins):
+def quantiles(values, counts, bins, clicks=None):
     """The bounds that a numeric column had before: at train quantiles, however many of them are one value."""
     if len(values) <= bins:
         return np.append(values[:-1], np.inf)
     upto = np.cumsum(counts)
     inner = np.unique(values[np.searchsorted(upto, upto[-1] * np.arange(1, bins) / bins)])
     return np.append(inner[inner < values[-1]], np.inf)
+
+
+def heavy_first(values, counts, bins, clicks=None):
+    """The bounds of encoding 2: `bins` in all, and a value with a bin's share of the rows has one of its own."""
+    return np.append(values[last_places(counts, bins)[:-1]], np.inf)
+
+
+def last_places(counts, bins):
+    """The place of the last value of each bin, ascending."""
+    if len(counts) <= bins:
+        return np.arange(len(counts))
+    heavy = np.flatnonzero(counts * bins >= counts.sum())
+    taken = np.zeros(len(counts) + 2, dtype=bool)
+    taken[[0, -1]] = True
+    needed = 1
+    for place in heavy[np.argsort(-counts[heavy], kind="stable")]:
+        # Amid others, a value takes two bins more: its own, and one more as it parts the others.
+        more = 2 - int(taken[place]) - int(taken[place + 2])
+        if needed + more <= bins:
+            taken[place + 1] = True
+            needed += more
+    alone = np.flatnonzero(taken[1:-1])
+    if not len(alone):
+        upto = np.cumsum(counts)
+        targets = upto[-1] * np.arange(1, bins) / bins
+        return np.unique(np.append(np.searchsorted(upto, targets), len(counts) - 1))
+    starts, stops = np.append(0, alone + 1), np.append(alone, len(counts))
+    runs = [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
+    rows = np.array([counts[start:stop].sum() for start, stop in runs])
+    sizes = np.array([stop - start for start, stop in runs])
+    own = np.ones(len(runs), dtype=np.int64)
+    for _ in range(bins - len(alone) - len(runs)):
+        own[np.argmax(np.where(own < sizes, rows / own, -1.0))] += 1
+    cut = [start + last_places(counts[start:stop], int(n)) for (start, stop), n in zip(runs, own, strict=True)]
+    return np.sort(np.concatenate([alone, *cut]))
+
+
+RULES = {"at quantiles": quantiles, "heavy first": heavy_first, "now": NOW}
+
+
+def generated(rows=40_000):
+    """Columns whose values have a logit of their own: zeros and amounts, a timetable, and a smooth one; with labels."""
+    rng = np.random.default_rng(0)
+    amount = np.where(rng.random(rows) < 0.8, 0.0, np.ceil(rng.lognormal(3, 1, rows)))
+    minutes = np.sort(rng.choice(24 * 60, 600, replace=False))
+    place = rng.choice(600, rows, p=rng.dirichlet(np.full(600, 2.0)))
+    smooth = rng.normal(size=rows)
+    columns = {
+        "zero-inflated": (amount, np.where(amount > 0, 2 * np.sin(3 * np.log(np.maximum(amount, 1))), -1)),
+        "timetable": ((minutes // 60 * 100 + minutes % 60)[place].astype(float), rng.normal(-0.5, 0.7, 600)[place]),
+        "continuous": (smooth, np.sin(3 * smooth)),
+        "continuous noise": (rng.normal(size=rows), np.zeros(rows)),
+    }
+    return {
+        name: column(values, (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int64), 32)
+        for name, (values, logit) in columns.items()
+    }
+
+
+def held_out(values, labels, rule, bins):
+    """Nats a row that rates of bins (rule None: of values) tell of a fifth of the rows, learnt on the other rows.
+
+    Rates are shrunk to the mean as if by 4 rows more. A value that the other rows have not is in the nearest bin; as a
+    value of its own it has the mean.
+    """
+    later = np.random.default_rng(1).random(len(values)) < 0.2
+    train = ~later & ~np.isnan(values)
+    distinct, place, counts = np.unique(values[train], return_inverse=True, return_counts=True)
+    if rule:
+        uppers = rule(distinct, counts, bins, np.bincount(place, weights=labels[train]).astype(np.int64))
+        codes = np.where(np.isnan(values), len(uppers), np.searchsorted(uppers, values))
+    else:
+        place = np.searchsorted(distinct, values)
+        found = distinct[np.minimum(place, len(distinct) - 1)] == values
+        codes = np.where(np.isnan(values), len(distinct) + 1, np.where(found, place, len(distinct)))
+    size, mean = int(codes.max()) + 1, labels[~later].mean()
+    n, k = (np.bincount(codes[~later], weights=w, minlength=size) for w in (None, labels[~later]))
+    rate = ((k + 4 * mean) / (n + 4))[codes[later]]
+    told = np.where(labels[later] == 1, np.log(rate / mean), np.log((1 - rate) / (1 - mean)))
+    return float(told.mean())
 
 
 def ceiling(table, bins):
@@ -69,7 +152,7 @@ def ceiling(table, bins):
 
 
 def column(values, labels, bins):
-    """Distinct values, their adjusted information, and what bins keep of it: at quantiles, now, and at best.
+    """Distinct values, their adjusted information, what each rule's bins keep of it, and what they tell held-out rows.
 
     `values` holds NaN where there is none: a value of its own, which no bin takes from.
     """
@@ -87,13 +170,15 @@ def column(values, labels, bins):
 
     raw = information(np.arange(len(distinct)))
     found = {"distinct": len(distinct), "raw": raw.score, "z": raw.z}
-    for name, bounds in (("before", quantiles), ("now", NOW)):
-        uppers = bounds(distinct, counts, bins)
-        found[name] = len(uppers), information(np.searchsorted(uppers, distinct)).score / raw.score
+    found["held out"] = held_out(values, labels, None, bins)
+    for name, bounds in RULES.items():
+        uppers = bounds(distinct, counts, bins, table[:, 1])
+        own = information(np.searchsorted(uppers, distinct)).score
+        found[name] = len(uppers), own, held_out(values, labels, bounds, bins)
     found["best"] = None
     if bins < len(distinct) <= CEILING_TO:
         ends = ceiling(table, bins)
-        found["best"] = information(np.searchsorted(ends, np.arange(len(distinct)))).score / raw.score
+        found["best"] = information(np.searchsorted(ends, np.arange(len(distinct)))).score
     return found
 
 
@@ -111,13 +196,14 @@ def columns(spec, data):
 
 
 def encodings(spec, data, cache, fields):
-    """The data set in three encodings."""
+    """The data set in four encodings."""
     text = spec.model_copy(update={"numeric": (), "categorical": (*spec.categorical, *fields)})
-    with patch.object(vocabulary, "upper_bounds", quantiles):
-        before = build_dataset(spec, data, cache / "before")
+    built = {}
+    for name, rule in RULES.items():
+        with patch.object(vocabulary, "upper_bounds", rule):
+            built[f"bins {name}"] = build_dataset(spec, data, cache / name)
     return {
-        "bins at quantiles": before,
-        "bins now": build_dataset(spec, data, cache / "now"),
+        **built,
         "as categories": build_dataset(text, data, cache / "text"),
     }
 
@@ -154,6 +240,7 @@ def main() -> None:
                     found.append((result, test))
                     print(f"{name} {encoding} seed {seed}: test AUC {test.auc:.4f}", file=sys.stderr, flush=True)
                 tested[name, encoding] = dataset, found
+    kept["generated"] = generated()
     report = page(args, kept, tested, time.perf_counter() - begun)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -174,20 +261,28 @@ def page(args, kept, tested, seconds) -> str:
         f"--epochs {args.epochs[0]} {args.epochs[1]}`",
         "",
         "Adjusted information: the mutual information of a column and the label on the train rows, less what a "
-        "permuted label would have, in 0.001 nats. Kept: the share of it that the bins have. At best: as many ranges, "
-        f"chosen by the labels for it (columns of up to {CEILING_TO:,} values).",
+        "permuted label would have, in 0.001 nats. Kept: the share of it that the bins have: bins at 32 quantiles, 32 "
+        "bins in which heavy values come first (encoding 2), and bins now; at best: 32 ranges chosen by the labels for "
+        f"it (columns of up to {CEILING_TO:,} values). Held out: how many 0.001 nats a row the click rates of values "
+        "and of bins tell of a random fifth of the train rows, learnt on the other four.",
         "",
-        "| data | column | values | adjusted information | z | bins at quantiles | bins now | kept at quantiles "
-        "| kept now | kept at best |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data | column | values | adjusted information | z | bins then | bins now | kept at quantiles "
+        "| kept heavy first | **kept now** | kept at best | held out: values | bins then | bins now |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for data, fields in kept.items():
         for name, found in fields.items():
-            best = f"{found['best']:.1%}" if found["best"] is not None else "–"
+            real = found["z"] > 3  # a share of nothing is no share
+
+            def share(own, found=found, real=real):
+                return f"{own / found['raw']:.1%}" if real and own is not None else "–"
+
             lines.append(
                 f"| {data} | {name} | {found['distinct']:,} | {1000 * found['raw']:.2f} | {found['z']:.0f} "
-                f"| {found['before'][0]} | {found['now'][0]} | {found['before'][1]:.1%} | {found['now'][1]:.1%} "
-                f"| {best} |"
+                f"| {found['heavy first'][0]} | {found['now'][0]} | {share(found['at quantiles'][1])} "
+                f"| {share(found['heavy first'][1])} | **{share(found['now'][1])}** | {share(found['best'])} "
+                f"| {1000 * found['held out']:.2f} | {1000 * found['heavy first'][2]:.2f} "
+                f"| {1000 * found['now'][2]:.2f} |"
             )
     lines += [
         "",

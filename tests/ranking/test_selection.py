@@ -89,6 +89,54 @@ def test_compare_shows_moves_and_absences():
     assert found == {"a": (1, 2), "b": (2, None), "c": (3, 1), "d": (None, 3)}
 
 
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Whole numbers of many values: a U, a line, a copy of the line with errors, and noise; and a word."""
+    rng = np.random.default_rng(0)
+    u, line, noise = (rng.integers(0, 100_000, 6000) for _ in range(3))
+    word = rng.integers(0, 2, 6000)
+    logit = 12 * (u / 1e5 - 0.5) ** 2 - 1 + 2 * (line / 1e5 - 0.5) + word
+    columns = {
+        "u": u,
+        "line": line,
+        "again": line + rng.integers(-2000, 2000, 6000),
+        "noise": noise,
+        "gaps": [None if v % 3 else v for v in noise],
+        "word": [f"w{w}" for w in word],
+        "label": (rng.random(6000) < 1 / (1 + np.exp(-logit))).astype(int),
+    }
+    path = tmp_path_factory.mktemp("shapes") / "t.parquet"
+    pl.DataFrame(columns).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["kan_l1", "kan_l2"])
+def test_curves_find_a_u_that_values_by_themselves_do_not_show(shapes, name):
+    for other in ("logistic", "tree", "pearson"):
+        alone = dict(rank_table(shapes, score=other).table.select("feature", "score").iter_rows())
+        assert abs(alone["u"]) < 0.03, other
+    ranked = rank_table(shapes, score=name).table
+    scores = dict(ranked.select("feature", "score").iter_rows())
+    assert set(ranked["feature"][:2]) <= {"u", "line", "again"}
+    assert ranked["feature"][0] == "u"
+    assert scores["u"] > 4 * max(scores["noise"], scores["gaps"])
+    assert scores["noise"] < 2 * 3 / (6000 * 0.25) ** 0.5
+    assert scores["word"] == 0
+    # The model has both side by side: they share the effect, of mean size 1/2 and root mean square 1/sqrt(3).
+    assert scores["line"] + scores["again"] == pytest.approx(0.5 if name == "kan_l1" else 3**-0.5, rel=0.25)
+
+
+def test_curves_are_of_two_classes_and_need_no_ordered_column(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"x": rng.integers(0, 50, 300), "label": rng.integers(0, 3, 300)})
+    frame.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="kan_l1 and kan_l2 need a label of two classes"):
+        rank_table(tmp_path / "t.parquet", score="kan_l1")
+    words = pl.DataFrame({"x": [f"w{n % 3}" for n in range(300)], "label": [n % 2 for n in range(300)]})
+    words.write_parquet(tmp_path / "w.parquet")
+    assert rank_table(tmp_path / "w.parquet", score="kan_l2").table["score"].to_list() == [0.0]
+
+
 @pytest.mark.parametrize("name", ["logistic", "tree", "lightgbm"])
 def test_surrogate_scores_find_signal_and_no_noise(path, name):
     if name == "lightgbm":

@@ -48,6 +48,11 @@ def budget_of(net):
     return fields + memorized.pair_bytes() // 2
 
 
+def priced(net):
+    """Whether bytes have a price, so that a budget need not be used."""
+    return hasattr(net.config, "price")
+
+
 @pytest.fixture(scope="module", params=names())
 def found(request, planted_pairs):
     """(method, supernet after its search, its architecture at the budget)."""
@@ -68,8 +73,8 @@ def test_the_budget_holds_and_is_used(found):
     spent = cost_of(architecture).embedding_bytes
     assert spent <= budget
     # What is left is less than the largest block's dim, which no smaller entry filled. Pairs need not be worth it, and
-    # a net that prunes, or answers with uniform rows of fewer bits, has found that more makes held-out rows no better.
-    assert net.makes_pairs or net.rounds or net.answer(budget).notes or spent >= 0.9 * budget
+    # a net that prunes, has a price, or answers with uniform rows of fewer bits, has found that more is no better.
+    assert net.makes_pairs or net.rounds or priced(net) or net.answer(budget).notes or spent >= 0.9 * budget
 
 
 def test_json_round_trip(found, tmp_path):
@@ -138,7 +143,8 @@ def test_same_seed_same_answer(found, planted_pairs):
 def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted_pairs):
     method, _, _ = found
     net = searched(planted_pairs, method)
-    if net.makes_pairs or method == "uniform" or hasattr(net.config, "threshold") or hasattr(net.config, "theta"):
+    own = any(hasattr(net.config, name) for name in ("threshold", "theta", "price"))
+    if net.makes_pairs or method == "uniform" or own:
         assert net.derive(None).narrows(net.parent)
     else:
         with pytest.raises(SpaceError, match=r"budget\.width"):

@@ -150,3 +150,23 @@ def test_without_a_search_no_row_is_held_out_of_the_warm_start(planted, monkeypa
     for epochs in (1, 0):
         searched(planted, {**DNIS, "epochs": epochs})
     assert taken == [14400, 18000]
+
+
+def test_a_preset_sets_what_the_paper_says_and_the_stage_comes_first():
+    assert configure({"method": "dnis"}).choose_by == "loss"
+    paper = configure({"method": "dnis", "preset": "paper"})
+    assert (paper.choose_by, paper.share, paper.guard, paper.retrain) == ("weight", "global", "none", "fresh")
+    assert configure({"method": "dnis", "preset": "paper", "share": "field"}).share == "field"
+    assert configure({"method": "ihas", "preset": "paper"}).cluster_on == "masked"
+    assert configure({"method": "optinter", "preset": "paper"}).update == "joint"
+    with pytest.raises(SpaceError, match="preset: paper must be of one of dnis, ihas, optinter"):
+        configure({"method": "magnitude", "preset": "paper"})
+    with pytest.raises(SpaceError, match="preset"):
+        configure({"method": "dnis", "preset": "papper"})
+
+
+@pytest.mark.parametrize("method", ["dnis", "ihas"])
+def test_a_preset_runs(method, planted):
+    stage = {"method": method, "preset": "paper", "warm_epochs": 1, "epochs": 1}
+    result, _ = run_trial(config(stage, limit={"width": 4}), planted, lambda values: None)
+    assert result.cost.bytes > 0
