@@ -18,6 +18,7 @@ from autoembed.nn.model import cost_of, measure
 from autoembed.search import tower
 from autoembed.search.bilevel import search
 from autoembed.search.method import configure, load
+from autoembed.space import SearchSpace
 from autoembed.training import TrainConfig, predict
 from autoembed.trial import check, run_limits, run_trial
 
@@ -157,6 +158,21 @@ def test_a_method_without_held_out_rows_keeps_its_tower_and_says_so(planted):
 def test_a_backbone_without_one_tower_is_refused(name):
     with pytest.raises(SpaceError, match=f"needs a backbone with one tower, .* but got {name}"):
         config(backbone={"name": name}, embedding={"dim": 1})
+
+
+def test_ranges_stand_in_a_search_space(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "stages: [{method: magnitude}]\ntower: {bits: {choice: [32, 8]}, widths: {choice: [fixed, search]}}\n"
+        "variants: {a: {}, b: {tower: {bits: 16}}}\nbudget: {bytes: 50000}\n"
+    )
+    space = SearchSpace.read(path)
+    assert {*space.ranges("magnitude@a")} == {"tower.bits", "tower.widths"}
+    found = space.config("magnitude@b", {"tower.widths": "search"}).tower
+    assert (found.bits, found.widths) == (16, "search")
+    path.write_text("stages: [{method: magnitude}]\ntower: {bits: 4}\n")
+    with pytest.raises(SpaceError, match=r"tower\.bits"):
+        SearchSpace.read(path)
 
 
 def test_a_limit_on_the_whole_model_is_needed(planted):
