@@ -39,6 +39,7 @@ from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
 from autoembed.search import tower
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
+from autoembed.search.warm import WarmStarts
 from autoembed.storage import Step
 from autoembed.training import (
     Fit,
@@ -137,15 +138,18 @@ def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
     ).replace(tower_bits=config.tower.bits)
 
 
-def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[TrialResult, Model]:
+def run_trial(
+    config: TrialConfig, dataset: Dataset, report: Report, warm: WarmStarts | None = None
+) -> tuple[TrialResult, Model]:
     """Runs a trial from the data to a retrained compact model.
 
     `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, "stage": from 0, "search_valid_auc" or
     "warm_valid_auc": the supernet's, ...} while searching, and {"retrain_epoch": n, "valid_auc": ..., "valid_logloss":
     ..., "train_loss": ...} while retraining. Only the last kind carries `valid_auc`, so nothing compares the phases.
-    Raises TrialError on a loss that is not finite and on memory that ran out.
+    Trials that have the folder `warm` in common train equal warm starts once. Raises TrialError on a loss that is not
+    finite and on memory that ran out.
     """
-    (found,) = run_limits(config, [config.limit], dataset, report)
+    (found,) = run_limits(config, [config.limit], dataset, report, warm)
     if isinstance(found, SpaceError):
         raise found
     return found
@@ -154,14 +158,16 @@ def run_trial(config: TrialConfig, dataset: Dataset, report: Report) -> tuple[Tr
 Found = tuple[TrialResult, Model] | SpaceError
 
 
-def run_limits(config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report) -> list[Found]:
+def run_limits(
+    config: TrialConfig, limits: Sequence[Limit], dataset: Dataset, report: Report, warm: WarmStarts | None = None
+) -> list[Found]:
     """One search whose answer is read off within each of several limits; each architecture is retrained by itself.
 
     The results' configurations name the limit that they were found within. A limit that is too small has its error in
     the place of a result.
     """
     try:
-        return _run(config, limits, dataset, report)
+        return _run(config, limits, dataset, report, warm=warm)
     except (MemoryError, torch.OutOfMemoryError) as error:
         line = _no_memory(config, error)
     except RuntimeError as error:
@@ -188,6 +194,7 @@ def _run(
     dataset: Dataset,
     report: Report,
     teaches: Callable[[Teacher | None], None] = lambda teacher: None,
+    warm: WarmStarts | None = None,
 ) -> list[Found]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -210,7 +217,9 @@ def _run(
                 net.receive(trained)
             trained = net
         told = partial(_staged, report, number)
-        search(net, dataset, config.train, device=device, seed=config.seed, report=told, monitor=config.monitor)
+        search(
+            net, dataset, config.train, device=device, seed=config.seed, report=told, monitor=config.monitor, warm=warm
+        )
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     router = net.router

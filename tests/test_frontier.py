@@ -82,7 +82,7 @@ def asked(monkeypatch):
     """The (arm, seed) that are measured."""
     seen = []
 
-    def counted(space, arm, dataset, seed, plan):
+    def counted(space, arm, dataset, seed, plan, warm):
         seen.append((arm, seed))
         return measure(space, arm, dataset, seed, plan)
 
@@ -177,7 +177,7 @@ def test_a_file_that_was_cut_goes_on_where_it_ended(finished, call, asked):
 def test_ctrl_c_keeps_what_is_done(tmp_path, call, monkeypatch):
     write(tmp_path)
 
-    def interrupted(space, arm, dataset, seed, plan):
+    def interrupted(space, arm, dataset, seed, plan, warm):
         if arm == "uniform-2":
             raise KeyboardInterrupt
         return measure(space, arm, dataset, seed, plan)
@@ -269,7 +269,7 @@ def test_the_best_draw_by_valid_is_taken_for_each_size(finished, monkeypatch, pl
     class _Cost:
         embedding_bytes, bytes = 10, 20
 
-    def fake(config, limits, dataset, report):
+    def fake(config, limits, dataset, report, warm):
         drawn.append(config.train.lr)
         found = next(valid)
         if isinstance(found, TrialError):

@@ -14,6 +14,7 @@ from autoembed.draws import draw
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import Model
+from autoembed.search.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
 from autoembed.trial import TrialConfig, TrialResult, run_limits
@@ -63,11 +64,14 @@ class Plan:
         return (self.trials or space.budget.trials) if space.ranges(arm) else 1
 
 
-def measure(space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Plan) -> list[Point]:
+def measure(
+    space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Plan, warm: WarmStarts | None = None
+) -> list[Point]:
     """The points of an arm and a seed, by rising size.
 
     For each size the draw with the best objective on valid is taken, and test is read once, for that one. A draw whose
-    training fails is left out, with a note. TrialError if that goes for all draws.
+    training fails is left out, with a note. Arms that have the folder `warm` in common train equal warm starts once.
+    TrialError if training fails for all draws.
     """
     rng = np.random.default_rng([seed, space.arms().index(arm)])
     sign = 1 if space.objective.mode == "max" else -1
@@ -78,7 +82,7 @@ def measure(space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Pla
     for _ in range(draws):
         values = draw(space.ranges(arm), rng)
         try:
-            found, small = _within(space.config(arm, values, seed), plan, dataset)
+            found, small = _within(space.config(arm, values, seed), plan, dataset, warm)
         except TrialError as error:
             failed.append(str(error))
             continue
@@ -119,12 +123,12 @@ def measure(space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Pla
 
 
 def _within(
-    config: TrialConfig, plan: Plan, dataset: Dataset
+    config: TrialConfig, plan: Plan, dataset: Dataset, warm: WarmStarts | None
 ) -> tuple[dict[int, tuple[TrialResult, Model]], dict[int, str]]:
     """The result and model of each size that the arm can hold, and of the others why it cannot."""
     results: dict[int, tuple[TrialResult, Model]] = {}
     gaps: dict[int, str] = {}
-    found = run_limits(config, [plan.limit(size) for size in plan.sizes], dataset, lambda values: None)
+    found = run_limits(config, [plan.limit(size) for size in plan.sizes], dataset, lambda values: None, warm)
     for size, one in zip(plan.sizes, found, strict=True):
         if isinstance(one, SpaceError):
             gaps[size] = str(one)

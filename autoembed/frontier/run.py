@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from autoembed.frontier.picture import draw_curves
 from autoembed.frontier.points import OF, Of, Plan, Point, measure
 from autoembed.frontier.store import Store, locked
 from autoembed.frontier.tables import Facts, markdown
+from autoembed.search.warm import WarmStarts
 from autoembed.space import SearchSpace
 
 Tell = Callable[[int, int, str], None]
@@ -74,6 +76,7 @@ class Task:
     dataset: Path
     fingerprint: str
     plan: Plan
+    warm: Path
 
 
 def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callable[[str], None]) -> tuple[Path, Curves]:
@@ -106,6 +109,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
                 dataset=datasets[seed].path,
                 fingerprint=datasets[seed].fingerprint,
                 plan=plan,
+                warm=folder / "warm",
             )
             for arm, seed in keys
             if (arm, seed) not in store.points
@@ -121,6 +125,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
             done += 1
             tell(done, len(keys), f"seed {task.seed} {task.arm}")
             line(f"seed {task.seed} {task.arm}: {_short(points)} ({done} of {len(keys)}, {seconds:.0f} s)")
+        shutil.rmtree(folder / "warm", ignore_errors=True)
         curves = Curves(
             space=space,
             plan=plan,
@@ -201,5 +206,7 @@ def _begin(threads: int) -> None:
 
 def _measured(task: Task) -> tuple[list[Point], float]:
     start = perf_counter()
-    points = measure(task.space, task.arm, Dataset.open(task.dataset), task.seed, task.plan)
+    points = measure(
+        task.space, task.arm, Dataset.open(task.dataset), task.seed, task.plan, WarmStarts(folder=task.warm)
+    )
     return points, perf_counter() - start

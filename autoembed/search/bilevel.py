@@ -18,6 +18,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.search.method import GateConfig, SearchConfig
 from autoembed.search.supernet import Supernet
+from autoembed.search.warm import WarmStarts
 from autoembed.shuffle import Part, Rows, Shuffle
 from autoembed.training import (
     Monitor,
@@ -49,10 +50,12 @@ def search(
     seed: int,
     report: Report,
     monitor: Monitor = "valid_auc",
+    warm: WarmStarts | None = None,
 ) -> float:
     """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
 
-    The warm start and the refit stop early by `monitor` and keep their best epoch.
+    The warm start and the refit stop early by `monitor` and keep their best epoch. Searches that have the folder `warm`
+    in common train equal warm starts once.
 
     Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start, the search and the refit under names
     that no retraining uses. Valid is read to tell searches that lead nowhere and to lower the learning rate by
@@ -71,8 +74,15 @@ def search(
         raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
     if config.warm_epochs:
         recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
-        warm = _prefixed(report, "warm")
-        fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=warm, monitor=monitor)
+        told = _prefixed(report, "warm")
+
+        def train_it(report: Report) -> None:
+            fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=report, monitor=monitor)
+
+        if warm is None:
+            train_it(told)
+        else:
+            warm.train(net, dataset, recipe, train_it, told, rows=len(rows), seed=seed, monitor=monitor)
     if gates:
         recipe = gates.search_train.of(train)
         _move_gates(net, dataset, recipe, rows, held, device=device, seed=seed, report=report, monitor=monitor)

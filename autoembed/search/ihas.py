@@ -85,6 +85,8 @@ class Config(GateConfig):
 class Supernet(supernet.Supernet):
     """A full-width model with gates of every row's own."""
 
+    plain_warm_start = True
+
     makes_clusters = True
 
     def __init__(

@@ -21,5 +21,7 @@ class Config(WidthConfig):
 class Supernet(supernet.Supernet):
     """Scores a block dim by the mean magnitude of its entries after training."""
 
+    plain_warm_start = True
+
     def scores(self) -> Array:
         return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))

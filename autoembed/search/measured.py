@@ -65,6 +65,8 @@ class Options:
 class Supernet(supernet.Supernet):
     """A full-width model, read by its gradients."""
 
+    plain_warm_start = True
+
     def scores(self) -> Array:
         """The mean magnitude of each block's dim, which orders dims in a plain basis."""
         return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))

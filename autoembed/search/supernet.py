@@ -63,10 +63,12 @@ class Supernet(nn.Module):
         prefixes: what orders hidden units, if tower widths are searched.
         held: ids int [N, F] and labels float [N] of rows that no weight is trained on, to compare answers by.
 
-    A method that `makes_pairs` closes the open pairs of its parent; to the others they are nothing.
+    A method that `makes_pairs` closes the open pairs of its parent; to the others they are nothing. One with a
+    `plain_warm_start` changes nothing here until its gates move, so that methods can share one.
     """
 
     makes_pairs: ClassVar[bool] = False
+    plain_warm_start: ClassVar[bool] = False
     makes_clusters: ClassVar[bool] = False
 
     columns: Tensor

@@ -4,7 +4,7 @@ runs/<study>/ study.json, space.yaml, dataset.json, ranking.parquet, ranking.htm
   leaderboard.json, retrain.json, arms.json, arms.partial.json, pareto.json, pareto.png
   trials/<id>/ config.json, curves.jsonl, result.json, architecture.json, weights.safetensors, and
     DONE | PRUNED | error.txt
-  best/ (a bundle), ray/ (Ray's own state)
+  best/ (a bundle), ray/ (Ray's own state), warm/ (warm starts that trials share, while they run)
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class RunDir:
     @property
     def space(self) -> Path:
         return self.path / "space.yaml"
+
+    @property
+    def warm(self) -> Path:
+        return self.path / "warm"
 
     @property
     def best(self) -> Path:

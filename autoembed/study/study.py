@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -253,6 +254,7 @@ def _run_trials(
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
             tune.run_trials(run, space, dataset, todo, [bar, tracker])
+    shutil.rmtree(run.warm, ignore_errors=True)
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):
         failed, stopped = ([trial for trial in ended if trial.state == state] for state in ("failed", "pruned"))

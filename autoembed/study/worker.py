@@ -17,6 +17,7 @@ from autoembed.errors import AutoembedError
 from autoembed.metrics import auc_error
 from autoembed.plans import Array
 from autoembed.search.method import configure
+from autoembed.search.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space
 from autoembed.trial import TrialConfig, run_trial
@@ -59,7 +60,7 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
         folder.begin_trial(name, trial)
         data = Dataset.open(dataset)
         report = Reporter(trial, space, data.rows("train"), data.labels("valid"), partial(folder.add_point, name))
-        result, model = run_trial(trial, data, report)
+        result, model = run_trial(trial, data, report, WarmStarts(folder=folder.warm))
         folder.finish_trial(name, result, model)
         end = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
         end[COST] = space.objective.cost_of(result)
