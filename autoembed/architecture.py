@@ -32,7 +32,7 @@ from autoembed.plans import (
     Router,
     TowerBits,
 )
-from autoembed.storage import MixedStorage, Step, Storage, table_bytes
+from autoembed.storage import MixedStorage, SparseStorage, Step, Storage, table_bytes
 
 
 class Architecture(Frozen):
@@ -83,6 +83,18 @@ class Architecture(Frozen):
             raise ValueError(
                 f"an ensemble must be of 2 members or more that share something, but got {self.ensemble!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _entries_fit(self) -> Architecture:
+        for field in self.fields:
+            for rows, block in zip(np.diff([0, *(one.stop for one in field.blocks)]), field.blocks, strict=True):
+                most = int(rows) * len(block.dims) if self.storage.kind == "sparse" else 0
+                if bool(block.entries) != bool(most) or (block.entries or 0) > most:
+                    raise ValueError(
+                        f"entries of a block of {field.name!r} must be 1..{most} under sparse storage where it keeps "
+                        f"a dim, and absent elsewhere, but got {block.entries} under {self.storage.kind}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -229,6 +241,27 @@ class Architecture(Frozen):
         """Bits of each block's numbers, 0 where it keeps none: int [S]."""
         return np.array([block.bits for field in self.fields for block in field.blocks])
 
+    def block_entries(self) -> Array:
+        """Single entries that each block keeps under sparse storage, else 0: int [S]."""
+        return np.array([block.entries or 0 for field in self.fields for block in field.blocks])
+
+    def with_entries(self, entries: Array, *, bits: Array) -> Architecture:
+        """The same dims under sparse storage with so many single entries of each block, int [S], 0 to close it."""
+        found = self.with_mask(self.mask() & (entries > 0)[:, None], bits=bits)
+        left = iter(entries[entries > 0].tolist())
+        fields = tuple(
+            field.model_copy(
+                update={
+                    "blocks": tuple(
+                        block.model_copy(update={"entries": next(left)}) if block.dims else block
+                        for block in field.blocks
+                    )
+                }
+            )
+            for field in found.fields
+        )
+        return found.replace(fields=fields, storage=SparseStorage(step=self.mixed().step))
+
     def mask(self) -> Array:
         """Which dims each block keeps: bool [S, D]."""
         blocks = [block for field in self.fields for block in field.blocks]
@@ -277,7 +310,9 @@ class Architecture(Frozen):
         return self.replace(dim=dim or self.dim, fields=tuple(fields), storage=self.mixed(), clusters=(), router=None)
 
     def mixed(self) -> MixedStorage:
-        """Its storage if it is mixed, else the default kind of that."""
+        """Its storage if it is mixed, the one of all entries if it is sparse, else the default kind of that."""
+        if self.storage.kind == "sparse":
+            return MixedStorage(step=self.storage.step)
         return self.storage if self.storage.kind == "mixed" else MixedStorage()
 
     def with_choices(self, choices: Sequence[Choice], pair_dim: int) -> Architecture:

@@ -23,12 +23,15 @@ ONE = Ensemble()
 class Candidate:
     """An architecture to retrain by a recipe, from `start`'s weights or fresh ones.
 
+    Fresh weights of a sparse architecture keep the entries that `like` keeps.
+
     `note` says in a sentence why the answer is this one, if it is and is not the method's own choice.
     """
 
     architecture: Architecture
     recipe: TrainConfig
     start: Model | None = None
+    like: Model | None = None
     note: str | None = None
 
     @property
@@ -58,12 +61,12 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, e
 
     answer = tower.choose(net, find, limit)
     own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
-    found = []
+    found, sparse = [], members.single(own).storage.kind == "sparse"
+    start = members.compact(net, own) if inherits or sparse else None
     if inherits:
-        start = members.compact(net, own)
         found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
     if not inherits or net.config.retrain == "best":
-        found.append(Candidate(architecture=own, recipe=train))
+        found.append(Candidate(architecture=own, recipe=train, like=start if sparse else None))
     rival = _rival(net, find, own)
     if rival is not None and rival != own:
         note = (

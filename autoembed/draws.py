@@ -10,6 +10,7 @@ import numpy as np
 
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.vocabulary import Progress
+from autoembed.pruning import kept_fields
 from autoembed.ranking.ranking import rank
 from autoembed.space import Range, SearchSpace
 
@@ -51,12 +52,7 @@ def prepare(
     dataset = build_dataset(spec, data, cache, progress)
     features = space.features
     if features.z is not None or features.keep is not None:
-        ranking = rank(dataset)
-        names = list(ranking.top(features.keep or len(ranking.table)))
-        if features.z is not None:
-            above = set(ranking.above(features.z))
-            names = [name for name in names if name in above]
-        dataset = dataset.keep(names, cache)
+        dataset = dataset.keep(kept_fields(space, rank(dataset), dataset, progress=progress), cache)
     if features.pairs is not None:
         ranked = rank(dataset, pairs=features.pairs.top).pairs
         assert ranked is not None

@@ -26,13 +26,15 @@ class Block(Frozen):
     """Ids up to but without `stop` (the previous block's stop is the first), the dims that they keep, and their bits.
 
     `level` is the frequency block over all fields that the values belong to, 0 the most frequent. `bits` is how many
-    each kept number is stored in, and 0 where no dim is kept.
+    each kept number is stored in, and 0 where no dim is kept. Under sparse storage, `entries` is how many single
+    numbers at these dims the values keep together; which ones, the model knows.
     """
 
     stop: int
     level: int
     dims: tuple[int, ...]
     bits: Literal[32, 16, 8, 4, 3, 2, 1, 0]
+    entries: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -59,7 +61,10 @@ class FieldPlan(Frozen):
     def entries(self) -> int:
         """Entries that its values keep in total, first-order weights left out."""
         starts = [0, *(block.stop for block in self.blocks[:-1])]
-        return sum((block.stop - start) * len(block.dims) for block, start in zip(self.blocks, starts, strict=True))
+        return sum(
+            (block.stop - start) * len(block.dims) if block.entries is None else block.entries
+            for block, start in zip(self.blocks, starts, strict=True)
+        )
 
     @model_validator(mode="after")
     def _blocks_cover_the_ids(self) -> FieldPlan:

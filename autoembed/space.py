@@ -87,17 +87,31 @@ class PairSpec(CrossSpec):
 
 
 class FeatureSpec(BaseModel):
-    """How the ranking prunes columns: the `keep` best, those with a z score above `z`, or neither.
+    """How columns are pruned before a study: the `keep` best, those with a z score above `z`, or neither.
 
-    With `pairs`, it also proposes the pairs of columns that a method such as optinter chooses for.
+    `score` tells by what: `adjusted_mi`, the ranking's; or what a plain model that is trained for it takes from each
+    column (`pruning`). `knockout` is the rise of valid's logloss without the column, and its z that over its standard
+    error; `saliency`, a mean gradient norm, is above 0 for noise too and has no z. With `pairs`, the ranking also
+    proposes the pairs of columns that a method such as optinter chooses for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    score: Literal["adjusted_mi"] = "adjusted_mi"
+    score: Literal["adjusted_mi", "knockout", "saliency"] = "adjusted_mi"
     keep: int | None = Field(default=None, ge=1)
     z: float | None = None
     pairs: PairSpec | None = None
+
+    @model_validator(mode="after")
+    def _prunes(self) -> FeatureSpec:
+        if self.score == "saliency" and self.z is not None:
+            raise ValueError(
+                f"saliency has no z, since noise has a gradient too: set keep, or score: knockout, but got z={self.z:g}"
+            )
+        if self.score != "adjusted_mi" and self.keep is None and self.z is None:
+            names = "keep" if self.score == "saliency" else "keep or z"
+            raise ValueError(f"score: {self.score} trains a model to prune by: set {names}")
+        return self
 
 
 class Budget(BaseModel):
@@ -365,6 +379,11 @@ class SearchSpace(BaseModel):
         for place, leaf in ranges.items():
             for value in leaf.values if leaf.given else leaf.values[1:]:
                 yield self._with(arm, {**base, **dict(leaf.given), place: value})
+
+    def filled(self, template: Mapping[str, Any], pick: Callable[[str, Range], Any]) -> dict[str, Any]:
+        """A template such as `template` gives, with what `pick` says for each range in it."""
+        found: dict[str, Any] = _filled("", dict(template), pick)
+        return found
 
     def _with(self, arm: str, values: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = _filled("", self.template(arm), lambda place, leaf: values[place])

@@ -16,6 +16,8 @@ from pydantic import Field
 from autoembed.plans import Array, Bits, FieldPlan, Frozen
 
 Step = Literal["row", "block", "dim"]
+# Rows of a sparse table whose entries are found from one place.
+PLACE_EVERY = 16
 # The parts of a code that are packed side by side, so that each part's codes fill whole bytes.
 PLANES: dict[int, tuple[int, ...]] = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
 
@@ -90,6 +92,57 @@ class MixedStorage(Frozen):
         )
 
 
+def sparse_bytes(
+    rows: int, width: int, bits: int, entries: int, *, step: Step, first_order: bool, blocks: int = 1
+) -> int:
+    """Bytes of rows that keep `entries` of their `width` numbers together; 0 for no entry.
+
+    A bit for each number tells which are kept, and 4 bytes where the first one of every PLACE_EVERY rows stands; steps
+    as in `table_bytes`.
+    """
+    if not entries:
+        return 0
+    index = rows * row_bytes(width, 1) + 4 * -(-rows // PLACE_EVERY)
+    if bits >= 16:
+        return index + (entries + rows * first_order) * bits // 8
+    steps = {"row": 2 * rows, "block": 4 * blocks, "dim": 4 * width * blocks}[step]
+    first = 4 * blocks + row_bytes(rows, first_order_bits(bits)) if first_order else 0
+    return index + row_bytes(entries, bits) + steps + first
+
+
+class SparseStorage(Frozen):
+    """Single entries of each value's row at its block's dims, in its block's bits; steps as in mixed storage.
+
+    Which entries are kept is stored with the model, a bit each. A block tells how many there are.
+    """
+
+    kind: Literal["sparse"] = "sparse"
+    step: Step = "row"
+
+    def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """The kept entries of all values, first-order weights included."""
+        rows = sum(rows for rows, width, _ in _blocks(fields) if width)
+        return sum(field.entries for field in fields) + rows * first_order
+
+    def bytes(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """Bytes of all tables with their steps, bits that tell which entries are kept, and places of rows."""
+        tables: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        entries = [block.entries or 0 for field in fields for block in field.blocks]
+        for (rows, width, bits), kept in zip(_blocks(fields), entries, strict=True):
+            tables.setdefault((width, bits), []).append((rows, kept))
+        return sum(
+            sparse_bytes(
+                sum(rows for rows, _ in own),
+                *kind,
+                sum(kept for _, kept in own),
+                step=self.step,
+                first_order=first_order,
+                blocks=len(own),
+            )
+            for kind, own in tables.items()
+        )
+
+
 class SharedStorage(Frozen):
     """One hashed table for all fields (Unified Embedding, Coleman et al., NeurIPS 2023, arXiv 2305.12102).
 
@@ -123,4 +176,4 @@ def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
     return found
 
 
-Storage = Annotated[MixedStorage | SharedStorage, Field(discriminator="kind")]
+Storage = Annotated[MixedStorage | SparseStorage | SharedStorage, Field(discriminator="kind")]

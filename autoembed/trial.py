@@ -28,6 +28,7 @@ from autoembed.nn.model import (
     RoutedModel,
     build_model,
     has_few_bits,
+    keep_as,
     measure,
     pack,
     rounds_layers,
@@ -293,6 +294,7 @@ def _best(
             router,
             config.monitor,
             teacher,
+            candidate.like,
         )
         seconds += fit_of_last.seconds
         if best.see(number, fit_of_last.valid):
@@ -330,17 +332,20 @@ def retrain(
     router: Router | None = None,
     monitor: Monitor = "valid_auc",
     teacher: Teacher | None = None,
+    like: Model | None = None,
 ) -> tuple[Model, Fit]:
     """Trains the compact model of an architecture, from `model`'s weights if given; (packed model, Fit).
 
     The weights of the epoch with the best `monitor` on valid are kept, those that were given if none is better. With a
     `teacher` it learns from that as well.
-    Clusters need a `router` as the search fitted it: it is no weight that training finds.
+    Clusters need a `router` as the search fitted it, and fresh weights of a sparse architecture a model that is `like`
+    them in which entries it keeps: training finds neither.
     """
     start = None if model is None else on_valid(model, dataset, device, train.lr, "the weights that it starts from")
     if model is None:
         torch.manual_seed(seed)
         model = build_model(dataset.schema, architecture).to(device)
+        keep_as(model, like)
         if isinstance(model, RoutedModel) and model.router is not None:
             assert router is not None
             model.router.load_state_dict(router.state_dict())

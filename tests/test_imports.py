@@ -13,7 +13,7 @@ PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
     "errors", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "metrics", "shuffle", "training",
-    "knockout", "search", "bundle", "candidates", "distill", "trial", "space", "draws", "frontier",
+    "knockout", "search", "bundle", "candidates", "distill", "trial", "space", "pruning", "draws", "frontier",
     "study", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}

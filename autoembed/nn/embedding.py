@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.nn.rows import PackedRows, Rows
-from autoembed.storage import MixedStorage, SharedStorage, Step
+from autoembed.storage import SharedStorage, Step
 
 
 def table(
@@ -76,7 +76,8 @@ class MixedEmbedding(nn.Module):
     def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
         super().__init__()
         storage = architecture.storage
-        assert isinstance(storage, MixedStorage)
+        assert not isinstance(storage, SharedStorage)
+        entries = architecture.block_entries()
         mask = architecture.mask()
         self.columns = mask.shape[1] + first_order
         width, bits, ranges = mask.sum(axis=1), architecture.block_bits(), architecture.block_ranges()
@@ -88,6 +89,7 @@ class MixedEmbedding(nn.Module):
         self.slots: list[list[int]] = []  # per table, rows of each of its blocks
         for number, (minus_bits, w) in enumerate(kinds):
             sizes: list[int] = []
+            kept: list[int] = []
             for block in np.flatnonzero((width == w) & (bits == -minus_bits)):
                 start, stop = ranges[block]
                 group[block], shift[block], slot[block] = number, sum(sizes) - start, len(sizes)
@@ -95,11 +97,13 @@ class MixedEmbedding(nn.Module):
                 if first_order:
                     place[block, w] = mask.shape[1]
                 sizes.append(int(stop - start))
+                kept.append(int(entries[block]))
             self.slots.append(sizes)
-            rows = table(
+            rows = self.new_table(
                 packed,
                 sum(sizes),
                 w,
+                kept,
                 first_order=first_order,
                 bits=-minus_bits,
                 step=storage.step,
@@ -114,6 +118,10 @@ class MixedEmbedding(nn.Module):
         self.steps = bool((bits[width > 0] <= 8).any())
         if self.steps:
             self.register_buffer("slot", torch.tensor(slot), persistent=False)
+
+    def new_table(self, packed: bool, rows: int, width: int, kept: list[int], **options: Any) -> Rows | PackedRows:
+        """A table for blocks of one width and number of bits; `kept` are the single entries of each."""
+        return table(packed, rows, width, **options)
 
     def forward(self, ids_BF: Tensor) -> Tensor:
         """Ids int [B, F] -> kept entries at their positions, zeros elsewhere: float [B, F, D (+ 1)]."""

@@ -19,11 +19,13 @@ from autoembed.nn.layers import Narrowable
 from autoembed.nn.quantised import PackedLinear, load_layers, quantise_layers
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
+from autoembed.nn.sparse import SparseEmbedding, SparseRows
 from autoembed.plans import Cost
 
 # The module of each kind of storage: ids int [B, F] -> float [B, F, D (+ 1)].
 STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding]] = {
     "mixed": MixedEmbedding,
+    "sparse": SparseEmbedding,
     "shared": SharedEmbedding,
 }
 
@@ -169,6 +171,21 @@ def has_few_bits(model: Model) -> bool:
     return any(isinstance(rows, PackedRows) or (isinstance(rows, Rows) and rows.bits < 32) for rows in tables)
 
 
+def keep_as(model: Model, like: Model | None) -> None:
+    """A fresh model of a sparse architecture keeps the entries that another model of it keeps; others are as they are.
+
+    BundleError if it has single entries and there is no other model.
+    """
+    for number, member in enumerate(members(model)):
+        if isinstance(member.embedding, SparseEmbedding):
+            other = None if like is None else members(like)[number].embedding
+            if not isinstance(other, SparseEmbedding):
+                raise BundleError(
+                    "the architecture keeps single entries, but not which: train it from the trial's model"
+                )
+            member.embedding.keep_as(other)
+
+
 def start_rounding(model: Model) -> None:
     """From here on the model looks up rounded numbers where its architecture has few bits."""
     for member in members(model):
@@ -185,7 +202,8 @@ def rounds_layers(model: Model) -> bool:
 @torch.no_grad()
 def pack(model: Model, schema: FeatureSchema) -> Model:
     """The same model with packed tables and layers; itself where every number has 32 bits."""
-    if not has_few_bits(model) and not rounds_layers(model):
+    sparse = any(isinstance(rows, SparseRows) for member in members(model) for rows in member.tables())
+    if not (sparse or has_few_bits(model) or rounds_layers(model)):
         return model
     packed = build_model(schema, model.architecture, packed=True).to(next(model.parameters()).device)
     for member, own in zip(members(packed), members(model), strict=True):

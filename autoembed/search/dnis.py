@@ -8,7 +8,7 @@ Three choices are ours and are options. `share: field` gives each field its own 
 since values of two fields that are equally frequent need not be equally useful; `share: global` is the paper's.
 `choose_by: loss` meets a budget by what widths and bits of the gated net cost in loss (`measured`); `weight`, as in the
 paper, by the size of e * alpha, which measures frequency as well and starves rare values. And we keep dims per block,
-dense and fast, where the paper masks single entries, whose positions would have to be stored.
+dense and fast; `granularity: entry` masks single entries as the paper does, with a bit each that is stored.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema
 from autoembed.plans import Array
 from autoembed.search import measured, supernet
+from autoembed.search.entries import EntryConfig
 from autoembed.search.method import GateConfig
 
 
-class Config(measured.MeasuredConfig, GateConfig):
+class Config(EntryConfig, measured.MeasuredConfig, GateConfig):
     """Options; defaults are the authors' where they state one.
 
     The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.

@@ -9,10 +9,11 @@ import numpy as np
 
 from autoembed.plans import Array
 from autoembed.search import supernet
+from autoembed.search.entries import EntryConfig
 from autoembed.search.method import WidthConfig
 
 
-class Config(WidthConfig):
+class Config(EntryConfig, WidthConfig):
     """Only a warm start; no gates are searched."""
 
     method: str = "magnitude"

@@ -9,12 +9,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
 
+from autoembed.errors import SpaceError
 from autoembed.search import measured
+from autoembed.search.entries import EntryConfig
 from autoembed.training import PhaseTrain
 
+_CHUNK = 4096
 
-class Config(measured.MeasuredConfig):
+
+class Config(EntryConfig, measured.MeasuredConfig):
     """Options.
 
     After the warm start, `rounds` times at most, dims whose loss makes held-out rows better by more than `margin`
@@ -33,6 +39,29 @@ class Supernet(measured.Supernet):
     @property
     def rounds(self) -> int:
         return int(self.config.rounds)
+
+    def entry_scores(self) -> Tensor:
+        """Half of F w^2 of each entry w, float [N, D], F the mean squared gradient of a held-out row's loss.
+
+        The rise of the loss without it, to second order (Optimal Brain Damage, LeCun et al., NeurIPS 1989).
+        """
+        if self.held is None:
+            raise SpaceError("sensitivity must be searched before it can choose")
+        table = torch.cat(self.folded(self.gates())).detach()
+        squares, training = torch.zeros_like(table), self.training
+        self.eval()
+        for ids, labels in zip(*(torch.split(part, _CHUNK) for part in self.held), strict=True):
+            own, *rest = self.split(ids)
+            e_BFC = functional.embedding(own + self.offsets, table).requires_grad_()
+            with torch.enable_grad():
+                loss = functional.binary_cross_entropy_with_logits(self.logits(e_BFC, rest), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, e_BFC)
+            squares.index_add_(0, (own + self.offsets).flatten(), gradient.square().flatten(0, 1))
+        self.train(training)
+        # Values that held-out rows lack are as their block is on average.
+        rows = torch.as_tensor(self.parent.block_rows(), device=table.device)
+        squares += torch.as_tensor(self.block_means(squares), device=table.device).repeat_interleave(rows, dim=0)
+        return (squares / len(self.held[1]) * table.square() / 2)[:, : self.parent.dim]
 
     def prune(self) -> bool:
         options = self.options((32,))

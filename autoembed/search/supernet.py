@@ -27,6 +27,7 @@ from autoembed.nn.model import CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows, rounded
 from autoembed.plans import Array
+from autoembed.search import entries
 from autoembed.search.method import WidthConfig
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Supernet(nn.Module):
         super().__init__()
         if parent.storage.kind == "shared":
             raise errors.SpaceError(f"{config.method} cannot narrow a shared table: make unified the last stage")
+        if parent.storage.kind == "sparse":
+            raise errors.SpaceError(f"{config.method} cannot narrow single entries: make granularity: entry the last")
         if parent.clusters:
             raise errors.SpaceError(f"{config.method} cannot narrow clusters: make the stage that finds them the last")
         if parent.ensemble:
@@ -204,7 +207,7 @@ class Supernet(nn.Module):
 
     def hold(self, dataset: Dataset, device: torch.device) -> None:
         """Called once before the search: keeps rows of valid to compare answers by."""
-        if isinstance(self.config, WidthConfig):
+        if isinstance(self.config, WidthConfig) or self.rounds:
             rows = np.linspace(0, dataset.rows("valid") - 1, min(dataset.rows("valid"), _HELD)).astype(np.int64)
             ids, labels = (torch.from_numpy(part[rows]) for part in (dataset.ids("valid"), dataset.labels("valid")))
             self.held = ids.to(device), labels.to(device)
@@ -230,6 +233,10 @@ class Supernet(nn.Module):
         """How much each block's dim is worth, float [S, D]; the largest are kept."""
         raise NotImplementedError
 
+    def entry_scores(self) -> Tensor:
+        """How much each entry is worth where single ones are cut, float [N, D]: its size, gates folded in."""
+        return torch.cat(self.folded(self.gates()))[:, : self.parent.dim].detach().abs()
+
     def derive(self, limit: int | None) -> Architecture:
         """The answer within `limit` bytes of embeddings; without one, by the method's own threshold.
 
@@ -239,7 +246,7 @@ class Supernet(nn.Module):
 
     def answer(self, limit: int | None) -> Answer:
         """What `derive` gives, with notes: the uniform architecture where that one is better on held-out rows."""
-        own = self.choose(limit)
+        own = entries.choose(self, limit) if entries.cuts(self) else self.choose(limit)
         if limit is None or self.held is None or self.config.guard == "none":
             return Answer(architecture=own)
         rival = self.uniform(limit)
@@ -357,6 +364,8 @@ class Supernet(nn.Module):
         mask = self.mask_of(architecture)
         gates = self.gates() * torch.tensor(self._with_first_order(mask), device=self.weight.device)
         table = torch.cat(self.folded(gates))
+        if architecture.storage.kind == "sparse":
+            table = table * entries.kept(self, architecture)
         names = np.array(self.parent.names)[self.parent.field_of_block()]
         bits = np.zeros(len(mask), dtype=np.int64)
         bits[np.isin(names, architecture.names)] = architecture.block_bits()
@@ -432,6 +441,9 @@ class Supernet(nn.Module):
         model = CTRModel(self.schema, architecture).to(self.weight.device)
         assert isinstance(model.embedding, MixedEmbedding), "a hashed table has no rows of a value's own to inherit"
         tables, fields = self.folded(gates), self.places(architecture.names)
+        if architecture.storage.kind == "sparse":
+            kept = entries.kept(self, architecture)
+            tables = tuple(part * own for part, own in zip(tables, torch.split(kept, [*map(len, tables)]), strict=True))
         model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
         if model.pairs is not None:
             model.pairs.load(self.pair_tables())

@@ -201,7 +201,7 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
     few = architecture.few_bits
     kept = "dims x bits kept per block,\nfrequent to rare" if few else "dims kept per block,\nfrequent to rare"
     table = _table(title, "field", "values", kept, "parameters", "of full", "bytes")
-    storage = architecture.mixed()
+    storage = architecture.storage if architecture.storage.kind == "sparse" else architecture.mixed()
     for field in architecture.fields:
         dims = " ".join(f"{len(b.dims)}x{b.bits}" if few and b.dims else str(len(b.dims)) for b in field.blocks)
         share = field.entries / (field.cardinality * architecture.dim)

@@ -120,6 +120,7 @@ def _over_seeds(
             router=router,
             monitor=result.config.monitor,
             teacher=teacher,
+            like=found,
         )
         test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
         values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)

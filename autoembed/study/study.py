@@ -19,7 +19,8 @@ from autoembed.data.dataset import Dataset, build_dataset, data_changed
 from autoembed.data.vocabulary import ENCODING
 from autoembed.errors import SpaceError, StudyError
 from autoembed.nn.model import Model
-from autoembed.ranking.ranking import Ranking, rank
+from autoembed.pruning import FILE, kept_fields
+from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace
 from autoembed.study import leaderboard, pareto
 from autoembed.study.commit import commit_of
@@ -192,7 +193,7 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
         if bar:
             bar.step("rank", 0, 1)
         ranking = rank(dataset)
-        kept = kept_fields(space, ranking)
+        kept = kept_fields(space, ranking, dataset, run.path / FILE, bar.step if bar else None)
         pairs = []
         if space.features.pairs is not None:
             # Pairs are of kept columns: those of a pruned one could not be built.
@@ -213,18 +214,6 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
     if space.features.pairs is None:
         return dataset
     return dataset.cross([(a, b) for a, b in pairs], space.features.pairs, cache, candidates=True)
-
-
-def kept_fields(space: SearchSpace, ranking: Ranking) -> list[str]:
-    """The columns that the ranking lets through; StudyError if there are none."""
-    names = set(ranking.top(space.features.keep or len(ranking.table)))
-    if space.features.z is not None:
-        names &= set(ranking.above(space.features.z))
-    if not names:
-        raise StudyError(
-            f"no column has a z score above features.z={space.features.z:g}: lower it (see `autoembed rank`)"
-        )
-    return [name for name in ranking.table["feature"].to_list() if name in names]
 
 
 def _facts(

@@ -144,7 +144,7 @@ def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted_pairs)
     method, _, _ = found
     net = searched(planted_pairs, method)
     own = any(hasattr(net.config, name) for name in ("threshold", "theta", "price"))
-    if net.makes_pairs or method == "uniform" or own:
+    if net.makes_pairs or method in ("uniform", "select") or own:
         assert net.derive(None).narrows(net.parent)
     else:
         with pytest.raises(SpaceError, match=r"budget\.width"):

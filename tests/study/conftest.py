@@ -15,7 +15,9 @@ SPACE = {
         "split": {"by": "random", "valid": 0.2, "test": 0.2},
     },
     "embedding": {"dim": 6, "blocks": 3},
-    "stages": [{"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit"}],
+    "stages": [
+        {"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit", "guard": "measured"}
+    ],
     "baselines": ["uniform"],
     "backbone": {"name": "deepfm", "hidden": [16], "dropout": 0.0},
     "train": {"epochs": 2, "lr": {"log": [1.0e-3, 1.0e-2]}, "batch_size": 512},
