@@ -18,12 +18,27 @@ from pydantic import JsonValue, ValidationError, model_validator
 
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, SpaceError
-from autoembed.plans import Array, Bits, Block, BlockCut, Choice, Cost, Ensemble, FieldPlan, Frozen, PairPlan, Router
+from autoembed.plans import (
+    Array,
+    Bits,
+    Block,
+    BlockCut,
+    Choice,
+    Cost,
+    Ensemble,
+    FieldPlan,
+    Frozen,
+    PairPlan,
+    Router,
+    TowerBits,
+)
 from autoembed.storage import MixedStorage, SparseStorage, Step, Storage, table_bytes
 
 
 class Architecture(Frozen):
     """Kept dims and bits per field block, in an interaction space of width `dim`, and the backbone's name and options.
+
+    The backbone's linear layers are served in `tower_bits`.
 
     The inputs of built `pairs` have `pair_dim` numbers of `pair_bits` bits each. `storage` says how the embeddings are
     kept; under a shared table every block keeps every dim. With `clusters`, there is a model for each of them, `router`
@@ -35,6 +50,7 @@ class Architecture(Frozen):
     dim: int
     fields: tuple[FieldPlan, ...]
     backbone: dict[str, JsonValue]
+    tower_bits: TowerBits = 32
     pairs: tuple[PairPlan, ...] = ()
     pair_dim: int = 0
     pair_bits: Bits = 32

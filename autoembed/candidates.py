@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoembed.architecture import Architecture
@@ -9,7 +10,7 @@ from autoembed.budget import Limit
 from autoembed.errors import SpaceError
 from autoembed.nn.model import Model, cost_of
 from autoembed.plans import Ensemble
-from autoembed.search import members
+from autoembed.search import members, tower
 from autoembed.search.method import SearchConfig
 from autoembed.search.supernet import Answer, Supernet
 from autoembed.training import TrainConfig
@@ -54,7 +55,11 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, e
     Each is the `ensemble` of what the net has found, and the limit holds all of its members. SpaceError if even the
     smallest answer takes too many bytes.
     """
-    answer = within(members.spreading(net.answer, ensemble), limit, root)
+
+    def find(ask: Ask) -> Answer:
+        return within(members.spreading(ask, ensemble), limit, root)
+
+    answer = tower.choose(net, find, limit)
     own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
     found, sparse = [], members.single(own).storage.kind == "sparse"
     start = members.compact(net, own) if inherits or sparse else None
@@ -62,7 +67,7 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, e
         found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
     if not inherits or net.config.retrain == "best":
         found.append(Candidate(architecture=own, recipe=train, like=start if sparse else None))
-    rival = _rival(net, limit, root, ensemble)
+    rival = _rival(net, find, own)
     if rival is not None and rival != own:
         note = (
             "retrained, the uniform architecture of the same cost is better on valid than its own choice: the answer "
@@ -72,7 +77,7 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, e
     return Offer(limit=limit, candidates=tuple(found), notes=answer.notes)
 
 
-def _rival(net: Supernet, limit: Limit, root: Architecture, ensemble: Ensemble) -> Architecture | None:
+def _rival(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> Architecture | None:
     """The uniform architecture within a limit if the net's options ask for one; None if the limit holds none."""
 
     def ask(budget: int | None) -> Answer:
@@ -82,7 +87,7 @@ def _rival(net: Supernet, limit: Limit, root: Architecture, ensemble: Ensemble) 
         return Answer(architecture=found)
 
     try:
-        return within(members.spreading(ask, ensemble), limit, root).architecture
+        return find(tower.like(net, ask, own)).architecture
     except SpaceError:
         return None
 

@@ -12,6 +12,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BlockCut = Literal["geometric", "equal"]
 Choice = Literal["open", "memorize", "factorize", "naive"]
 Bits = Literal[32, 16, 8, 4, 3, 2, 1]
+TowerBits = Literal[32, 16, 8]
 BITS: tuple[Bits, ...] = (32, 16, 8, 4, 3, 2, 1)
 
 
@@ -130,6 +131,17 @@ class Ensemble(Frozen):
 
     members: int = Field(default=1, ge=1, le=64)
     share: Literal["all", "tables", "none"] = "all"
+
+
+class Tower(Frozen):
+    """What is done about the bytes of a backbone's linear layers.
+
+    `bits` is what their weights are served in. With `widths: search`, hidden layers may become narrower where a limit
+    on the whole model's bytes is better spent on embeddings.
+    """
+
+    bits: TowerBits = 32
+    widths: Literal["fixed", "search"] = "fixed"
 
 
 class Cost(Frozen):

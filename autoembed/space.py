@@ -227,12 +227,13 @@ def _placed(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Variant(BaseModel):
-    """What a variant changes: keys of `embedding`, `ensemble` and `train`, and the whole `backbone`."""
+    """What a variant changes: keys of `embedding`, `ensemble`, `tower` and `train`, and the whole `backbone`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding: dict[str, Any] = {}
     ensemble: dict[str, Any] = {}
+    tower: dict[str, Any] = {}
     backbone: Any = None
     train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
 
@@ -240,7 +241,7 @@ class Variant(BaseModel):
 class SearchSpace(BaseModel):
     """A search-space file.
 
-    Below stages, baselines, embedding, backbone, ensemble, train and variants any leaf may be a range.
+    Below stages, baselines, embedding, backbone, ensemble, tower, train and variants any leaf may be a range.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -252,6 +253,7 @@ class SearchSpace(BaseModel):
     baselines: list[str | dict[str, Any] | list[dict[str, Any]]] = []
     backbone: Any = "deepfm"
     ensemble: dict[str, Any] = {}
+    tower: dict[str, Any] = {}
     train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
     variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
     budget: Budget = Budget()
@@ -340,6 +342,7 @@ class SearchSpace(BaseModel):
             "embedding": self.embedding | variant.embedding,
             "backbone": backbone if named else {"name": backbone},
             "ensemble": self.ensemble | variant.ensemble,
+            "tower": self.tower | variant.tower,
             "train": self.train | variant.train,
             "monitor": self.objective.metric,
             "limit": self.budget.model_dump(include=set(Limit.model_fields)),

@@ -23,9 +23,21 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.backbones import base
-from autoembed.nn.model import Model, RoutedModel, build_model, has_few_bits, keep_as, measure, pack, start_rounding
+from autoembed.nn.model import (
+    Model,
+    RoutedModel,
+    build_model,
+    has_few_bits,
+    keep_as,
+    measure,
+    pack,
+    rounds_layers,
+    start_rounding,
+)
+from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
-from autoembed.plans import Bits, BlockCut, Cost, Ensemble
+from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
+from autoembed.search import tower
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
 from autoembed.search.warm import WarmStarts
@@ -84,6 +96,7 @@ class TrialConfig(BaseModel):
     embedding: EmbeddingConfig = EmbeddingConfig()
     backbone: dict[str, JsonValue] = {"name": "deepfm"}
     ensemble: Ensemble = Ensemble()
+    tower: Tower = Tower()
     train: TrainConfig = TrainConfig()
     monitor: Monitor = "valid_auc"
     limit: Limit = Limit()
@@ -123,7 +136,7 @@ def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
         bits=config.embedding.bits,
         step=config.embedding.step,
         backbone=config.backbone,
-    )
+    ).replace(tower_bits=config.tower.bits)
 
 
 def run_trial(
@@ -198,6 +211,8 @@ def _run(
             notes += [f"{net.config.method}: {note}" for note in answer.notes]
         method = configure(stage)
         net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
+        if config.tower.widths == "search":
+            tower.order(net)
         if isinstance(method, SearchConfig):
             if trained is not None and method.carry:
                 net.receive(trained)
@@ -346,7 +361,10 @@ def retrain(
         fitted = quantise(model, dataset, train, fitted, device, learn, seed)
     if isinstance(model, RoutedModel) and model.calibration is not None:
         fitted = replace(fitted, valid=calibrate(model, dataset, device))
-    return pack(model, dataset.schema), fitted
+    packed = pack(model, dataset.schema)
+    if rounds_layers(model):
+        fitted = replace(fitted, valid=on_valid(packed, dataset, device, train.lr, "rounding"))
+    return packed, fitted
 
 
 def quantise(
@@ -434,6 +452,12 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         searches = isinstance(method, SearchConfig)
         if load(method.method).Supernet.makes_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
+    if trial.tower.widths == "search":
+        tower.require(trial.backbone)
+    if trial.tower.bits < 32:
+        with torch.device("meta"):
+            backbone = base.build(trial.backbone, np.ones((2, trial.embedding.dim), dtype=bool))
+        quantise_layers(backbone, trial.tower.bits)
     if trial.ensemble.members > 1 and load(method.method).Supernet.makes_clusters:
         raise SpaceError(f"{method.method} makes a model for each cluster, so ensemble.members must be 1")
     distill.require_searched(trial.train, method.method, searches)

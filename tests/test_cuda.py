@@ -102,6 +102,17 @@ def test_an_ensemble_predicts_what_it_does_on_the_cpu(planted, share, bits):
     assert result.latency_ms > 0
 
 
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_tower_of_searched_widths_is_served_in_few_bits(planted, bits):
+    stage = {"method": "magnitude", "warm_epochs": 1}
+    tower = {"bits": bits, "widths": "search"}
+    result, model = run(planted, stage, tower=tower, limit={"bytes": 14_000})
+    assert result.cost.bytes <= 14_000
+    there = predict(model, planted, "valid", CUDA)
+    here = predict(model.to(CPU), planted, "valid", CPU)
+    assert np.abs(there - here).max() < 2e-3
+
+
 @pytest.mark.parametrize("recipe", [{"precision": "bfloat16"}, {"sparse": True}, {"l2": 1e-4, "clip": 1.0}], ids=str)
 def test_recipes(planted, recipe):
     plain, other = trained(planted)[1], trained(planted, **recipe)[1]

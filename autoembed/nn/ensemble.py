@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.nn.backbones import base
@@ -83,9 +82,9 @@ class SharedMembers(nn.Module):
         """Copies a single backbone's weights, to each member where it has its own; adapters stay as they are."""
         state = source.state_dict()
         for name, tensor in self.backbone.state_dict().items():
-            if name in state:
-                repeats = tensor.numel() // state[name].numel()
-                tensor.copy_(state[name].flatten().repeat(repeats).view(tensor.shape))
+            theirs = state.get(name.replace(".plain.", "."))
+            if theirs is not None:
+                tensor.copy_(theirs.flatten().repeat(tensor.numel() // theirs.numel()).view(tensor.shape))
 
 
 class AdaptedLinear(nn.Module):
@@ -96,7 +95,8 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, plain: nn.Linear, members: int, *, reads_entries: bool) -> None:
         super().__init__()
-        self.weight = plain.weight
+        self.plain = nn.Linear(plain.in_features, plain.out_features, bias=False)
+        self.plain.weight = plain.weight
         self.read = None if reads_entries else nn.Parameter(torch.ones(members, plain.in_features))
         self.write = nn.Parameter(torch.ones(members, plain.out_features))
         self.bias = None if plain.bias is None else nn.Parameter(plain.bias.detach().repeat(members, 1))
@@ -105,7 +105,7 @@ class AdaptedLinear(nn.Module):
         """[B*K, ..., in] -> [B*K, ..., out]."""
         if self.read is not None:
             x = _each(x, self.read, torch.mul)
-        x = _each(functional.linear(x, self.weight), self.write, torch.mul)
+        x = _each(self.plain(x), self.write, torch.mul)
         return x if self.bias is None else _each(x, self.bias, torch.add)
 
 

@@ -16,6 +16,7 @@ from autoembed.nn.backbones.base import find
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
+from autoembed.nn.quantised import PackedLinear, load_layers, quantise_layers
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
 from autoembed.nn.sparse import SparseEmbedding, SparseRows
@@ -53,6 +54,8 @@ class CTRModel(nn.Module):
         self.embedding = STORAGES[architecture.storage.kind](architecture, first_order=self.first_order, packed=packed)
         self.pairs = PairEmbedding(architecture, packed=packed) if architecture.built else None
         self.backbone = build_backbone(architecture)
+        if packed:
+            quantise_layers(self.backbone, architecture.tower_bits)
         columns = [schema.index(name) for name in architecture.columns]
         self.all = columns == list(range(len(schema.fields)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
@@ -191,11 +194,16 @@ def start_rounding(model: Model) -> None:
                 rows.start_rounding(slot)
 
 
+def rounds_layers(model: Model) -> bool:
+    """Whether packing rounds the weights of linear layers."""
+    return any(member.architecture.tower_bits < 32 for member in members(model))
+
+
 @torch.no_grad()
 def pack(model: Model, schema: FeatureSchema) -> Model:
-    """The same model with packed tables; itself where every number has 32 bits."""
+    """The same model with packed tables and layers; itself where every number has 32 bits."""
     sparse = any(isinstance(rows, SparseRows) for member in members(model) for rows in member.tables())
-    if not (sparse or has_few_bits(model)):
+    if not (sparse or has_few_bits(model) or rounds_layers(model)):
         return model
     packed = build_model(schema, model.architecture, packed=True).to(next(model.parameters()).device)
     for member, own in zip(members(packed), members(model), strict=True):
@@ -204,9 +212,9 @@ def pack(model: Model, schema: FeatureSchema) -> Model:
                 rows.pack_into(into, slot)
             else:
                 into.load_state_dict(rows.state_dict())
-    state = packed.state_dict()
+    state, done = packed.state_dict(), load_layers(packed, model)
     for name, tensor in model.state_dict().items():
-        if ".tables." not in name:
+        if ".tables." not in name and name not in done:
             state[name].copy_(tensor)
     return packed.train(model.training)
 
@@ -269,9 +277,11 @@ def measure(model: Model) -> Cost:
     router = model.router.tables() if isinstance(model, RoutedModel) and model.router is not None else []
     held = [tensor for rows in tables for tensor in (*rows.parameters(), *rows.buffers())]
     inside = {id(tensor) for tensor in (*held, *router)}
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedLinear)]
     return Cost(
         embedding_parameters=sum(rows.entries for rows in tables) + sum(table.numel() for table in router),
-        dense_parameters=sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside),
+        dense_parameters=sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
+        + sum(layer.entries for layer in layers),
         bytes=_bytes([*model.parameters(), *model.buffers()]),
         embedding_bytes=_bytes([*held, *router]),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -14,9 +13,10 @@ from autoembed.nn.backbones.base import Backbone
 from autoembed.nn.ensemble import SharedMembers
 from autoembed.nn.model import CTRModel, Model, build_model, members
 from autoembed.plans import Ensemble, Router
+from autoembed.search import tower
 from autoembed.search.supernet import Answer, Supernet
 
-Ask = Callable[[int | None], Answer]  # an answer within so many bytes of embeddings
+Ask = tower.Ask
 
 
 def spread(architecture: Architecture, ensemble: Ensemble) -> Architecture:
@@ -59,8 +59,8 @@ def compact(net: Supernet, architecture: Architecture) -> Model:
     are fresh: copies would stay too much alike.
     """
     if net.makes_clusters or single(architecture) is architecture:
-        return net.compact(architecture)
-    one = net.compact(single(architecture))
+        return tower.compact(net, architecture)
+    one = tower.compact(net, single(architecture))
     assert isinstance(one, CTRModel)
     model = build_model(net.schema, architecture).to(net.weight.device)
     for member in members(model):

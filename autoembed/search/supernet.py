@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from autoembed.nn.rows import Rows, rounded
 from autoembed.plans import Array
 from autoembed.search import entries
 from autoembed.search.method import WidthConfig
+
+if TYPE_CHECKING:
+    from autoembed.search.tower import Prefixes
 
 _HELD = 20_000  # rows of valid that answers are compared by
 _CHUNK = 4096
@@ -58,6 +61,7 @@ class Supernet(nn.Module):
         progress: how far the search of the gates is, 0..1; None before it has begun.
         weight: float [N, D (+ 1 with first-order weights)], one row a value, fields of `parent` in order.
         mask: float [S, D (+ 1)], 0 where the parent has closed an entry.
+        prefixes: what orders hidden units, if tower widths are searched.
         held: ids int [N, F] and labels float [N] of rows that no weight is trained on, to compare answers by.
 
     A method that `makes_pairs` closes the open pairs of its parent; to the others they are nothing. One with a
@@ -89,6 +93,7 @@ class Supernet(nn.Module):
         self.router: Router | None = None
         self.notes: list[str] = []
         self.held: tuple[Tensor, Tensor] | None = None
+        self.prefixes: Prefixes | None = None
         self.nested = isinstance(config, WidthConfig) and config.basis == "nested"
         self._folded = False  # the table holds gates and mask already
         self.schema = schema

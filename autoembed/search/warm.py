@@ -69,6 +69,7 @@ class WarmStarts:
             "parent": net.parent.model_dump(mode="json"),
             "method": None if net.plain_warm_start else [type(net).__module__, net.config.model_dump(mode="json")],
             "nested": net.nested,
+            "ordered units": net.prefixes is not None,
             "recipe": recipe.model_dump(mode="json"),
             "rows": rows,
             "seed": seed,

@@ -212,7 +212,8 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
     _print(console, table)
     show_clusters(console, architecture)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
-    console.print(f"  width {architecture.dim}, backbone {backbone}", soft_wrap=True)
+    rounded = f", linear layers in {architecture.tower_bits} bits" if architecture.tower_bits < 32 else ""
+    console.print(f"  width {architecture.dim}, backbone {backbone}{rounded}", soft_wrap=True)
     if cost := architecture.cost:
         console.print(
             f"  {cost.embedding_parameters:,} embedding parameters in {cost.embedding_bytes:,} bytes, "

@@ -1,5 +1,7 @@
 """Warm starts that searches share."""
 
+from autoembed.budget import Limit
+from autoembed.plans import Tower
 from autoembed.search.method import load
 from autoembed.search.warm import WarmStarts
 from autoembed.trial import check, run_trial
@@ -50,6 +52,7 @@ def test_whatever_decides_a_warm_start_is_in_its_key(planted, tmp_path):
         config("magnitude", warm_train={"lr": 1e-3}),
         config("magnitude", warm_epochs=1),
         config("dnis", epochs=1),  # a fifth of train is held out for its gates
+        config("magnitude").model_copy(update={"tower": Tower(widths="search"), "limit": Limit(bytes=30_000)}),
     ]
     for trial in trials:
         result(trial, planted, warm)
