@@ -25,7 +25,7 @@ from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
 from autoembed.nn.model import CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
-from autoembed.nn.rows import Rows, rounded
+from autoembed.nn.rows import Rows, rounded, rounded_blocks
 from autoembed.plans import Array
 from autoembed.search import entries
 from autoembed.search.method import WidthConfig
@@ -370,13 +370,19 @@ class Supernet(nn.Module):
         bits = np.zeros(len(mask), dtype=np.int64)
         bits[np.isin(names, architecture.names)] = architecture.block_bits()
         step, dim = architecture.mixed().step, self.parent.dim
-        ends = self.parent.block_rows().cumsum()
-        for block in np.flatnonzero((bits > 0) & (bits < 32)):
-            rows = slice(int(ends[block - 1]) if block else 0, int(ends[block]))
-            kept = torch.tensor(np.flatnonzero(mask[block]), device=table.device)
-            body, first = rounded(table[rows][:, kept], table[rows][:, dim:], int(bits[block]), step)
-            table[rows, kept] = body
-            table[rows, dim:] = first
+        rows = self.parent.block_rows()
+        for own in np.unique(bits[(bits > 0) & (bits < 32)]).tolist():
+            blocks = np.flatnonzero(bits == own)
+            if own == 1 or step != "row":  # what is closed would move the others' steps, or become half a step
+                for block in blocks:
+                    at = torch.as_tensor(np.arange(rows[block]) + rows[:block].sum(), device=table.device)
+                    kept = torch.as_tensor(np.flatnonzero(mask[block]), device=table.device)
+                    body, first = rounded(table[at][:, kept], table[at][:, dim:], own, step)
+                    table[at[:, None], kept] = body
+                    table[at, dim:] = first
+                continue
+            at = torch.as_tensor(np.flatnonzero(np.repeat(bits == own, rows)), device=table.device)
+            table[at] = rounded_blocks(table[at], dim, rows[blocks].tolist(), own, step)
         return table
 
     @torch.no_grad()

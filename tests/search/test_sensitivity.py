@@ -8,8 +8,9 @@ from autoembed.architecture import Architecture
 from autoembed.budget import uniform_bytes
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
+from autoembed.nn.rows import rounded, rounded_blocks
 from autoembed.search.bilevel import search
-from autoembed.search.measured import Estimate, Options
+from autoembed.search.rises import Estimate, Options
 from autoembed.search.sensitivity import Config, Supernet
 from autoembed.training import TrainConfig
 from autoembed.trial import check, run_trial
@@ -153,3 +154,24 @@ def test_no_method_loses_a_long_tail(tmp_path):
     means = {arm: np.mean(aucs) for arm, aucs in found.items()}
     assert all(mean > means["uniform"] - 0.001 for mean in means.values()), found
     assert means["bits"] > means["uniform"] + 0.005, found
+
+
+def test_only_the_last_measurement_takes_all_held_out_rows(net, monkeypatch):
+    """Moves that are far from the budget are told apart by fewer rows."""
+    monkeypatch.setattr("autoembed.search.measured._ROUGH", 500)
+    seen, estimate = [], net.estimate
+    monkeypatch.setattr(net, "estimate", lambda *args, **options: seen.append(estimate(*args, **options)) or seen[-1])
+    monkeypatch.setattr(net, "config", net.config.model_copy(update={"shrink": 0.95}))
+    net.choose(200)
+    assert len(seen) > 1
+    assert all(one.total <= 500 for one in seen[:-1])
+    assert seen[-1].total == len(net.held[1])
+
+
+@pytest.mark.parametrize("step", ["row", "dim"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_blocks_rounded_at_once_are_as_rounded_alone(bits, step):
+    torch.manual_seed(0)
+    table, sizes = torch.randn(30, 6), [10, 1, 19]
+    alone = [torch.cat(rounded(part[:, :5], part[:, 5:], bits, step), dim=1) for part in torch.split(table, sizes)]
+    torch.testing.assert_close(rounded_blocks(table, 5, sizes, bits, step), torch.cat(alone))
