@@ -175,3 +175,17 @@ def test_blocks_rounded_at_once_are_as_rounded_alone(bits, step):
     table, sizes = torch.randn(30, 6), [10, 1, 19]
     alone = [torch.cat(rounded(part[:, :5], part[:, 5:], bits, step), dim=1) for part in torch.split(table, sizes)]
     torch.testing.assert_close(rounded_blocks(table, 5, sizes, bits, step), torch.cat(alone))
+
+
+def test_most_batches_of_a_nested_basis_see_all_and_others_a_width_for_each_field(net):
+    torch.manual_seed(0)
+    drawn = torch.stack([net.draw_prefixes() for _ in range(2000)])
+    whole = drawn.flatten(1).all(dim=1)
+    assert 0.7 < whole.float().mean() < 0.8
+    widths = drawn[~whole][:, :, : net.parent.dim].sum(2)
+    assert set(widths.unique().tolist()) == {1, 2, 4, 8}
+    fields = torch.as_tensor(net.parent.field_of_block())
+    for field in fields.unique():
+        own = widths[:, fields == field]
+        assert (own == own[:, :1]).all()
+    assert (widths != widths[:, :1]).any()
