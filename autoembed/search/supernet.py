@@ -33,7 +33,6 @@ from autoembed.search.method import WidthConfig
 if TYPE_CHECKING:
     from autoembed.search.tower import Prefixes
 
-_HELD = 20_000  # rows of valid that answers are compared by
 _CHUNK = 4096
 
 
@@ -204,13 +203,6 @@ class Supernet(nn.Module):
     def step_gates(self, gradients: Sequence[Tensor]) -> None:
         """Updates the gates from the gradients of `arch_parameters`; a method with gates overrides it."""
         raise NotImplementedError
-
-    def hold(self, dataset: Dataset, device: torch.device) -> None:
-        """Called once before the search: keeps rows of valid to compare answers by."""
-        if isinstance(self.config, WidthConfig) or self.rounds:
-            rows = np.linspace(0, dataset.rows("valid") - 1, min(dataset.rows("valid"), _HELD)).astype(np.int64)
-            ids, labels = (torch.from_numpy(part[rows]) for part in (dataset.ids("valid"), dataset.labels("valid")))
-            self.held = ids.to(device), labels.to(device)
 
     @property
     def rounds(self) -> int:
