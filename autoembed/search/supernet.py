@@ -5,9 +5,10 @@ Methods subclass it, each in a file of its own (`autoembed.search.method`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -254,10 +255,15 @@ class Supernet(nn.Module):
         )
         return Answer(architecture=rival, notes=(note,))
 
-    def rival(self, limit: int) -> Architecture | None:
-        """The uniform architecture that is retrained beside the answer; None without one."""
-        guarded = isinstance(self.config, WidthConfig) and self.config.guard == "retrained"
-        return self.uniform(limit) if guarded and self.held is not None else None
+    def rivals(self) -> list[Callable[[int], Architecture | None]]:
+        """The uniform architectures within a limit that are retrained beside the answer.
+
+        That is the one of `uniform`, and the one in the most bits: a supernet may misjudge how well a narrow model is
+        once it is trained alone.
+        """
+        if not isinstance(self.config, WidthConfig) or self.config.guard != "retrained" or self.held is None:
+            return []
+        return [self.uniform, partial(self.uniform_in, None)]
 
     def choose(self, limit: int | None) -> Architecture:
         """The method's own choice within `limit` bytes of embeddings, or by its threshold."""
