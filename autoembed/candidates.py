@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from autoembed.architecture import Architecture
 from autoembed.budget import Limit
@@ -67,8 +68,7 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, e
         found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
     if not inherits or net.config.retrain == "best":
         found.append(Candidate(architecture=own, recipe=train, like=start if sparse else None))
-    rival = _rival(net, find, own)
-    if rival is not None and rival != own:
+    for rival in _rivals(net, find, own):
         note = (
             "retrained, the uniform architecture of the same cost is better on valid than its own choice: the answer "
             "is uniform"
@@ -77,19 +77,24 @@ def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, e
     return Offer(limit=limit, candidates=tuple(found), notes=answer.notes)
 
 
-def _rival(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> Architecture | None:
-    """The uniform architecture within a limit if the net's options ask for one; None if the limit holds none."""
+def _rivals(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> list[Architecture]:
+    """The uniform architectures within a limit, those of them that the net's options ask for and the limit holds."""
 
-    def ask(budget: int | None) -> Answer:
-        found = None if budget is None else net.rival(budget)
+    def ask(rival: Callable[[int], Architecture | None], budget: int | None) -> Answer:
+        found = None if budget is None else rival(budget)
         if found is None:
             raise SpaceError("the limit holds no uniform architecture")
         return Answer(architecture=found)
 
-    try:
-        return find(tower.like(net, ask, own)).architecture
-    except SpaceError:
-        return None
+    found: list[Architecture] = []
+    for rival in net.rivals():
+        try:
+            one = find(tower.like(net, partial(ask, rival), own)).architecture
+        except SpaceError:
+            continue
+        if one not in (own, *found):
+            found.append(one)
+    return found
 
 
 def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:
