@@ -170,7 +170,7 @@ class Supernet(nn.Module):
     def draw_prefixes(self) -> Tensor:
         """Which dims of each block a batch sees, 0 or 1: float [S, D (+ 1)].
 
-        Three batches in four see all: with fewer, wide prefixes learn too little of rare values. In the others each
+        Three batches in four see all: with fewer, wide prefixes were behind on a long tail. In the others each
         field draws its width evenly among 1, 2, 4, ... D: nested dropout (Rippel et al., ICML 2014), as in Matryoshka
         embeddings (arXiv 2409.16627). Were blocks drawn one by one, all of them would be narrow in hardly any batch.
         """
