@@ -95,7 +95,9 @@ class Supernet(supernet.Supernet):
             state = estimate.shrink(state, options, target, left)
             total = int(options.bytes[np.arange(len(state)), state].sum())
             if total <= left:
-                return self.with_state(estimate.grow(state, options, left), options)
+                # A block that held-out rows do not miss is closed, however many bytes the budget leaves.
+                state = estimate.improve(estimate.grow(state, options, left), options, 0.0, close=True)
+                return self.with_state(state, options)
 
     def open_state(self, options: Options) -> Array:
         """The option of each block that keeps all that pruning has left, with the most bits: int [S]."""
@@ -312,13 +314,17 @@ class Estimate:
             heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
         return state
 
-    def improve(self, state: Array, options: Options, margin: float) -> Array:
-        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more."""
+    def improve(self, state: Array, options: Options, margin: float, *, close: bool = False) -> Array:
+        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more.
+
+        With `close` the only move is to close a block.
+        """
         state, moves = state.copy(), 0
         while True:
             best = (0.0, -1, -1)
             for block, (rows, changes) in self.at.items():
                 able = np.flatnonzero(options.bytes[block] < options.bytes[block, state[block]])
+                able = able[:1] if close else able  # option 0 has no bytes
                 if not len(able):
                     continue
                 logits, labels = self.logits[rows, None], self.labels[rows, None]
