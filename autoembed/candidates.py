@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from autoembed.architecture import Architecture
 from autoembed.budget import Limit
@@ -13,10 +14,12 @@ from autoembed.plans import Ensemble
 from autoembed.search import members, tower
 from autoembed.search.method import SearchConfig
 from autoembed.search.supernet import Answer, Supernet
+from autoembed.storage import ProjectedStorage
 from autoembed.training import TrainConfig
 
 Ask = members.Ask
 ONE = Ensemble()
+Narrow = Literal["kept", "projected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +52,22 @@ class Offer:
     notes: tuple[str, ...]
 
 
-def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, ensemble: Ensemble = ONE) -> Offer:
+def offer(
+    net: Supernet,
+    train: TrainConfig,
+    limit: Limit,
+    root: Architecture,
+    ensemble: Ensemble = ONE,
+    narrow: Narrow = "kept",
+) -> Offer:
     """A net's own choice, retrained in the ways of its options, and the uniform rival that it must beat.
 
-    Each is the `ensemble` of what the net has found, and the limit holds all of its members. SpaceError if even the
-    smallest answer takes too many bytes.
+    Each is the `ensemble` of what the net has found, and the limit holds all of its members. Narrow rows stay at their
+    kept dims, or are projected. SpaceError if even the smallest answer takes too many bytes.
     """
 
     def find(ask: Ask) -> Answer:
-        return within(members.spreading(ask, ensemble), limit, root)
+        return within(members.spreading(projecting(ask, narrow), ensemble), limit, root)
 
     answer = tower.choose(net, find, limit)
     own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
@@ -90,6 +100,28 @@ def _rival(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> A
         return find(tower.like(net, ask, own)).architecture
     except SpaceError:
         return None
+
+
+def projecting(ask: Ask, narrow: Narrow) -> Ask:
+    """Asks for answers whose narrow rows are projected, if they shall be."""
+
+    def asked(limit: int | None) -> Answer:
+        found = ask(limit)
+        return replace(found, architecture=projected(found.architecture))
+
+    return ask if narrow == "kept" else asked
+
+
+def projected(architecture: Architecture) -> Architecture:
+    """The same rows, projected; itself where all rows keep the same dims. SpaceError if it keeps single entries."""
+    if architecture.clusters:
+        return architecture.replace(clusters=tuple(projected(cluster) for cluster in architecture.clusters))
+    mask = architecture.mask()
+    if architecture.storage.kind == "sparse":
+        raise SpaceError("embedding.narrow: projected needs whole rows, but granularity: entry keeps single entries")
+    if architecture.storage.kind != "mixed" or (mask == mask[0]).all():
+        return architecture
+    return architecture.replace(storage=ProjectedStorage(step=architecture.storage.step))
 
 
 def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:

@@ -32,6 +32,10 @@ def members(share):
     return {"ensemble": {"members": 2, "share": share}, "limit": {"width": 4}}
 
 
+def projected(bits):
+    return {"stage": {"method": "magnitude", "warm_epochs": 1}, "embedding": {"bits": bits, "narrow": "projected"}}
+
+
 WIDTHS = {"stage": {"method": "magnitude", "warm_epochs": 1}, "limit": {"bytes": 30_000}}
 KINDS = {
     "16 bits": of_bits(16),
@@ -45,6 +49,10 @@ KINDS = {
     **{f"shared, {bits} bits": {"stage": {"method": "unified"}, **of_bits(bits)} for bits in (16, 8, 4, 3, 2, 1)},
     **{f"ensemble of {share}": members(share) for share in ("all", "tables", "none")},
     **{f"ensemble of {share}, 2 bits": {**members(share), **of_bits(2)} for share in ("all", "tables", "none")},
+    **{f"projected, {bits} bits": projected(bits) for bits in (32, 8, 3)},
+    "projected ensemble of all": {**projected(4), "ensemble": {"members": 2, "share": "all"}},
+    "projected ensemble of none": {**projected(32), **members("none")},
+    "projected, tower of searched widths": {**projected(32), "tower": {"widths": "search"}, "limit": {"bytes": 30_000}},
     "tower of 8 bits": {"tower": {"bits": 8}},
     "tower of 16 bits": {"tower": {"bits": 16}},
     "tower of searched widths": {"tower": {"widths": "search"}, **WIDTHS},
@@ -54,7 +62,15 @@ KINDS = {
 }
 # One of each sort for the default run; every kind is in the slow one.
 SOME = ["16 bits", "8 bits, row", "3 bits, dim", "1 bits, block", "sparse, 3 bits", "shared, 4 bits", "ensemble of all"]
-SOME += ["ensemble of tables", "ensemble of none", "tower of 8 bits", "tower of searched widths", "dnis_bits", "select"]
+SOME += [
+    "projected, 3 bits",
+    "ensemble of tables",
+    "ensemble of none",
+    "tower of 8 bits",
+    "tower of searched widths",
+    "dnis_bits",
+    "select",
+]
 
 # At random, so that there are two whatever so few rows teach the gates.
 IHAS = {"method": "ihas", "warm_epochs": 1, "epochs": 1, "cluster_on": "random"}
@@ -71,7 +87,9 @@ COMPANY = {
 
 def refused_by_backbone(kind, backbone):
     """Why a kind makes no sense under a backbone, or None."""
-    if kind.startswith("tower") and "widths" in str(KINDS[kind]["tower"]) and backbone in MANY_TOWERS:
+    if "widths" in kind and backbone in MANY_TOWERS:
+        return r"tower\.widths: search needs a backbone with one tower"
+    if kind == "tower of both" and backbone in MANY_TOWERS:
         return r"tower\.widths: search needs a backbone with one tower"
     if kind.startswith("tower") and backbone in ("lr", "fm"):
         return r"tower\.bits: (8|16) needs a backbone with linear layers"
@@ -94,7 +112,7 @@ def refused_in_company(kind, company):
         return r"cannot narrow a shared table: make unified the last stage"
     if kind.startswith("1 bits") and company == "chain":
         return r"dnis's precisions must hold one of at most 1 bits"
-    if kind.startswith("ensemble") and company == "clusters":
+    if "ensemble" in kind and company == "clusters":
         return r"ihas makes a model for each cluster, so ensemble\.members must be 1"
     return None
 
