@@ -119,7 +119,8 @@ def projected(architecture: Architecture) -> Architecture:
     mask = architecture.mask()
     if architecture.storage.kind == "sparse":
         raise SpaceError("embedding.narrow: projected needs whole rows, but granularity: entry keeps single entries")
-    if architecture.storage.kind != "mixed" or (mask == mask[0]).all():
+    kept = mask[mask.any(axis=1)]
+    if architecture.storage.kind != "mixed" or (kept == kept[0]).all():
         return architecture
     return architecture.replace(storage=ProjectedStorage(step=architecture.storage.step))
 

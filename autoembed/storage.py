@@ -98,10 +98,10 @@ class MixedStorage(WholeRows):
 
 
 class ProjectedStorage(WholeRows):
-    """The same rows, but each block multiplies them by a matrix of its own onto the dims that all fields have.
+    """The same rows; each block multiplies its own by a matrix onto the dims that all fields have.
 
-    These are all dims up to the last one that any block keeps. Matrices are of 32 bits and count as dense parameters
-    (mixed-dimension embeddings, Ginart et al., arXiv 1909.11810).
+    These are all dims up to the last one that any block keeps; blocks that keep all of them have no matrix. Matrices
+    are of 32 bits and count as dense parameters (mixed-dimension embeddings, Ginart et al., arXiv 1909.11810).
     """
 
     kind: Literal["projected"] = "projected"

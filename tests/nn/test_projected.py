@@ -41,9 +41,12 @@ def by_hand(model, ids):
     ranges, place = architecture.block_ranges(), dict.fromkeys(range(len(architecture.fields)), 0)
     for block, width in enumerate(mask.sum(axis=1).tolist()):
         field, (start, stop) = int(fields[block]), ranges[block].tolist()
-        matrix = embedding.project[first : first + width]
         hit = (ids[:, field] >= start) & (ids[:, field] < stop)
-        at = place[field]
+        if width == embedding.inputs:
+            rows[hit, field, :width] = slots[hit, field, embedding.side : embedding.side + width]
+            rows[hit, field, -1] = slots[hit, field, -1]
+            continue
+        matrix, at = embedding.project[first : first + width], place[field]
         rows[hit, field, : embedding.inputs] = slots[hit, field, at : at + width] @ matrix
         rows[hit, field, -1] = slots[hit, field, -1]
         first, place[field] = first + width, at + width
@@ -100,8 +103,10 @@ def test_it_is_trained_packed_and_costs_what_it_says(planted, bits):
     assert measure(packed) == cost_of(found)
     kept = found.replace(storage=found.mixed())
     assert cost_of(found).embedding_bytes == cost_of(kept).embedding_bytes
+    width = found.mask().sum(axis=1)
+    matrices = 5 * int(width[width < 5].sum())
     hidden = 16 * int(found.active().sum() - kept.active().sum())
-    assert cost_of(found).dense_parameters == cost_of(kept).dense_parameters + 5 * int(found.mask().sum()) + hidden
+    assert cost_of(found).dense_parameters == cost_of(kept).dense_parameters + matrices + hidden
 
 
 def test_one_width_and_shared_tables_stay_and_single_entries_are_refused(planted):
