@@ -19,6 +19,7 @@ from autoembed.training import TrainConfig
 
 Ask = members.Ask
 ONE = Ensemble()
+_FULL, _HALVINGS = 0.95, 4
 Narrow = Literal["kept", "projected"]
 
 
@@ -137,15 +138,37 @@ def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:
     if limit.bytes is None:
         return ask(budget)
     budget = min(budget or limit.bytes, limit.bytes)
+    too_many = None
     while True:
         # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
         answer = ask(budget)
         over = cost_of(answer.architecture).bytes - limit.bytes
         if over <= 0:
-            return answer
-        budget = max(budget - over, budget // 2)
+            return answer if too_many is None else _fuller(ask, answer, budget, too_many, limit.bytes)
+        too_many, budget = budget, max(budget - over, budget // 2)
         if budget < 1:
             raise SpaceError(
                 f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
                 f"{answer.architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
             )
+
+
+def _fuller(ask: Ask, answer: Answer, fits: int, too_many: int, limit: int) -> Answer:
+    """The answer that takes the most bytes within a limit, of a few between a budget that fits and one that does not.
+
+    What the tower saved on the way down may have been more than it had to.
+    """
+    most = cost_of(answer.architecture).bytes
+    for _ in range(_HALVINGS):
+        if most >= _FULL * limit or too_many - fits < 2:
+            break
+        middle = (fits + too_many) // 2
+        found = ask(middle)
+        size = cost_of(found.architecture).bytes
+        if size > limit:
+            too_many = middle
+            continue
+        fits = middle
+        if size > most:
+            answer, most = found, size
+    return answer

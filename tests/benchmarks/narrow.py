@@ -31,7 +31,7 @@ from autoembed.training import predict
 from autoembed.trial import check, run_trial
 
 CPU = torch.device("cpu")
-SIZES = {"planted": (9_000, 14_000), "Adult": (10_000, 20_000)}
+SIZES = {"planted": (10_000, 14_000), "Adult": (15_000,)}
 DIMS, NARROW = (8, 16), ("kept", "projected")
 
 
@@ -84,11 +84,12 @@ def rows_of(name, dataset, seeds):
                     result, model = run_trial(config(name, narrow, dim, size, seed), dataset, lambda values: None)
                     found.append((result, evaluate(dataset.labels("test"), predict(model, dataset, "test", CPU))))
                 tables = round(sum(result.cost.embedding_bytes for result, _ in found) / seeds)
+                used = round(sum(result.cost.bytes for result, _ in found) / seeds)
                 inputs = round(sum(int(result.architecture.active().sum()) for result, _ in found) / seeds)
                 cells = [[one.valid.auc for one, _ in found], [one.valid.logloss for one, _ in found]]
                 cells += [[test.auc for _, test in found], [test.logloss for _, test in found]]
                 lines.append(
-                    f"| {name} | {size:,} | {narrow} | {dim} | {inputs} | {tables:,} | "
+                    f"| {name} | {size:,} | {narrow} | {dim} | {inputs} | {tables:,} | {used:,} | "
                     + " | ".join(spread(values) for values in cells)
                     + " |"
                 )
@@ -129,10 +130,10 @@ def main() -> None:
         f"Metrics at equal bytes of the whole model: mean ± sd of {args.seeds} seeds. Sensitivity chooses widths and "
         "bits from 8, 4, 3, 2; DeepFM with hidden layers of 32 and 16. Inputs are what the tower reads.",
         "",
-        "| data | limit | rows | dim | inputs | bytes of tables | "
+        "| data | limit | rows | dim | inputs | bytes of tables | bytes | "
         + " | ".join(f"{part} {metric}" for part in ("valid", "test") for metric in ("AUC", "logloss"))
         + " |",
-        "|" + "---|" * 10,
+        "|" + "---|" * 11,
     ]
     space = SearchSpace.read(Path(__file__).parents[2] / "search_spaces" / "adult.yaml")
     specs = {"planted": (DataSpec.model_validate(PLANTED), None), "Adult": (space.data, args.adult)}
