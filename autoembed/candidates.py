@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from autoembed.architecture import Architecture
@@ -78,8 +79,7 @@ def offer(
         found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
     if not inherits or net.config.retrain == "best":
         found.append(Candidate(architecture=own, recipe=train, like=start if sparse else None))
-    rival = _rival(net, find, own)
-    if rival is not None and rival != own:
+    for rival in _rivals(net, find, own):
         note = (
             "retrained, the uniform architecture of the same cost is better on valid than its own choice: the answer "
             "is uniform"
@@ -88,19 +88,24 @@ def offer(
     return Offer(limit=limit, candidates=tuple(found), notes=answer.notes)
 
 
-def _rival(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> Architecture | None:
-    """The uniform architecture within a limit if the net's options ask for one; None if the limit holds none."""
+def _rivals(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> list[Architecture]:
+    """The uniform architectures within a limit, those of them that the net's options ask for and the limit holds."""
 
-    def ask(budget: int | None) -> Answer:
-        found = None if budget is None else net.rival(budget)
+    def ask(rival: Callable[[int], Architecture | None], budget: int | None) -> Answer:
+        found = None if budget is None else rival(budget)
         if found is None:
             raise SpaceError("the limit holds no uniform architecture")
         return Answer(architecture=found)
 
-    try:
-        return find(tower.like(net, ask, own)).architecture
-    except SpaceError:
-        return None
+    found: list[Architecture] = []
+    for rival in net.rivals():
+        try:
+            one = find(tower.like(net, partial(ask, rival), own)).architecture
+        except SpaceError:
+            continue
+        if one not in (own, *found):
+            found.append(one)
+    return found
 
 
 def projecting(ask: Ask, narrow: Narrow) -> Ask:

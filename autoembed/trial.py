@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import perf_counter
@@ -21,22 +19,16 @@ from autoembed.budget import Limit, uniform_bytes
 from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
-from autoembed.metrics import Metrics, evaluate
+from autoembed.metrics import Metrics
 from autoembed.nn.backbones import base
 from autoembed.nn.model import (
     Model,
-    RoutedModel,
-    build_model,
-    has_few_bits,
-    keep_as,
     measure,
-    pack,
-    rounds_layers,
-    start_rounding,
 )
 from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
+from autoembed.retraining import latency, retrain
 from autoembed.search import tower
 from autoembed.search.bilevel import search
 from autoembed.search.method import SearchConfig, configure, load
@@ -49,15 +41,8 @@ from autoembed.training import (
     Report,
     Teacher,
     TrainConfig,
-    batches,
-    fit,
-    on_valid,
     pick_device,
-    predict,
 )
-
-_LATENCY_ROWS = 1000
-_AWARE_LR = 0.3
 
 
 class EmbeddingConfig(BaseModel):
@@ -309,93 +294,6 @@ def _staged(report: Report, stage: int, values: Mapping[str, float]) -> None:
     report({**values, "stage": stage})
 
 
-@torch.no_grad()
-def latency(model: Model, dataset: Dataset, device: torch.device) -> float:
-    """Milliseconds that a model takes for 1,000 rows, the median of 15 calls after one to warm up."""
-    ids = torch.from_numpy(dataset.ids("valid")[:_LATENCY_ROWS])
-    ids = ids.repeat(-(-_LATENCY_ROWS // len(ids)), 1)[:_LATENCY_ROWS].to(device)
-    model.eval()
-    times = []
-    for _ in range(16):
-        start = perf_counter()
-        model(ids).sum().item()
-        times.append((perf_counter() - start) * 1e3)
-    return statistics.median(times[1:])
-
-
-def retrain(
-    architecture: Architecture,
-    dataset: Dataset,
-    train: TrainConfig,
-    device: torch.device,
-    seed: int,
-    report: Report,
-    model: Model | None = None,
-    router: Router | None = None,
-    monitor: Monitor = "valid_auc",
-    teacher: Teacher | None = None,
-    like: Model | None = None,
-) -> tuple[Model, Fit]:
-    """Trains the compact model of an architecture, from `model`'s weights if given; (packed model, Fit).
-
-    The weights of the epoch with the best `monitor` on valid are kept, those that were given if none is better. With a
-    `teacher` it learns from that as well.
-    Clusters need a `router` as the search fitted it, and fresh weights of a sparse architecture a model that is `like`
-    them in which entries it keeps: training finds neither.
-    """
-    start = None if model is None else on_valid(model, dataset, device, train.lr, "the weights that it starts from")
-    if model is None:
-        torch.manual_seed(seed)
-        model = build_model(dataset.schema, architecture).to(device)
-        keep_as(model, like)
-        if isinstance(model, RoutedModel) and model.router is not None:
-            assert router is not None
-            model.router.load_state_dict(router.state_dict())
-
-    epochs = count(1)
-
-    def prefixed(values: Mapping[str, float]) -> None:
-        report({name: value for name, value in values.items() if name != "epoch"} | {"retrain_epoch": next(epochs)})
-
-    learn = partial(fit, model, dataset, device=device, report=prefixed, monitor=monitor, teacher=teacher)
-    fitted = learn(train, seed=seed, start=start)
-    if has_few_bits(model):
-        fitted = quantise(model, dataset, train, fitted, device, learn, seed)
-    if isinstance(model, RoutedModel) and model.calibration is not None:
-        fitted = replace(fitted, valid=calibrate(model, dataset, device))
-    packed = pack(model, dataset.schema)
-    if rounds_layers(model):
-        fitted = replace(fitted, valid=on_valid(packed, dataset, device, train.lr, "rounding"))
-    return packed, fitted
-
-
-def quantise(
-    model: Model,
-    dataset: Dataset,
-    train: TrainConfig,
-    trained: Fit,
-    device: torch.device,
-    learn: Callable[..., Fit],
-    seed: int,
-) -> Fit:
-    """Rounds a trained model's tables to their bits and, if asked for, trains it on with rounded lookups.
-
-    Training goes on at a part of the learning rate (LSQ, arXiv 1902.08153, trains on from a full-precision model). What
-    is kept is the better of rounding alone and of the best epoch after it.
-    """
-    if train.quantise == "none":
-        raise SpaceError(
-            "train.quantise: none keeps 32-bit numbers, but the architecture has fewer: use round or aware, or bits: 32"
-        )
-    start_rounding(model)
-    rounded = replace(trained, valid=on_valid(model, dataset, device, train.lr, "rounding"))
-    if train.quantise == "round":
-        return rounded
-    recipe = train.model_copy(update={"lr": train.lr * _AWARE_LR})
-    aware = learn(recipe, seed=seed + 1, start=rounded.valid)
-    return replace(aware, epoch=trained.epoch + aware.epoch, seconds=trained.seconds + aware.seconds)
-
-
 def prepared_teacher(config: TrialConfig, dataset: Dataset, device: torch.device, report: Report) -> Teacher | None:
     """The teacher that is no supernet of the trial's search: a bundle or an ensemble; None without one."""
     return distill.prepared(
@@ -417,27 +315,6 @@ def teacher_of(config: TrialConfig, dataset: Dataset, device: torch.device) -> T
     on_device = config.model_copy(update={"device": str(device)})
     _run(on_device, [], dataset, lambda values: None, made.append)
     return made[0]
-
-
-def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Metrics:
-    """Fits the scale and shift of each cluster's logits on valid (Platt 1999); the metrics there with them.
-
-    A cluster whose valid rows are of one class keeps its logits.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    assert model.router is not None
-    assert model.calibration is not None
-    labels = dataset.labels("valid")
-    cluster = np.concatenate([model.router(ids).cpu().numpy() for ids, _ in batches(dataset, "valid", 16384, device)])
-    p = predict(model, dataset, "valid", device).astype(np.float64).clip(1e-7, 1 - 1e-7)
-    logits = np.log(p / (1 - p))
-    for number in range(len(model.models)):
-        rows = cluster == number
-        if len(np.unique(labels[rows])) == 2:
-            line = LogisticRegression(C=1e6).fit(logits[rows, None], labels[rows])
-            model.calibration[:, number] = torch.tensor([line.coef_[0, 0], line.intercept_[0]])
-    return evaluate(labels, predict(model, dataset, "valid", device))
 
 
 def check(config: Mapping[str, Any]) -> TrialConfig:

@@ -14,9 +14,10 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.model import CTRModel
+from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
 from autoembed.training import Teacher, TrainConfig, batches, fit, predict
-from autoembed.trial import check, prepared_teacher, retrain, root_architecture, run_trial, teacher_of
+from autoembed.trial import check, prepared_teacher, root_architecture, run_trial, teacher_of
 
 CPU = torch.device("cpu")
 TRAIN = {"epochs": 2, "lr": 3e-3, "batch_size": 512}

@@ -7,8 +7,9 @@ import torch
 from autoembed.errors import DataError, SpaceError, TrialError
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.model import CTRModel
+from autoembed.retraining import retrain
 from autoembed.training import Adam, Optimiser, Plateau, TrainConfig, batches, click_loss, fit, pick_device, predict
-from autoembed.trial import TrialConfig, check, retrain, root_architecture, run_trial
+from autoembed.trial import TrialConfig, check, root_architecture, run_trial
 
 CPU = torch.device("cpu")
 
@@ -172,7 +173,7 @@ def test_every_training_of_a_trial_follows_the_objective(planted, monkeypatch):
         seen.append(options["monitor"])
         return fit(*args, **options)
 
-    monkeypatch.setattr("autoembed.trial.fit", watch)
+    monkeypatch.setattr("autoembed.retraining.fit", watch)
     monkeypatch.setattr("autoembed.search.bilevel.fit", watch)
     trial = config(stages=[{"method": "magnitude", "warm_epochs": 1}], monitor="valid_logloss")
     result, _ = run_trial(trial, planted, lambda values: None)

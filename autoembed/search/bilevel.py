@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoembed.data.dataset import Dataset
+from autoembed.data.spec import Split
 from autoembed.errors import SpaceError
-from autoembed.search.method import GateConfig, SearchConfig
+from autoembed.plans import Array
+from autoembed.search.method import GateConfig, SearchConfig, WidthConfig
 from autoembed.search.supernet import Supernet
 from autoembed.search.warm import WarmStarts
 from autoembed.shuffle import Part, Rows, Shuffle
@@ -32,6 +35,8 @@ from autoembed.training import (
     fit,
     on_valid,
 )
+
+_HELD = 20_000  # rows that answers are compared by
 
 
 def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
@@ -65,13 +70,14 @@ def search(
     config = net.config
     if not isinstance(config, SearchConfig):
         return 0.0
-    net.hold(dataset, device)
     total = dataset.rows("train")
     gates = config if isinstance(config, GateConfig) and config.epochs else None
     fraction = gates.arch_fraction if gates and gates.update != "joint" else None
     rows, held = split_train(total, fraction or 0.0, seed)
     if fraction is not None and not len(held):
         raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
+    if isinstance(config, WidthConfig) or net.rounds:
+        net.held = _held(dataset, device, held if len(held) and not (gates and gates.refit) else None)
     if config.warm_epochs:
         recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
         told = _prefixed(report, "warm")
@@ -94,6 +100,21 @@ def search(
     if settled := net.settle(dataset, device):
         report({f"search_{name}": value for name, value in settled.items()})
     return perf_counter() - start
+
+
+def _held(dataset: Dataset, device: torch.device, rows: Rows | None) -> tuple[Tensor, Tensor]:
+    """Ids int [N, F] and labels float [N] of rows to compare answers by.
+
+    These are `rows` of train that no weight is trained on, if there are any, so that valid, by which the retrained
+    models are compared, has not chosen what it compares; else rows of valid.
+    """
+    split: Split = "valid" if rows is None else "train"
+    total = dataset.rows("valid") if rows is None else len(rows)
+    taken: Array = np.linspace(0, total - 1, min(total, _HELD)).astype(np.int64)
+    if rows is not None:
+        taken = np.sort(rows[taken])
+    ids, labels = (torch.from_numpy(part[taken]) for part in (dataset.ids(split), dataset.labels(split)))
+    return ids.to(device), labels.to(device)
 
 
 def _prefixed(report: Report, phase: str) -> Report:

@@ -39,6 +39,7 @@ class Config(EntryConfig, measured.MeasuredConfig, GateConfig):
     PAPER: ClassVar[Mapping[str, Any]] = {
         "share": "global",
         "choose_by": "weight",
+        "granularity": "entry",
         "returns": "flat",
         "guard": "none",
         "retrain": "fresh",

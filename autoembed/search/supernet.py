@@ -5,9 +5,10 @@ Methods subclass it, each in a file of its own (`autoembed.search.method`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -33,7 +34,6 @@ from autoembed.search.method import WidthConfig
 if TYPE_CHECKING:
     from autoembed.search.tower import Prefixes
 
-_HELD = 20_000  # rows of valid that answers are compared by
 _CHUNK = 4096
 
 
@@ -205,13 +205,6 @@ class Supernet(nn.Module):
         """Updates the gates from the gradients of `arch_parameters`; a method with gates overrides it."""
         raise NotImplementedError
 
-    def hold(self, dataset: Dataset, device: torch.device) -> None:
-        """Called once before the search: keeps rows of valid to compare answers by."""
-        if isinstance(self.config, WidthConfig) or self.rounds:
-            rows = np.linspace(0, dataset.rows("valid") - 1, min(dataset.rows("valid"), _HELD)).astype(np.int64)
-            ids, labels = (torch.from_numpy(part[rows]) for part in (dataset.ids("valid"), dataset.labels("valid")))
-            self.held = ids.to(device), labels.to(device)
-
     @property
     def rounds(self) -> int:
         """How often at most the search prunes and trains on."""
@@ -262,10 +255,15 @@ class Supernet(nn.Module):
         )
         return Answer(architecture=rival, notes=(note,))
 
-    def rival(self, limit: int) -> Architecture | None:
-        """The uniform architecture that is retrained beside the answer; None without one."""
-        guarded = isinstance(self.config, WidthConfig) and self.config.guard == "retrained"
-        return self.uniform(limit) if guarded and self.held is not None else None
+    def rivals(self) -> list[Callable[[int], Architecture | None]]:
+        """The uniform architectures within a limit that are retrained beside the answer.
+
+        That is the one of `uniform`, and the one in the most bits: a supernet may misjudge how well a narrow model is
+        once it is trained alone.
+        """
+        if not isinstance(self.config, WidthConfig) or self.config.guard != "retrained" or self.held is None:
+            return []
+        return [self.uniform, partial(self.uniform_in, None)]
 
     def choose(self, limit: int | None) -> Architecture:
         """The method's own choice within `limit` bytes of embeddings, or by its threshold."""

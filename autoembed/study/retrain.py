@@ -10,12 +10,13 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
+from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard, best, eligible
 from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.training import pick_device, predict
-from autoembed.trial import retrain, teacher_of
+from autoembed.trial import teacher_of
 
 FILE = "retrain.json"
 ARMS = "arms.json"

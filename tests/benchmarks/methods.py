@@ -24,9 +24,10 @@ import torch
 from autoembed.draws import draw, prepare
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
+from autoembed.retraining import calibrate, latency, retrain
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
-from autoembed.trial import calibrate, latency, retrain, run_trial
+from autoembed.trial import run_trial
 
 
 def noise_share(result, dataset):

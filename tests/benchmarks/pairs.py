@@ -28,11 +28,12 @@ from autoembed.data.dataset import build_dataset
 from autoembed.draws import draw
 from autoembed.metrics import evaluate
 from autoembed.ranking.ranking import rank
+from autoembed.retraining import retrain
 from autoembed.search.bilevel import search
 from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
-from autoembed.trial import Limit, check, retrain, root_architecture, run_trial
+from autoembed.trial import Limit, check, root_architecture, run_trial
 
 SAME_COST = ("random_pairs", "dnis", "uniform")
 DIMS = ("dnis", "uniform")

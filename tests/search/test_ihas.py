@@ -14,11 +14,12 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel, build_model, cost_of, measure
+from autoembed.retraining import retrain
 from autoembed.search.bilevel import search
 from autoembed.search.ihas import distil
 from autoembed.search.method import configure, load
 from autoembed.training import TrainConfig, click_loss, fit, predict
-from autoembed.trial import check, retrain, run_trial
+from autoembed.trial import check, run_trial
 
 CPU = torch.device("cpu")
 SPEC = {"rows": 20_000, "marginal": [10, 100], "xor": [], "low_rank": [], "noise": [10, 100, 1000], "populations": True}

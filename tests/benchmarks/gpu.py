@@ -1,6 +1,6 @@
 """Training and search on a CUDA device: speed beside hand-written loops and the CPU, memory, and the same quality.
 
-    python tests/benchmarks/cuda.py --out docs/results/cuda.md
+    python tests/benchmarks/gpu.py --out docs/results/cuda.md
 
 The model is that of training.py, a DeepFM of Frappe's shape; medians of epochs taken in turn.
 """
@@ -189,7 +189,7 @@ def main() -> None:
     lines = [
         "# CUDA, measured",
         "",
-        f"`python tests/benchmarks/cuda.py --rows {args.rows} --repeats {args.repeats} --seeds {args.seeds}` on one "
+        f"`python tests/benchmarks/gpu.py --rows {args.rows} --repeats {args.repeats} --seeds {args.seeds}` on one "
         f"{device} with {os.cpu_count()} CPU cores, torch {torch.__version__}.",
         "",
         f"DeepFM of Frappe's shape, {dataset.rows('train'):,} train rows; medians of {args.repeats} epochs after one, "
