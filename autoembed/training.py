@@ -53,10 +53,11 @@ class TrainConfig(BaseModel):
     `l2` weighs half the squared norm of the whole embedding table at every step, as FuxiCTR applies it. An epoch counts
     as better if its metric on valid (AUC or logloss, by the study's objective) is at least `min_gain` better than that
     of the last epoch that counted. After one that does not count the learning rate is multiplied by `decay`; after
-    `patience` of them in a row training stops. `clip` bounds the gradient's norm. `positive_weight` counts each click
-    so many times. `sparse` updates only the rows of a batch (SparseAdam), for tables too large to touch at every step.
-    `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile. `distill` names
-    a teacher, which a retrained model learns from; searches have none.
+    `patience` of them in a row training stops. With `anneal` the rate also falls evenly to 0 over all epochs:
+    for a short training that starts from good weights. `clip` bounds the gradient's norm. `positive_weight` counts each
+    click so many times. `sparse` updates only the rows of a batch (SparseAdam), for tables too large to touch at every
+    step. `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile. `distill`
+    names a teacher, which a retrained model learns from; searches have none.
     `quantise` says how a model whose architecture has fewer than 32 bits gets its numbers: rounded after training, or
     trained on with rounded lookups ("aware"), which is kept where it is better; "none" refuses such an architecture.
     """
@@ -69,6 +70,7 @@ class TrainConfig(BaseModel):
     l2: float = Field(default=0.0, ge=0)
     patience: int = Field(default=2, ge=1)
     decay: float = Field(default=1.0, gt=0, le=1)
+    anneal: bool = False
     min_gain: float = Field(default=1e-4, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float = Field(default=1.0, gt=0)
@@ -100,6 +102,7 @@ class PhaseTrain(BaseModel):
     l2: float | None = Field(default=None, ge=0)
     patience: int | None = Field(default=None, ge=1)
     decay: float | None = Field(default=None, gt=0, le=1)
+    anneal: bool | None = None
     min_gain: float | None = Field(default=None, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float | None = Field(default=None, gt=0)
@@ -356,7 +359,7 @@ def fit(
         total = torch.zeros((), device=device)
         steps = 0
         order = Shuffle(taken, [seed, 0, epoch])
-        least = min(2, len(order))
+        least, per_epoch = min(2, len(order)), -(-len(order) // config.batch_size)
         for ids, labels, *told in batches(
             dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
         ):
@@ -368,6 +371,9 @@ def fit(
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            if config.anneal:
+                left = (config.epochs - epoch + 1) * per_epoch - steps
+                optimiser.scale_lr((left - 1) / left)
             total += loss.detach()
             steps += 1
         mean = check_finite(total / max(steps, 1), config.lr, f"epoch {epoch}")

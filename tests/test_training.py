@@ -316,3 +316,18 @@ def test_devices_are_checked():
     if not torch.cuda.is_available():
         with pytest.raises(SpaceError, match="'cuda' is not available here"):
             pick_device("cuda")
+
+
+def test_an_annealed_rate_falls_evenly_to_nothing(planted, monkeypatch):
+    rates = []
+
+    class Told(Optimiser):
+        def step(self):
+            rates.append(self.parts[0].param_groups[0]["lr"])
+            super().step()
+
+    monkeypatch.setattr("autoembed.training.Optimiser", Told)
+    recipe = TrainConfig(epochs=2, lr=1e-2, batch_size=4096, anneal=True)
+    fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=lambda values: None)
+    assert len(rates) > 4
+    assert rates == pytest.approx(np.linspace(1e-2, 0, len(rates) + 1)[:-1])

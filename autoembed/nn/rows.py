@@ -8,6 +8,7 @@ same numbers for the same steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -76,6 +77,35 @@ def rounded(body: Tensor, first: Tensor, bits: int, step: Step) -> tuple[Tensor,
         own = best_step(first, first_order_bits(bits), per_column=True)
         first = levels(first / own, first_order_bits(bits)) * own
     return body, first
+
+
+def rounded_blocks(table: Tensor, width: int, sizes: Sequence[int], bits: int, step: Step) -> Tensor:
+    """A table [N, width (+ 1 first-order weight)] as it is once packed, its blocks of so many rows one after the other.
+
+    Where each row has a step of its own, numbers that are 0 stay 0 and all blocks are rounded at once.
+    """
+    if bits in (1, 16) or step != "row":
+        parts = (rounded(part[:, :width], part[:, width:], bits, step) for part in torch.split(table, list(sizes)))
+        return torch.cat([torch.cat(part, dim=1) for part in parts])
+    body, first = table[:, :width], table[:, width:]
+    steps = row_steps(body, bits).bfloat16().float()
+    body = levels(body / steps, bits) * steps
+    if not first.shape[1]:
+        return body
+    block = torch.arange(len(sizes), device=table.device).repeat_interleave(
+        torch.as_tensor(list(sizes), device=table.device)
+    )
+    fewer = first_order_bits(bits)
+    largest = first.new_zeros(len(sizes)).scatter_reduce(0, block, first[:, 0].abs(), "amax")
+    best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
+    for ratio in _RATIOS:
+        found = (largest * ratio / -lowest(fewer)).clamp_min(_LEAST)
+        own = found[block]
+        missed = (levels(first[:, 0] / own, fewer) * own - first[:, 0]).square()
+        error = torch.zeros_like(largest).index_add(0, block, missed)
+        best, least = torch.where(error < least, found, best), torch.minimum(error, least)
+    own = best[block, None]
+    return torch.cat((body, levels(first / own, fewer) * own), dim=1)
 
 
 class Rows(nn.Module):

@@ -11,9 +11,7 @@ that was reached, each time that the bytes have fallen by a part.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -24,16 +22,16 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
-from autoembed.metrics import log_losses, scale_and_shift
-from autoembed.nn.rows import rounded
+from autoembed.nn.rows import rounded_blocks
 from autoembed.plans import Array, Bits
 from autoembed.search import supernet
 from autoembed.search.method import WidthConfig
+from autoembed.search.rises import Estimate, Options
 
 _CHUNK = 2048
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
+_ROUGH = 6500  # rows of measurements that are far from the budget; the last one takes all
 _MEMORY = 1 << 28  # bytes of estimates held at once
-_CALIBRATE_EVERY = 8  # moves
 
 
 class MeasuredConfig(WidthConfig):
@@ -45,21 +43,6 @@ class MeasuredConfig(WidthConfig):
     guard: Literal["retrained", "measured", "none"] = "retrained"
     precisions: tuple[Bits, ...] = Field(default=(8, 4, 3, 2), min_length=1)
     shrink: float = Field(default=0.7, gt=0, lt=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a block may become; option 0 is to close it.
-
-    Attributes:
-        width: dims, int [O].
-        precision: place in `Config.precisions`, int [O].
-        bytes: int [S, O].
-    """
-
-    width: Array
-    precision: Array
-    bytes: Array
 
 
 class Supernet(supernet.Supernet):
@@ -88,16 +71,18 @@ class Supernet(supernet.Supernet):
             )
         tables = [self.rounded_table(bits) for bits in self.precisions()]
         state = self.open_state(options)
-        total = int(options.bytes[np.arange(len(state)), state].sum())
-        while True:
-            target = max(left, int(total * self.config.shrink))
-            estimate = self.estimate(tables, options, state)
-            state = estimate.shrink(state, options, target, left)
-            total = int(options.bytes[np.arange(len(state)), state].sum())
+        total = options.total(state)
+        while (target := int(total * self.config.shrink)) > left:
+            found = self.estimate(tables, options, state, rows=_ROUGH).shrink(state, options, target, left)
+            total = options.total(found)
             if total <= left:
-                # A block that held-out rows do not miss is closed, however many bytes the budget leaves.
-                state = estimate.improve(estimate.grow(state, options, left), options, 0.0, close=True)
-                return self.with_state(state, options)
+                break  # one move went all the way: all rows decide whether it is the one
+            state = found
+        estimate = self.estimate(tables, options, state)
+        state = estimate.shrink(state, options, left, left)
+        # A block that held-out rows do not miss is closed, however many bytes the budget leaves.
+        state = estimate.improve(estimate.grow(state, options, left), options, 0.0, close=True)
+        return self.with_state(state, options)
 
     def open_state(self, options: Options) -> Array:
         """The option of each block that keeps all that pruning has left, with the most bits: int [S]."""
@@ -157,24 +142,26 @@ class Supernet(supernet.Supernet):
     @torch.no_grad()
     def rounded_table(self, bits: int) -> Tensor:
         """The whole table in so many bits, dims of each block in its order: float [N, D (+ 1)]."""
-        table = torch.cat(self.folded(self.gates()))
-        order = torch.as_tensor(self.order(), device=table.device)
-        out, start, dim = torch.empty_like(table), 0, self.parent.dim
-        for block, rows in enumerate(self.parent.block_rows().tolist()):
-            part = table[start : start + rows]
-            body = part[:, order[block]]
-            out[start : start + rows] = torch.cat(
-                (body, part[:, dim:]) if bits == 32 else rounded(body, part[:, dim:], bits, self.parent.mixed().step),
-                dim=1,
-            )
-            start += rows
-        return out
+        table, dim = torch.cat(self.folded(self.gates())), self.parent.dim
+        rows = self.parent.block_rows()
+        places = torch.as_tensor(self.order(), device=table.device).repeat_interleave(
+            torch.as_tensor(rows, device=table.device), dim=0
+        )
+        table = torch.cat((table[:, :dim].gather(1, places), table[:, dim:]), dim=1)
+        if bits == 32:
+            return table
+        return rounded_blocks(table, dim, rows.tolist(), bits, self.parent.mixed().step)
 
-    def estimate(self, tables: list[Tensor], options: Options, state: Array) -> Estimate:
-        """Measures logits and gradients where each block has its option of `state` int [S]."""
+    def estimate(self, tables: list[Tensor], options: Options, state: Array, *, rows: int | None = None) -> Estimate:
+        """Measures logits and gradients where each block has its option of `state` int [S], on so many held-out rows.
+
+        They are all that fit in memory without `rows`.
+        """
         assert self.held is not None
         ids, labels = self.held
         most = max(_CHUNK, _MEMORY // (4 * len(self.parent.fields) * len(options.width)))
+        if rows is not None and len(ids) > rows:
+            ids, labels = (part[:: -(-len(part) // rows)] for part in (ids, labels))
         ids, labels = ids[:most], labels[:most]
         training = self.training
         self.eval()
@@ -218,155 +205,10 @@ class Supernet(supernet.Supernet):
             (gradient,) = torch.autograd.grad(logit.sum(), placed)
         ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
         base = (ordered * now).sum(2)
-        sums = []
+        sums = [base.new_zeros(*base.shape, 1)]
         for values in rows:
             product = ordered * values
-            upto = product[..., :dim].cumsum(2)
-            sums.append(upto + product[..., dim:].sum(2, keepdim=True))
-        out = torch.stack(
-            [
-                -base if w == 0 else sums[p][..., w - 1] - base
-                for w, p in zip(options.width.tolist(), options.precision.tolist(), strict=True)
-            ],
-            dim=2,
-        )
+            sums.append(product[..., :dim].cumsum(2) + product[..., dim:].sum(2, keepdim=True))
+        places = np.where(options.width > 0, options.precision * dim + options.width, 0)
+        out = torch.cat(sums, dim=2).index_select(2, torch.as_tensor(places, device=device)) - base[..., None]
         return logit.detach(), out.detach()
-
-
-class Estimate:
-    """The loss of held-out rows when blocks change their options, by what was measured at one point.
-
-    Args:
-        logits: float [N].
-        labels: float [N].
-        changes: of the logits by each option of the block of each field's value, float [N, F, O].
-        blocks: the block of each field's value, int [N, F].
-        calibrate: whether the logits are scaled and shifted to fit the labels first.
-    """
-
-    def __init__(self, logits: Array, labels: Array, changes: Array, blocks: Array, *, calibrate: bool = True) -> None:
-        self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
-        self.calibrates = calibrate
-        self.at: dict[int, tuple[Array, Array]] = {}
-        for field in range(blocks.shape[1]):
-            own = blocks[:, field]
-            for block in np.unique(own):
-                rows = np.flatnonzero(own == block)
-                self.at[int(block)] = rows, changes[rows, field].astype(np.float64)
-        self.calibrate()
-
-    def calibrate(self) -> None:
-        """Scales and shifts the logits to fit the labels: a move that only makes them smaller gains nothing."""
-        if self.calibrates:
-            scale, shift = scale_and_shift(self.labels, self.logits)
-            self.logits = scale * self.logits + shift
-            self.at = {block: (rows, scale * changes) for block, (rows, changes) in self.at.items()}
-
-    def loss(self) -> float:
-        """The mean loss where the blocks are, of calibrated logits."""
-        self.calibrate()
-        return float(log_losses(self.labels, self.logits).mean())
-
-    def rises(self, block: int, options: Array) -> Array:
-        """The rise of the mean loss when a block takes each of the options int [O'], from where it is."""
-        if block not in self.at:
-            return np.zeros(len(options))
-        rows, changes = self.at[block]
-        logits, labels = self.logits[rows, None], self.labels[rows, None]
-        after = logits + changes[:, options]
-        rise = log_losses(labels, after) - log_losses(labels, logits)
-        return np.asarray(rise.sum(axis=0) / self.total)
-
-    def take(self, block: int, option: int) -> None:
-        """A block takes an option: changes are told from there on."""
-        if block in self.at:
-            rows, changes = self.at[block]
-            change = changes[:, option].copy()
-            self.logits[rows] += change
-            changes -= change[:, None]
-
-    def shrink(self, state: Array, options: Options, target: int, limit: int) -> Array:
-        """The state int [S] after moves with the least rise per byte saved, until there are at most `target` bytes.
-
-        Bytes that a move saves beyond what `limit` asks for do not count: closing a large block for the last few bytes
-        would throw the others away.
-        """
-        state = state.copy()
-        total = int(options.bytes[np.arange(len(state)), state].sum())
-        queue = [(*self.best_move(block, state, options, total - limit), block) for block in range(len(state))]
-        heapq.heapify(queue)
-        moves = 0
-        while total > target and queue:
-            price, option, block = heapq.heappop(queue)
-            fresh = self.best_move(block, state, options, total - limit)
-            if queue and fresh[0] > queue[0][0] + 1e-15 and fresh[0] > price + 1e-15:
-                heapq.heappush(queue, (*fresh, block))  # other moves have made it dearer since
-                continue
-            price, option = fresh
-            if option < 0:
-                continue
-            total -= int(options.bytes[block, state[block]] - options.bytes[block, option])
-            state[block] = option
-            self.take(block, option)
-            moves += 1
-            if moves % _CALIBRATE_EVERY == 0:
-                self.calibrate()
-            heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
-        return state
-
-    def improve(self, state: Array, options: Options, margin: float, *, close: bool = False) -> Array:
-        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more.
-
-        With `close` the only move is to close a block.
-        """
-        state, moves = state.copy(), 0
-        while True:
-            best = (0.0, -1, -1)
-            for block, (rows, changes) in self.at.items():
-                able = np.flatnonzero(options.bytes[block] < options.bytes[block, state[block]])
-                able = able[:1] if close else able  # option 0 has no bytes
-                if not len(able):
-                    continue
-                logits, labels = self.logits[rows, None], self.labels[rows, None]
-                rise = log_losses(labels, logits + changes[:, able]) - log_losses(labels, logits)
-                least = (rise.sum(axis=0) + margin * np.sqrt(np.square(rise).sum(axis=0))) / self.total
-                best = min(best, (float(least.min()), block, int(able[least.argmin()])))
-            _, block, option = best
-            if block < 0:
-                return state
-            state[block] = option
-            self.take(block, option)
-            moves += 1
-            if moves % _CALIBRATE_EVERY == 0:
-                self.calibrate()
-
-    def best_move(self, block: int, state: Array, options: Options, needed: int) -> tuple[float, int]:
-        """A block's best move: its rise of the loss per byte saved, up to `needed` ones, and its option, -1 if none."""
-        saved = options.bytes[block, state[block]] - options.bytes[block]
-        able = np.flatnonzero(saved > 0)
-        if not len(able):
-            return float("inf"), -1
-        # A fall of the loss counts as no rise: it may be chance, and what hurts for certain has been pruned before.
-        price = np.maximum(self.rises(block, able), 0.0) / np.minimum(saved[able], max(needed, 1))
-        best = int(np.lexsort((saved[able], price))[0])
-        return float(price[best]), int(able[best])
-
-    def grow(self, state: Array, options: Options, limit: int) -> Array:
-        """The state int [S] after the moves with the largest fall per byte that `limit` still holds."""
-        state = state.copy()
-        total = int(options.bytes[np.arange(len(state)), state].sum())
-        while True:
-            best = (0.0, -1, -1)
-            for block in range(len(state)):
-                more = options.bytes[block] - options.bytes[block, state[block]]
-                able = np.flatnonzero((more > 0) & (more <= limit - total))
-                if len(able):
-                    price = self.rises(block, able) / more[able]
-                    at = int(price.argmin())
-                    best = min(best, (float(price[at]), block, int(able[at])))
-            price, block, option = best
-            if block < 0:
-                return state
-            total += int(options.bytes[block, option] - options.bytes[block, state[block]])
-            state[block] = option
-            self.take(block, option)

@@ -22,7 +22,7 @@ from autoembed.training import PhaseTrain, TrainConfig
 if TYPE_CHECKING:
     from autoembed.search.supernet import Supernet
 
-BASES = ("method", "supernet", "bilevel", "entries", "measured", "members", "pairs", "tower", "warm")
+BASES = ("method", "supernet", "bilevel", "entries", "measured", "members", "pairs", "rises", "tower", "warm")
 
 
 class MethodConfig(BaseModel):

@@ -26,7 +26,7 @@ from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
 from autoembed.nn.model import CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
-from autoembed.nn.rows import Rows, rounded
+from autoembed.nn.rows import Rows, rounded, rounded_blocks
 from autoembed.plans import Array
 from autoembed.search import entries
 from autoembed.search.method import WidthConfig
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from autoembed.search.tower import Prefixes
 
 _CHUNK = 4096
+_WHOLE = 0.75  # share of batches that see all dims of a nested basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ class Supernet(nn.Module):
         self.sparse = False
         fields = [schema.index(name) for name in parent.names]
         self.block_counts = _block_counts(parent, [counts[column] for column in fields])
+        self.field_of = torch.as_tensor(parent.field_of_block())
         self.first_order = first_order(parent)
         cardinality = np.array([field.cardinality for field in parent.fields])
         width = parent.dim + self.first_order
@@ -168,14 +170,16 @@ class Supernet(nn.Module):
     def draw_prefixes(self) -> Tensor:
         """Which dims of each block a batch sees, 0 or 1: float [S, D (+ 1)].
 
-        Every second batch sees all. In the others each block draws its width evenly among 1, 2, 4, ... D: nested
-        dropout (Rippel et al., ICML 2014) by blocks of values, as in Matryoshka embeddings (arXiv 2409.16627).
+        Three batches in four see all: with fewer, wide prefixes learn too little of rare values. In the others each
+        field draws its width evenly among 1, 2, 4, ... D: nested dropout (Rippel et al., ICML 2014), as in Matryoshka
+        embeddings (arXiv 2409.16627). Were blocks drawn one by one, all of them would be narrow in hardly any batch.
         """
         dim, blocks = self.parent.dim, len(self.mask)
         widths = torch.tensor(sorted({2**power for power in range(dim.bit_length()) if 2**power < dim} | {dim}))
-        if torch.rand(()) < 0.5:
+        if torch.rand(()) < _WHOLE:
             return torch.ones(blocks, dim + self.first_order)
-        drawn = widths[torch.randint(len(widths), (blocks, 1))]
+        of_field = widths[torch.randint(len(widths), (len(self.parent.fields), 1))]
+        drawn = of_field[self.field_of]
         seen = (torch.arange(dim) < drawn).float()
         return torch.cat([seen, seen.new_ones(blocks, 1)], dim=1) if self.first_order else seen
 
@@ -368,13 +372,19 @@ class Supernet(nn.Module):
         bits = np.zeros(len(mask), dtype=np.int64)
         bits[np.isin(names, architecture.names)] = architecture.block_bits()
         step, dim = architecture.mixed().step, self.parent.dim
-        ends = self.parent.block_rows().cumsum()
-        for block in np.flatnonzero((bits > 0) & (bits < 32)):
-            rows = slice(int(ends[block - 1]) if block else 0, int(ends[block]))
-            kept = torch.tensor(np.flatnonzero(mask[block]), device=table.device)
-            body, first = rounded(table[rows][:, kept], table[rows][:, dim:], int(bits[block]), step)
-            table[rows, kept] = body
-            table[rows, dim:] = first
+        rows = self.parent.block_rows()
+        for own in np.unique(bits[(bits > 0) & (bits < 32)]).tolist():
+            blocks = np.flatnonzero(bits == own)
+            if own == 1 or step != "row":  # what is closed would move the others' steps, or become half a step
+                for block in blocks:
+                    at = torch.as_tensor(np.arange(rows[block]) + rows[:block].sum(), device=table.device)
+                    kept = torch.as_tensor(np.flatnonzero(mask[block]), device=table.device)
+                    body, first = rounded(table[at][:, kept], table[at][:, dim:], own, step)
+                    table[at[:, None], kept] = body
+                    table[at, dim:] = first
+                continue
+            at = torch.as_tensor(np.flatnonzero(np.repeat(bits == own, rows)), device=table.device)
+            table[at] = rounded_blocks(table[at], dim, rows[blocks].tolist(), own, step)
         return table
 
     @torch.no_grad()

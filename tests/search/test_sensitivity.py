@@ -8,8 +8,9 @@ from autoembed.architecture import Architecture
 from autoembed.budget import uniform_bytes
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
+from autoembed.nn.rows import rounded, rounded_blocks
 from autoembed.search.bilevel import search
-from autoembed.search.measured import Estimate, Options
+from autoembed.search.rises import Estimate, Options
 from autoembed.search.sensitivity import Config, Supernet
 from autoembed.training import TrainConfig
 from autoembed.trial import check, run_trial
@@ -162,3 +163,38 @@ def test_blocks_that_no_row_misses_are_closed(planted):
     found = net.choose(10**7)
     assert found.embedding_bytes(first_order=True) < 0.9 * everything.embedding_bytes(first_order=True)
     assert net.loss_of(found) <= net.loss_of(everything) + 1e-4
+
+
+def test_only_the_last_measurement_takes_all_held_out_rows(net, monkeypatch):
+    """Moves that are far from the budget are told apart by fewer rows."""
+    monkeypatch.setattr("autoembed.search.measured._ROUGH", 500)
+    seen, estimate = [], net.estimate
+    monkeypatch.setattr(net, "estimate", lambda *args, **options: seen.append(estimate(*args, **options)) or seen[-1])
+    monkeypatch.setattr(net, "config", net.config.model_copy(update={"shrink": 0.95}))
+    net.choose(200)
+    assert len(seen) > 1
+    assert all(one.total <= 500 for one in seen[:-1])
+    assert seen[-1].total == len(net.held[1])
+
+
+@pytest.mark.parametrize("step", ["row", "dim"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_blocks_rounded_at_once_are_as_rounded_alone(bits, step):
+    torch.manual_seed(0)
+    table, sizes = torch.randn(30, 6), [10, 1, 19]
+    alone = [torch.cat(rounded(part[:, :5], part[:, 5:], bits, step), dim=1) for part in torch.split(table, sizes)]
+    torch.testing.assert_close(rounded_blocks(table, 5, sizes, bits, step), torch.cat(alone))
+
+
+def test_most_batches_of_a_nested_basis_see_all_and_others_a_width_for_each_field(net):
+    torch.manual_seed(0)
+    drawn = torch.stack([net.draw_prefixes() for _ in range(2000)])
+    whole = drawn.flatten(1).all(dim=1)
+    assert 0.7 < whole.float().mean() < 0.8
+    widths = drawn[~whole][:, :, : net.parent.dim].sum(2)
+    assert set(widths.unique().tolist()) == {1, 2, 4, 8}
+    fields = torch.as_tensor(net.parent.field_of_block())
+    for field in fields.unique():
+        own = widths[:, fields == field]
+        assert (own == own[:, :1]).all()
+    assert (widths != widths[:, :1]).any()

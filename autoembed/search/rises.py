@@ -1,0 +1,189 @@
+"""What blocks' options would cost in loss, by what was measured at one point, and the moves that cost least."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from autoembed.metrics import log_losses, scale_and_shift
+from autoembed.plans import Array
+
+_CALIBRATE_EVERY = 8  # moves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a block may become; option 0 is to close it.
+
+    Attributes:
+        width: dims, int [O].
+        precision: place in `Config.precisions`, int [O].
+        bytes: int [S, O].
+    """
+
+    width: Array
+    precision: Array
+    bytes: Array
+
+    def total(self, state: Array) -> int:
+        """Bytes of all blocks where each has its option of `state` int [S]."""
+        return int(self.bytes[np.arange(len(state)), state].sum())
+
+
+class Estimate:
+    """The loss of held-out rows when blocks change their options, by what was measured at one point.
+
+    Args:
+        logits: float [N].
+        labels: float [N].
+        changes: of the logits by each option of the block of each field's value, float [N, F, O].
+        blocks: the block of each field's value, int [N, F].
+        calibrate: whether the logits are scaled and shifted to fit the labels first.
+    """
+
+    def __init__(self, logits: Array, labels: Array, changes: Array, blocks: Array, *, calibrate: bool = True) -> None:
+        self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
+        self.calibrates, self.scale = calibrate, 1.0
+        self.at: dict[int, tuple[Array, Array]] = {}
+        changes = changes.astype(np.float32, copy=False)
+        for field in range(blocks.shape[1]):
+            own = blocks[:, field]
+            order = np.argsort(own, kind="stable")
+            found, starts = np.unique(own[order], return_index=True)
+            for block, rows in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+                self.at[block] = rows, changes[rows, field]
+        self.calibrate()
+
+    def calibrate(self) -> None:
+        """Scales and shifts the logits to fit the labels: a move that only makes them smaller gains nothing."""
+        if self.calibrates:
+            scale, shift = scale_and_shift(self.labels, self.logits)
+            self.logits = scale * self.logits + shift
+            self.scale *= scale  # changes are scaled when they are read: there are many of them
+
+    def loss(self) -> float:
+        """The mean loss where the blocks are, of calibrated logits."""
+        self.calibrate()
+        return float(log_losses(self.labels, self.logits).mean())
+
+    def rises(self, block: int, options: Array) -> Array:
+        """The rise of the mean loss when a block takes each of the options int [O'], from where it is."""
+        if block not in self.at:
+            return np.zeros(len(options))
+        return np.asarray(self.row_rises(block, options).sum(axis=0, dtype=np.float64) / self.total)
+
+    def row_rises(self, block: int, options: Array) -> Array:
+        """The rise of the loss of each row that has a value of the block, float32 [N', O']."""
+        rows, changes = self.at[block]
+        logits, labels = self.logits[rows, None].astype(np.float32), self.labels[rows, None]
+        moved = changes[:, options] * np.float32(self.scale)
+        # torch's softplus in 32 bits takes a twentieth of numpy's logaddexp in 64.
+        before, after = (functional.softplus(torch.from_numpy(part)).numpy() for part in (logits, logits + moved))
+        return np.asarray(after - before - labels * moved)
+
+    def take(self, block: int, option: int) -> None:
+        """A block takes an option: changes are told from there on."""
+        if block in self.at:
+            rows, changes = self.at[block]
+            change = changes[:, option].copy()
+            self.logits[rows] += self.scale * change
+            changes -= change[:, None]
+
+    def shrink(self, state: Array, options: Options, target: int, limit: int) -> Array:
+        """The state int [S] after moves with the least rise per byte saved, until there are at most `target` bytes.
+
+        Bytes that a move saves beyond what `limit` asks for do not count: closing a large block for the last few bytes
+        would throw the others away.
+        """
+        state = state.copy()
+        total = options.total(state)
+        queue = [(*self.best_move(block, state, options, total - limit), block) for block in range(len(state))]
+        heapq.heapify(queue)
+        moves = 0
+        while total > target and queue:
+            price, option, block = heapq.heappop(queue)
+            fresh = self.best_move(block, state, options, total - limit)
+            if queue and fresh[0] > queue[0][0] + 1e-15 and fresh[0] > price + 1e-15:
+                heapq.heappush(queue, (*fresh, block))  # other moves have made it dearer since
+                continue
+            price, option = fresh
+            if option < 0:
+                continue
+            total -= int(options.bytes[block, state[block]] - options.bytes[block, option])
+            state[block] = option
+            self.take(block, option)
+            moves += 1
+            if moves % _CALIBRATE_EVERY == 0:
+                self.calibrate()
+            heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
+        return state
+
+    def improve(self, state: Array, options: Options, margin: float, *, close: bool = False) -> Array:
+        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more.
+
+        With `close` the only move is to close a block.
+        """
+        state, moves = state.copy(), 0
+        while True:
+            best = (0.0, -1, -1)
+            for block in self.at:
+                able = np.flatnonzero(options.bytes[block] < options.bytes[block, state[block]])
+                able = able[:1] if close else able  # option 0 has no bytes
+                if not len(able):
+                    continue
+                rise = self.row_rises(block, able).astype(np.float64)
+                least = (rise.sum(axis=0) + margin * np.sqrt(np.square(rise).sum(axis=0))) / self.total
+                best = min(best, (float(least.min()), block, int(able[least.argmin()])))
+            _, block, option = best
+            if block < 0:
+                return state
+            state[block] = option
+            self.take(block, option)
+            moves += 1
+            if moves % _CALIBRATE_EVERY == 0:
+                self.calibrate()
+
+    def best_move(self, block: int, state: Array, options: Options, needed: int) -> tuple[float, int]:
+        """A block's best move: its rise of the loss per byte saved, up to `needed` ones, and its option, -1 if none."""
+        saved = options.bytes[block, state[block]] - options.bytes[block]
+        able = np.flatnonzero(saved > 0)
+        if not len(able):
+            return float("inf"), -1
+        # A fall of the loss counts as no rise: it may be chance, and what hurts for certain has been pruned before.
+        price = np.maximum(self.rises(block, able), 0.0) / np.minimum(saved[able], max(needed, 1))
+        best = int(np.lexsort((saved[able], price))[0])
+        return float(price[best]), int(able[best])
+
+    def grow(self, state: Array, options: Options, limit: int) -> Array:
+        """The state int [S] after the moves with the largest fall per byte that `limit` still holds."""
+        state = state.copy()
+        total = options.total(state)
+        queue = [(*self.best_growth(block, state, options, limit - total), block) for block in range(len(state))]
+        heapq.heapify(queue)
+        while queue:
+            _, _, block = heapq.heappop(queue)
+            price, option = self.best_growth(block, state, options, limit - total)
+            if option < 0:
+                continue  # less and less of the limit is left: it will not fit later
+            if queue and price > queue[0][0] + 1e-15:
+                heapq.heappush(queue, (price, option, block))
+                continue
+            total += int(options.bytes[block, option] - options.bytes[block, state[block]])
+            state[block] = option
+            self.take(block, option)
+            heapq.heappush(queue, (*self.best_growth(block, state, options, limit - total), block))
+        return state
+
+    def best_growth(self, block: int, state: Array, options: Options, left: int) -> tuple[float, int]:
+        """A block's best growth within `left` bytes: its rise of the loss a byte, below 0, and option, -1 if none."""
+        more = options.bytes[block] - options.bytes[block, state[block]]
+        able = np.flatnonzero((more > 0) & (more <= left))
+        if not len(able):
+            return 0.0, -1
+        price = self.rises(block, able) / more[able]
+        best = int(price.argmin())
+        return (float(price[best]), int(able[best])) if price[best] < 0 else (0.0, -1)
