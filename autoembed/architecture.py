@@ -32,7 +32,7 @@ from autoembed.plans import (
     Router,
     TowerBits,
 )
-from autoembed.storage import MixedStorage, SparseStorage, Step, Storage, table_bytes
+from autoembed.storage import MixedStorage, ProjectedStorage, SparseStorage, Step, Storage, table_bytes
 
 
 class Architecture(Frozen):
@@ -75,7 +75,10 @@ class Architecture(Frozen):
     def _clusters_fit(self) -> Architecture:
         if bool(self.clusters) != bool(self.router):
             raise ValueError(f"clusters and router must come together, but got {len(self.clusters)} clusters")
-        if any(one.clusters or one.storage.kind != "mixed" or one.dim != self.dim for one in self.clusters):
+        if any(
+            one.clusters or one.storage.kind not in ("mixed", "projected") or one.dim != self.dim
+            for one in self.clusters
+        ):
             raise ValueError(f"a cluster must be a plain architecture of dim {self.dim}")
         if (self.ensemble and self.clusters) or any(one.ensemble for one in self.clusters):
             raise ValueError("an architecture must have clusters or an ensemble, but got both")
@@ -271,9 +274,14 @@ class Architecture(Frozen):
         return mask
 
     def active(self) -> Array:
-        """What the tower sees: dims that a block of its field keeps, then those of built pairs: bool [F+P, D]."""
-        active = np.zeros((len(self.fields), self.dim), dtype=bool)
-        np.logical_or.at(active, self.field_of_block(), self.mask())
+        """What the tower sees: dims that a block of its field keeps, then those of built pairs: bool [F+P, D].
+
+        Where rows are projected, every field has all dims up to the last one that any block keeps.
+        """
+        active, mask = np.zeros((len(self.fields), self.dim), dtype=bool), self.mask()
+        np.logical_or.at(active, self.field_of_block(), mask)
+        if self.storage.kind == "projected":
+            active[:, : 1 + np.flatnonzero(mask.any(axis=0))[-1]] = True
         return np.concatenate([active, self.pair_inputs(len(self.built), self.pair_dim)])
 
     def pair_inputs(self, pairs: int, pair_dim: int) -> Array:
@@ -310,8 +318,8 @@ class Architecture(Frozen):
         return self.replace(dim=dim or self.dim, fields=tuple(fields), storage=self.mixed(), clusters=(), router=None)
 
     def mixed(self) -> MixedStorage:
-        """Its storage if it is mixed, the one of all entries if it is sparse, else the default kind of that."""
-        if self.storage.kind == "sparse":
+        """Its storage if it is mixed, the one with the same steps if it has rows, else the default kind of that."""
+        if isinstance(self.storage, SparseStorage | ProjectedStorage):
             return MixedStorage(step=self.storage.step)
         return self.storage if self.storage.kind == "mixed" else MixedStorage()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from autoembed.architecture import Architecture
 from autoembed.budget import Limit
@@ -14,10 +15,13 @@ from autoembed.plans import Ensemble
 from autoembed.search import members, tower
 from autoembed.search.method import SearchConfig
 from autoembed.search.supernet import Answer, Supernet
+from autoembed.storage import ProjectedStorage
 from autoembed.training import TrainConfig
 
 Ask = members.Ask
 ONE = Ensemble()
+_FULL, _HALVINGS = 0.95, 4
+Narrow = Literal["kept", "projected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +54,22 @@ class Offer:
     notes: tuple[str, ...]
 
 
-def offer(net: Supernet, train: TrainConfig, limit: Limit, root: Architecture, ensemble: Ensemble = ONE) -> Offer:
+def offer(
+    net: Supernet,
+    train: TrainConfig,
+    limit: Limit,
+    root: Architecture,
+    ensemble: Ensemble = ONE,
+    narrow: Narrow = "kept",
+) -> Offer:
     """A net's own choice, retrained in the ways of its options, and the uniform rival that it must beat.
 
-    Each is the `ensemble` of what the net has found, and the limit holds all of its members. SpaceError if even the
-    smallest answer takes too many bytes.
+    Each is the `ensemble` of what the net has found, and the limit holds all of its members. Narrow rows stay at their
+    kept dims, or are projected. SpaceError if even the smallest answer takes too many bytes.
     """
 
     def find(ask: Ask) -> Answer:
-        return within(members.spreading(ask, ensemble), limit, root)
+        return within(members.spreading(projecting(ask, narrow), ensemble), limit, root)
 
     answer = tower.choose(net, find, limit)
     own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
@@ -97,6 +108,29 @@ def _rivals(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> 
     return found
 
 
+def projecting(ask: Ask, narrow: Narrow) -> Ask:
+    """Asks for answers whose narrow rows are projected, if they shall be."""
+
+    def asked(limit: int | None) -> Answer:
+        found = ask(limit)
+        return replace(found, architecture=projected(found.architecture))
+
+    return ask if narrow == "kept" else asked
+
+
+def projected(architecture: Architecture) -> Architecture:
+    """The same rows, projected; itself where all rows keep the same dims. SpaceError if it keeps single entries."""
+    if architecture.clusters:
+        return architecture.replace(clusters=tuple(projected(cluster) for cluster in architecture.clusters))
+    mask = architecture.mask()
+    if architecture.storage.kind == "sparse":
+        raise SpaceError("embedding.narrow: projected needs whole rows, but granularity: entry keeps single entries")
+    kept = mask[mask.any(axis=1)]
+    if architecture.storage.kind != "mixed" or (kept == kept[0]).all():
+        return architecture
+    return architecture.replace(storage=ProjectedStorage(step=architecture.storage.step))
+
+
 def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:
     """What `ask` answers within a limit; SpaceError if even its smallest answer takes too many bytes.
 
@@ -109,15 +143,37 @@ def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:
     if limit.bytes is None:
         return ask(budget)
     budget = min(budget or limit.bytes, limit.bytes)
+    too_many = None
     while True:
         # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
         answer = ask(budget)
         over = cost_of(answer.architecture).bytes - limit.bytes
         if over <= 0:
-            return answer
-        budget = max(budget - over, budget // 2)
+            return answer if too_many is None else _fuller(ask, answer, budget, too_many, limit.bytes)
+        too_many, budget = budget, max(budget - over, budget // 2)
         if budget < 1:
             raise SpaceError(
                 f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
                 f"{answer.architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
             )
+
+
+def _fuller(ask: Ask, answer: Answer, fits: int, too_many: int, limit: int) -> Answer:
+    """The answer that takes the most bytes within a limit, of a few between a budget that fits and one that does not.
+
+    What the tower saved on the way down may have been more than it had to.
+    """
+    most = cost_of(answer.architecture).bytes
+    for _ in range(_HALVINGS):
+        if most >= _FULL * limit or too_many - fits < 2:
+            break
+        middle = (fits + too_many) // 2
+        found = ask(middle)
+        size = cost_of(found.architecture).bytes
+        if size > limit:
+            too_many = middle
+            continue
+        fits = middle
+        if size > most:
+            answer, most = found, size
+    return answer

@@ -51,14 +51,9 @@ def table_bytes(rows: int, width: int, bits: int, *, step: Step, first_order: bo
     return rows * row_bytes(width, bits) + steps + first
 
 
-class MixedStorage(Frozen):
-    """A row for each value, as wide as its block keeps dims, in its block's bits.
+class WholeRows(Frozen):
+    """A row for each value, as wide as its block keeps dims, in its block's bits."""
 
-    Numbers of 8 bits and fewer are whole multiples of a step: one for each `row`, each `block`, or each `dim` of a
-    block. First-order weights have a step for each block.
-    """
-
-    kind: Literal["mixed"] = "mixed"
     step: Step = "row"
 
     def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
@@ -90,6 +85,26 @@ class MixedStorage(Frozen):
                 for n, b in zip(rows.tolist(), bits.tolist(), strict=True)
             ]
         )
+
+
+class MixedStorage(WholeRows):
+    """A row for each value, whose numbers are its entries at the dims that its block keeps.
+
+    Numbers of 8 bits and fewer are whole multiples of a step: one for each `row`, each `block`, or each `dim` of a
+    block. First-order weights have a step for each block.
+    """
+
+    kind: Literal["mixed"] = "mixed"
+
+
+class ProjectedStorage(WholeRows):
+    """The same rows; each block multiplies its own by a matrix onto the dims that all fields have.
+
+    These are all dims up to the last one that any block keeps; blocks that keep all of them have no matrix. Matrices
+    are of 32 bits and count as dense parameters (mixed-dimension embeddings, Ginart et al., arXiv 1909.11810).
+    """
+
+    kind: Literal["projected"] = "projected"
 
 
 def shift_bytes(width: int) -> int:
@@ -181,4 +196,4 @@ def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
     return found
 
 
-Storage = Annotated[MixedStorage | SparseStorage | SharedStorage, Field(discriminator="kind")]
+Storage = Annotated[MixedStorage | ProjectedStorage | SparseStorage | SharedStorage, Field(discriminator="kind")]

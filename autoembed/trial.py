@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from autoembed import distill
 from autoembed.architecture import Architecture, first_line
 from autoembed.budget import Limit, uniform_bytes
-from autoembed.candidates import Offer, offer
+from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError
 from autoembed.metrics import Metrics
@@ -49,6 +49,7 @@ class EmbeddingConfig(BaseModel):
     """The root that every search starts from: width `dim`, and `blocks` frequency blocks over all values.
 
     Numbers have at most `bits` bits. Where these are 8 or fewer, each row, block, or dim of a block has a `step`.
+    `narrow` says whether the rows of an answer stay at their kept dims or are projected onto what all fields have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +59,7 @@ class EmbeddingConfig(BaseModel):
     cut: BlockCut = "geometric"
     bits: Bits = 32
     step: Step = "row"
+    narrow: Narrow = "kept"
 
 
 def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:
@@ -213,7 +215,7 @@ def _run(
     offers: list[Offer | SpaceError] = []
     for limit in limits:
         try:
-            offers.append(offer(net, config.train, limit, root, config.ensemble))
+            offers.append(offer(net, config.train, limit, root, config.ensemble, config.embedding.narrow))
         except SpaceError as error:
             offers.append(error)
     method_name = net.config.method

@@ -7,12 +7,13 @@ import torch
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
-from autoembed.errors import TrialError
+from autoembed.errors import SpaceError, TrialError
 from autoembed.nn.backbones import base
-from autoembed.nn.model import CTRModel
+from autoembed.nn.model import CTRModel, cost_of, measure
 from autoembed.search.method import load, names
 from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import Limit, check, run_limits, run_trial
+from tests.search import test_kinds as kinds
 
 pytestmark = [
     pytest.mark.cuda,
@@ -111,6 +112,47 @@ def test_a_tower_of_searched_widths_is_served_in_few_bits(planted, bits):
     there = predict(model, planted, "valid", CUDA)
     here = predict(model.to(CPU), planted, "valid", CPU)
     assert np.abs(there - here).max() < 2e-3
+
+
+def as_on_the_cpu(dataset, trial):
+    """Runs a trial on the device; whether all of its model is there and predicts what it does on the CPU."""
+    result, model = run_trial(trial, dataset, lambda values: None)
+    assert all(tensor.is_cuda for tensor in [*model.parameters(), *model.buffers()])
+    assert cost_of(result.architecture) == measure(model) == result.cost
+    there = predict(model, dataset, "valid", CUDA)
+    here = predict(model.to(CPU), dataset, "valid", CPU)
+    assert np.isfinite(there).all()
+    assert np.abs(there - here).max() < 2e-3
+
+
+@pytest.mark.parametrize("backbone", ["deepfm", "dnn", "dcn", "pnn", "autoint", "finalmlp"])
+@pytest.mark.parametrize("kind", kinds.SOME)
+def test_every_kind_under_backbones(planted_pairs, kind, backbone):
+    limit = {"bytes": 60_000} if "widths" in kind else None
+    if reason := kinds.refused_by_backbone(kind, backbone):
+        with pytest.raises(SpaceError, match=reason):
+            kinds.config(kind, backbone=backbone, device="cuda")
+        return
+    as_on_the_cpu(planted_pairs, kinds.config(kind, backbone=backbone, device="cuda", limit=limit))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in kinds.SOME])
+def test_further_kinds(planted_pairs, kind):
+    as_on_the_cpu(planted_pairs, kinds.config(kind, device="cuda"))
+
+
+@pytest.mark.parametrize("company", kinds.COMPANY)
+@pytest.mark.parametrize("kind", kinds.SOME)
+def test_every_kind_beside_clusters_and_pairs(planted_pairs, kind, company):
+    def run():
+        limit = {"bytes": 400_000} if "widths" in kind else {"width": 16}
+        as_on_the_cpu(planted_pairs, kinds.config(kind, *kinds.COMPANY[company], device="cuda", limit=limit))
+
+    if reason := kinds.refused_in_company(kind, company):
+        with pytest.raises(SpaceError, match=reason):
+            run()
+        return
+    run()
 
 
 @pytest.mark.parametrize("recipe", [{"precision": "bfloat16"}, {"sparse": True}, {"l2": 1e-4, "clip": 1.0}], ids=str)

@@ -149,13 +149,14 @@ class MixedEmbedding(nn.Module):
     @torch.no_grad()
     def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
         """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)], of any larger D."""
-        fields, ranges = architecture.field_of_block(), architecture.block_ranges()
+        fields, ranges, mask = architecture.field_of_block(), architecture.block_ranges(), architecture.mask()
         for block, number in enumerate(self.group.tolist()):
             if number < 0:
                 continue
-            (start, stop), shift, w = ranges[block].tolist(), int(self.shift[block]), self.widths[number]
-            table, kept = dense[int(fields[block])], self.place[block, :w].long()
-            kept = torch.where(kept == architecture.dim, table.shape[1] - 1, kept)  # the first-order weight is last
+            (start, stop), shift = ranges[block].tolist(), int(self.shift[block])
+            table, kept = dense[int(fields[block])], np.flatnonzero(mask[block]).tolist()
+            if self.widths[number] > len(kept):
+                kept.append(table.shape[1] - 1)  # the first-order weight is last
             self.tables[number].weight[start + shift : stop + shift] = table[start:stop, kept]
 
 

@@ -37,10 +37,13 @@ class Entries(Narrowable):
         flat = e_BFD.flatten(1)
         return flat if self.all else flat.index_select(1, self.index)
 
-    def columns(self, source: Entries, fields: Sequence[int]) -> Tensor:
-        """Where this layer's entries stand among the source's."""
+    def columns(self, source: Entries, fields: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The entries here that the source has as well, and where they stand there."""
         field = torch.as_tensor(fields, device=self.index.device)[self.index // self.dim]
-        return torch.searchsorted(source.index, field * source.dim + self.index % self.dim)
+        wanted = field * source.dim + self.index % self.dim
+        at = torch.searchsorted(source.index, wanted).clamp_(max=source.size - 1)
+        own = torch.nonzero(source.index[at] == wanted).squeeze(1)
+        return own, at[own]
 
 
 class FlatLinear(Entries):
@@ -58,7 +61,8 @@ class FlatLinear(Entries):
     @torch.no_grad()
     def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
         assert isinstance(source, FlatLinear)
-        self.linear.weight.copy_(source.linear.weight[:, self.columns(source, fields)])
+        own, theirs = self.columns(source, fields)
+        self.linear.weight[:, own] = source.linear.weight[:, theirs]
         if self.linear.bias is not None:
             self.linear.bias.copy_(source.linear.bias)
 
@@ -86,9 +90,9 @@ class OutputLinear(Entries):
     @torch.no_grad()
     def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
         assert isinstance(source, OutputLinear)
-        rows = self.columns(source, fields)
-        self.linear.weight.copy_(source.linear.weight[rows])
-        self.linear.bias.copy_(source.linear.bias[rows])
+        own, theirs = self.columns(source, fields)
+        self.linear.weight[own] = source.linear.weight[theirs]
+        self.linear.bias[own] = source.linear.bias[theirs]
 
 
 class PairLinear(Narrowable):

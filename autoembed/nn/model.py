@@ -16,6 +16,7 @@ from autoembed.nn.backbones.base import find
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
+from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.quantised import PackedLinear, load_layers, quantise_layers
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
@@ -25,6 +26,7 @@ from autoembed.plans import Cost
 # The module of each kind of storage: ids int [B, F] -> float [B, F, D (+ 1)].
 STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding]] = {
     "mixed": MixedEmbedding,
+    "projected": ProjectedEmbedding,
     "sparse": SparseEmbedding,
     "shared": SharedEmbedding,
 }

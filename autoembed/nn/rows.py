@@ -245,22 +245,35 @@ class PackedRows(nn.Module):
     def forward(self, row: Tensor, slot: Tensor | None) -> Tensor:
         """Row numbers [...] and their slots [...] -> float [..., width (+ 1)]."""
         if self.bits == 16:
-            return functional.embedding(row, self.halves).float()
+            return take(self.halves, row).float()
         assert slot is not None
-        level = unpack(functional.embedding(row, self.codes), self.width, self.bits)
-        step = functional.embedding(row if self.per_row else slot, self.step)
+        level = unpack(take(self.codes, row), self.width, self.bits)
+        # As floats first: torch multiplies numbers of two kinds several times as slowly.
+        step = take(self.step, row if self.per_row else slot).float()
         if not self.first_order:
             return level.mul_(step)
         out = level.new_empty(*row.shape, self.width + 1)
-        out[..., : self.width] = level.mul_(step)
+        torch.mul(level, step, out=out[..., : self.width])
         bits = first_order_bits(self.bits)
         if bits == 8:
             first = self.first_codes.index_select(0, row.reshape(-1)).view(row.shape)
         else:
             byte = self.first_codes.index_select(0, (row >> 1).reshape(-1)).view(row.shape)
             first = (byte >> ((row & 1) << 2).to(torch.uint8)) & 15
-        out[..., self.width] = (first + lowest(bits)) * functional.embedding(slot, self.first_step)[..., 0]
+        out[..., self.width] = (first + lowest(bits)) * take(self.first_step, slot)[..., 0]
         return out
+
+
+_NUMBERS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}  # by their bytes
+
+
+def take(table: Tensor, row: Tensor) -> Tensor:
+    """Rows [...] of a table [N, W] -> [..., W], each read as one number where there is one of as many bytes."""
+    number = _NUMBERS.get(table.shape[1] * table.element_size())
+    if number is None:
+        return functional.embedding(row, table)
+    found = table.view(number)[:, 0].index_select(0, row.reshape(-1))
+    return found.view(table.dtype).view(*row.shape, table.shape[1])
 
 
 def _rounded(step: Tensor) -> Tensor:
@@ -286,28 +299,34 @@ def unpack(packed: Tensor, width: int, bits: int) -> Tensor:
     """The levels of what `pack` packed, uint8 [..., row_bytes(width, bits)], as float [..., width]."""
     if bits == 8:
         return packed.float().add_(lowest(bits))
-    out: Tensor | None = None
-    start = done = 0
-    for plane in PLANES[bits]:
-        size = row_bytes(width, plane)
-        part = packed[..., start : start + size]
-        table = _levels_of_byte(plane, 2.0**done, 0.0 if done else lowest(bits), packed.device)
-        level = table.index_select(0, part.reshape(-1).int()).view(torch.float32)
-        level = level.view(*packed.shape[:-1], size * 8 // plane)[..., :width]
-        out = level if out is None else out + level
-        start, done = start + size, done + plane
-    assert out is not None
-    return out
+    plane = PLANES[bits][0]
+    index = _joined(packed, width) if bits == 3 else packed.int()
+    level = _levels(bits, packed.device).index_select(0, index.reshape(-1)).view(torch.float32)
+    return level.view(*packed.shape[:-1], row_bytes(width, plane) * 8 // plane)[..., :width]
+
+
+def _joined(packed: Tensor, width: int) -> Tensor:
+    """Rows of 3-bit codes in two planes -> four codes in one number, two bits of each below the third ones: int32.
+
+    uint8 [..., bytes] -> int [..., width / 4, rounded up].
+    """
+    low = row_bytes(width, 2)
+    high = packed[..., low:]
+    third = torch.stack([high & 15, high >> 4], dim=-1).flatten(-2)[..., :low]
+    return packed[..., :low].int().add_(third, alpha=256)
 
 
 @cache
-def _levels_of_byte(plane: int, factor: float, low: float, device: torch.device) -> Tensor:
-    """The codes in each byte, times `factor`, plus `low`: [256], or [256, 2] of 1 bit.
+def _levels(bits: int, device: torch.device) -> Tensor:
+    """The levels of the codes in each byte, or of four codes as `_joined` gives them: [256 or 4096], [256, 2] of 1 bit.
 
     Two or four numbers are read as one of 8 or 16 bytes, many times as fast as one by one.
     """
-    byte = torch.arange(256, device=device).unsqueeze(1)
-    code = (byte >> torch.arange(0, 8, plane, device=device)) & (2**plane - 1)
-    level = code.float() * factor + low
+    plane = PLANES[bits][0]
+    number = torch.arange(4096 if bits == 3 else 256, device=device).unsqueeze(1)
+    code = (number >> torch.arange(0, 8, plane, device=device)) & (2**plane - 1)
+    if bits == 3:
+        code += ((number >> torch.arange(8, 12, device=device)) & 1) << 2
+    level = code.float() + lowest(bits)
     wide: Tensor = level.view(torch.float64) if plane == 4 else level.view(torch.complex128)
-    return wide if plane == 1 else wide[:, 0].contiguous()
+    return wide if bits == 1 else wide[:, 0].contiguous()

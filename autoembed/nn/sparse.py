@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import MixedEmbedding
-from autoembed.nn.rows import PackedRows, Rows, levels, lowest, pack
+from autoembed.nn.rows import PackedRows, Rows, levels, lowest, pack, take
 from autoembed.storage import PLACE_EVERY, PLANES, first_order_bits, row_bytes, shift_bytes
 
 
@@ -136,17 +136,17 @@ class PackedSparseRows(PackedRows):
             value = self.values.index_select(0, at.reshape(-1)).float().view(at.shape)
         else:
             assert slot is not None
-            step = functional.embedding(flat if self.per_row else slot.reshape(-1), self.step)
+            step = take(self.step, flat if self.per_row else slot.reshape(-1)).float()
             value = _level(self.codes, at, self.most, self.bits) * step
         value = (value * kept).view(*row.shape, self.width)
         if not self.first_order:
             return value
         if self.bits >= 16:
-            first = functional.embedding(row, self.first).float()
+            first = take(self.first, row).float()
         else:
             assert slot is not None
             level = _level(self.first_codes, row.unsqueeze(-1), self.rows, first_order_bits(self.bits))
-            first = level * functional.embedding(slot, self.first_step)
+            first = level * take(self.first_step, slot)
         return torch.cat([value, first], dim=-1)
 
 

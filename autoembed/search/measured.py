@@ -80,7 +80,9 @@ class Supernet(supernet.Supernet):
             state = found
         estimate = self.estimate(tables, options, state)
         state = estimate.shrink(state, options, left, left)
-        return self.with_state(estimate.grow(state, options, left), options)
+        # A block that held-out rows do not miss is closed, however many bytes the budget leaves.
+        state = estimate.improve(estimate.grow(state, options, left), options, 0.0, close=True)
+        return self.with_state(state, options)
 
     def open_state(self, options: Options) -> Array:
         """The option of each block that keeps all that pruning has left, with the most bits: int [S]."""

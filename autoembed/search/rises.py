@@ -122,13 +122,17 @@ class Estimate:
             heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
         return state
 
-    def improve(self, state: Array, options: Options, margin: float) -> Array:
-        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more."""
+    def improve(self, state: Array, options: Options, margin: float, *, close: bool = False) -> Array:
+        """The state int [S] after moves to fewer bytes that make the loss fall by `margin` standard errors or more.
+
+        With `close` the only move is to close a block.
+        """
         state, moves = state.copy(), 0
         while True:
             best = (0.0, -1, -1)
             for block in self.at:
                 able = np.flatnonzero(options.bytes[block] < options.bytes[block, state[block]])
+                able = able[:1] if close else able  # option 0 has no bytes
                 if not len(able):
                     continue
                 rise = self.row_rises(block, able).astype(np.float64)

@@ -7,7 +7,7 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.nn.model import build_model, cost_of, measure, pack, start_rounding
-from autoembed.nn.rows import Rows, best_step, fake_quantise, levels, lowest, row_steps, unpack
+from autoembed.nn.rows import PackedRows, Rows, best_step, fake_quantise, levels, lowest, row_steps, unpack
 from autoembed.nn.rows import pack as pack_codes
 from autoembed.plans import BITS, PairPlan
 from autoembed.storage import SharedStorage, row_bytes, table_bytes
@@ -160,3 +160,11 @@ def test_training_with_rounded_lookups_moves_weights_and_steps():
     rows(torch.arange(6), slot).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in rows.parameters())
     assert {name for name, _ in rows.named_parameters()} == {"weight", "log_step", "first_log_step"}
+
+
+@pytest.mark.parametrize("bits", BITS[1:])
+@pytest.mark.parametrize("width", [1, 2, 5, 16])
+def test_no_rows_are_read_as_none(bits, width):
+    rows = PackedRows(10, width, first_order=True, bits=bits)
+    none = torch.zeros(0, dtype=torch.int32)
+    assert rows(none, none).shape == (0, width + 1)

@@ -156,6 +156,15 @@ def test_no_method_loses_a_long_tail(tmp_path):
     assert means["bits"] > means["uniform"] + 0.005, found
 
 
+def test_blocks_that_no_row_misses_are_closed(planted):
+    """A budget for everything in 8 bits: noise of thousands of values is no reason to spend it."""
+    net = net_of(planted)
+    everything = net.parent.with_mask(net.parent.mask(), bits=np.full(len(net.parent.block_rows()), 8))
+    found = net.choose(10**7)
+    assert found.embedding_bytes(first_order=True) < 0.9 * everything.embedding_bytes(first_order=True)
+    assert net.loss_of(found) <= net.loss_of(everything) + 1e-4
+
+
 def test_only_the_last_measurement_takes_all_held_out_rows(net, monkeypatch):
     """Moves that are far from the budget are told apart by fewer rows."""
     monkeypatch.setattr("autoembed.search.measured._ROUGH", 500)

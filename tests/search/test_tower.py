@@ -123,6 +123,14 @@ def test_choosing_leaves_the_net_as_it_was(planted):
     assert tuple(first.candidates[0].architecture.backbone["hidden"]) == best
 
 
+@pytest.mark.parametrize("size", [9_000, 12_000, 18_000, 30_000])
+def test_a_limit_on_the_whole_model_is_filled(planted, size):
+    """A smaller budget of embeddings saves inputs of the tower as well, which may be more than was needed."""
+    net = searched(planted, {"name": "deepfm", "hidden": [64], "dropout": 0.0})
+    found = within(net.answer, Limit(bytes=size), net.parent).architecture
+    assert 0.85 * size <= cost_of(found).bytes <= size
+
+
 def test_every_limit_is_held(planted):
     limits = [Limit(bytes=12_000), Limit(bytes=60_000)]
     found = run_limits(config(), limits, planted, lambda values: None)
@@ -141,8 +149,7 @@ def test_fewer_bits_and_an_ensemble_stand_beside_it(planted):
 
 def test_a_measured_choice_of_embeddings_is_made_for_each_tower(planted):
     net = made(planted, {"name": "deepfm", "hidden": [16, 8]}, {"method": "sensitivity", "rounds": 0, "guard": "none"})
-    net.hold(planted, CPU)
-    net.held = tuple(part[:1000] for part in net.held)
+    net.held = tuple(torch.from_numpy(part[:1000]) for part in (planted.ids("valid"), planted.labels("valid")))
     found = offer(net, TrainConfig(), Limit(bytes=8_000), net.parent)
     assert all(cost_of(one.architecture).bytes <= 8_000 for one in found.candidates)
     assert "hidden layers of" in found.notes[-1]

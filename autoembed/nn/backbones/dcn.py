@@ -40,9 +40,9 @@ class Cross(Entries):
     @torch.no_grad()
     def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
         assert isinstance(source, Cross)
-        at = self.columns(source, fields)
-        self.linear.weight.copy_(source.linear.weight[at][:, at])
-        self.linear.bias.copy_(source.linear.bias[at])
+        own, theirs = self.columns(source, fields)
+        self.linear.weight[own[:, None], own] = source.linear.weight[theirs][:, theirs]
+        self.linear.bias[own] = source.linear.bias[theirs]
 
 
 class Backbone(base.Backbone):
