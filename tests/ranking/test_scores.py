@@ -6,7 +6,16 @@ import pytest
 from sklearn.metrics import adjusted_mutual_info_score
 
 from autoembed.errors import DataError
-from autoembed.ranking.scores import SCORES, Column, label_entropy, mutual_information, named, null_moments, score
+from autoembed.ranking.scores import (
+    SCORES,
+    Column,
+    label_entropy,
+    measure,
+    mutual_information,
+    null_moments,
+    require,
+    score,
+)
 
 
 def table(k, n):
@@ -182,7 +191,7 @@ def test_ami_is_that_of_scikit_learn():
     labels = rng.integers(0, 3, 2000)
     codes = np.where(rng.random(2000) < 0.1, labels, rng.integers(0, 60, 2000))
     column = column_of(codes, labels)
-    ours = named("ami")(column, score(column.table))
+    (ours,) = measure("ami", [column], [score(column.table)])
     assert ours == pytest.approx(adjusted_mutual_info_score(labels, codes), abs=1e-9)
 
 
@@ -204,4 +213,4 @@ def test_the_named_scores():
 
 def test_an_unknown_score_says_which_there_are():
     with pytest.raises(DataError, match="unknown score 'gini': must be one of adjusted_mi, mi, ami"):
-        named("gini")
+        require("gini")
