@@ -100,7 +100,9 @@ class WidthConfig(SearchConfig):
     `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
     keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
     `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more
-    than its twentieth; `flat` takes scores as they are.
+    than its twentieth; `flat` takes scores as they are. Of the batches of a nested basis one in four gives each field a
+    width of its own (`prefixes: field`), or every second one each block (`block`). The first makes better models of
+    every width, the second shows better which blocks nobody misses.
 
     `guard` compares the choice with the uniform architecture of the same cost, and takes that one where it is better:
     by the supernet's loss on held-out rows ("measured"), or after that by both, retrained, on valid ("retrained").
@@ -108,6 +110,7 @@ class WidthConfig(SearchConfig):
 
     retrain: Literal["inherit", "fresh", "best"] = "best"
     basis: Literal["plain", "nested"] = "nested"
+    prefixes: Literal["field", "block"] = "field"
     returns: Literal["diminishing", "flat"] = "diminishing"
     guard: Literal["retrained", "measured", "none"] = "measured"
 

@@ -6,6 +6,8 @@ met by the moves that cost least (`measured`). No gates are searched.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -28,6 +30,7 @@ class Config(EntryConfig, measured.MeasuredConfig):
     """
 
     method: str = "sensitivity"
+    prefixes: Literal["field", "block"] = "block"
     rounds: int = Field(default=3, ge=0)
     round_train: PhaseTrain = PhaseTrain()
     margin: float = Field(default=1.0, ge=0)

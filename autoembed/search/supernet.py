@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from autoembed.search.tower import Prefixes
 
 _CHUNK = 4096
-_WHOLE = 0.75  # share of batches that see all dims of a nested basis
+_WHOLE = {"field": 0.75, "block": 0.5}  # share of batches that see all dims of a nested basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,16 +170,17 @@ class Supernet(nn.Module):
     def draw_prefixes(self) -> Tensor:
         """Which dims of each block a batch sees, 0 or 1: float [S, D (+ 1)].
 
-        Three batches in four see all: with fewer, wide prefixes were behind on a long tail. In the others each
-        field draws its width evenly among 1, 2, 4, ... D: nested dropout (Rippel et al., ICML 2014), as in Matryoshka
-        embeddings (arXiv 2409.16627). Were blocks drawn one by one, all of them would be narrow in hardly any batch.
+        Some batches see all. In the others each field, or each block, draws its width evenly among 1, 2, 4, ... D:
+        nested dropout (Rippel et al., ICML 2014), as in Matryoshka embeddings (arXiv 2409.16627).
         """
         dim, blocks = self.parent.dim, len(self.mask)
         widths = torch.tensor(sorted({2**power for power in range(dim.bit_length()) if 2**power < dim} | {dim}))
-        if torch.rand(()) < _WHOLE:
+        if torch.rand(()) < _WHOLE[self.config.prefixes]:
             return torch.ones(blocks, dim + self.first_order)
-        of_field = widths[torch.randint(len(widths), (len(self.parent.fields), 1))]
-        drawn = of_field[self.field_of]
+        groups = blocks if self.config.prefixes == "block" else len(self.parent.fields)
+        drawn = widths[torch.randint(len(widths), (groups, 1))]
+        if self.config.prefixes == "field":
+            drawn = drawn[self.field_of]
         seen = (torch.arange(dim) < drawn).float()
         return torch.cat([seen, seen.new_ones(blocks, 1)], dim=1) if self.first_order else seen
 
@@ -249,6 +250,9 @@ class Supernet(nn.Module):
         rival = self.uniform(limit)
         if rival is None or rival == own:
             return Answer(architecture=own)
+        if len(own.fields) == 1 < len(self.parent.fields):
+            note = f"its own choice keeps the field {own.names[0]!r} alone, and models cross fields: the answer is uniform"
+            return Answer(architecture=rival, notes=(note,))
         ours, theirs = self.loss_of(own), self.loss_of(rival)
         if ours <= theirs:
             return Answer(architecture=own)

@@ -68,7 +68,7 @@ class WarmStarts:
             "data": dataset.fingerprint,
             "parent": net.parent.model_dump(mode="json"),
             "method": None if net.plain_warm_start else [type(net).__module__, net.config.model_dump(mode="json")],
-            "nested": net.nested,
+            "nested": net.config.prefixes if net.nested else None,
             "ordered units": net.prefixes is not None,
             "recipe": recipe.model_dump(mode="json"),
             "rows": rows,

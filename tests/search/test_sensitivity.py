@@ -186,15 +186,16 @@ def test_blocks_rounded_at_once_are_as_rounded_alone(bits, step):
     torch.testing.assert_close(rounded_blocks(table, 5, sizes, bits, step), torch.cat(alone))
 
 
-def test_most_batches_of_a_nested_basis_see_all_and_others_a_width_for_each_field(net):
+@pytest.mark.parametrize(("prefixes", "share"), [("field", 0.75), ("block", 0.5)])
+def test_a_nested_basis_draws_widths_for_each_field_or_block(planted, prefixes, share):
+    net = net_of(planted, prefixes=prefixes)
     torch.manual_seed(0)
     drawn = torch.stack([net.draw_prefixes() for _ in range(2000)])
     whole = drawn.flatten(1).all(dim=1)
-    assert 0.7 < whole.float().mean() < 0.8
+    assert whole.float().mean() == pytest.approx(share, abs=0.04)
     widths = drawn[~whole][:, :, : net.parent.dim].sum(2)
     assert set(widths.unique().tolist()) == {1, 2, 4, 8}
     fields = torch.as_tensor(net.parent.field_of_block())
-    for field in fields.unique():
-        own = widths[:, fields == field]
-        assert (own == own[:, :1]).all()
+    together = [(widths[:, fields == field] == widths[:, fields == field][:, :1]).all() for field in fields.unique()]
+    assert all(together) == (prefixes == "field")
     assert (widths != widths[:, :1]).any()

@@ -35,8 +35,8 @@ def trained(folder):
 
 def test_a_shared_warm_start_changes_nothing_but_the_time(planted, tmp_path):
     warm = WarmStarts(folder=tmp_path)
-    for method in ("magnitude", "sensitivity"):
-        assert result(config(method), planted, warm) == result(config(method), planted, None)
+    for trial in (config("magnitude"), config("sensitivity", prefixes="field")):
+        assert result(trial, planted, warm) == result(trial, planted, None)
     assert trained(tmp_path) == 1
     again = result(config("magnitude"), planted, warm)  # read, with the epochs told once more
     assert again == result(config("magnitude"), planted, None)
@@ -49,6 +49,7 @@ def test_whatever_decides_a_warm_start_is_in_its_key(planted, tmp_path):
         config("magnitude"),
         config("magnitude", seed=1),
         config("magnitude", basis="plain"),
+        config("magnitude", prefixes="block"),
         config("magnitude", warm_train={"lr": 1e-3}),
         config("magnitude", warm_epochs=1),
         config("dnis", epochs=1),  # a fifth of train is held out for its gates

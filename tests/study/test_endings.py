@@ -291,7 +291,7 @@ def test_a_damaged_trial_is_named_with_what_to_do(write_space, ray_here, tmp_pat
     ],
 )
 def test_memory_that_runs_out_is_told_with_what_to_lower(write_space, planted, monkeypatch, error):
-    def full(*words):
+    def full(*words, **options):
         raise error
 
     monkeypatch.setattr(trial_module, "_run", full)
