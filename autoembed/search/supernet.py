@@ -251,7 +251,7 @@ class Supernet(nn.Module):
         if rival is None or rival == own:
             return Answer(architecture=own)
         if len(own.fields) == 1 < len(self.parent.fields):
-            note = f"its own choice keeps the field {own.names[0]!r} alone, and models cross fields: the answer is uniform"
+            note = f"its own choice keeps {own.names[0]!r} alone, and models cross fields: the answer is uniform"
             return Answer(architecture=rival, notes=(note,))
         ours, theirs = self.loss_of(own), self.loss_of(rival)
         if ours <= theirs:
