@@ -149,7 +149,8 @@ def test_the_uniform_rival_is_retrained_and_kept_where_it_is_better(planted_pair
     kind = load("sensitivity").Supernet
 
     def worst(net, limit):
-        return net.parent_with(np.arange(net.parent.dim) < (net.parent.block_rows() < 3)[:, None])
+        noise = np.array([name.startswith("noise") for name in net.parent.names])[net.parent.field_of_block()]
+        return net.parent_with(np.arange(net.parent.dim) < noise[:, None])
 
     monkeypatch.setattr(kind, "choose", worst)
     monkeypatch.setattr(kind, "loss_of", lambda net, architecture: 0.0)
@@ -159,3 +160,4 @@ def test_the_uniform_rival_is_retrained_and_kept_where_it_is_better(planted_pair
     assert any("the answer is uniform" in note for note in result.notes)
     result, _ = run(planted_pairs, {**stage, "guard": "measured"}, limit={"width": 2})
     assert not result.notes
+    assert all(name.startswith("noise") for name in result.architecture.names)
