@@ -72,10 +72,10 @@ def search(
         return 0.0
     total = dataset.rows("train")
     gates = config if isinstance(config, GateConfig) and config.epochs else None
-    fraction = gates.arch_fraction if gates and gates.update != "joint" else None
-    rows, held = split_train(total, fraction or 0.0, seed)
-    if fraction is not None and not len(held):
-        raise SpaceError(f"arch_fraction must hold out at least one of {total} rows, but got {fraction:g}")
+    rows, held = split_train(total, config.held_out, seed)
+    if config.held_out and not len(held):
+        name = "arch_fraction" if gates else "held_fraction"
+        raise SpaceError(f"{name} must hold out at least one of {total} rows, but got {config.held_out:g}")
     if isinstance(config, WidthConfig) or net.rounds:
         net.held = _held(dataset, device, held if len(held) and not (gates and gates.refit) else None)
     if config.warm_epochs:
@@ -95,7 +95,7 @@ def search(
         if gates.refit:
             _refit(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
     if net.rounds:
-        _prune(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
+        _prune(net, dataset, train, rows, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
     if settled := net.settle(dataset, device):
         report({f"search_{name}": value for name, value in settled.items()})
@@ -191,6 +191,7 @@ def _prune(
     net: Supernet,
     dataset: Dataset,
     train: TrainConfig,
+    rows: Rows,
     *,
     device: torch.device,
     seed: int,
@@ -216,7 +217,9 @@ def _prune(
         if plateau.see(2 * turn, on_valid(net, dataset, device, recipe.lr, "pruning")):
             best = _copy(net)
         # Another order of the rows than before: the last epoch's would come once more.
-        fitted = fit(net, dataset, recipe, device=device, seed=seed + 1000 * turn, report=told, monitor=monitor)
+        fitted = fit(
+            net, dataset, recipe, rows=rows, device=device, seed=seed + 1000 * turn, report=told, monitor=monitor
+        )
         if plateau.see(2 * turn + 1, fitted.valid):
             best = _copy(net)
     if best:

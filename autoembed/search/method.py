@@ -63,6 +63,11 @@ class SearchConfig(MethodConfig):
     carry: bool = True
 
     @property
+    def held_out(self) -> float:
+        """The share of train's rows that no weight is trained on while the method searches."""
+        return 0.0
+
+    @property
     def inherits(self) -> bool:
         """Whether a compact model starts from the supernet's weights."""
         return self.retrain != "fresh"
@@ -92,6 +97,10 @@ class GateConfig(SearchConfig):
     refit: bool = False
     refit_epochs: int = Field(default=5, ge=1)
     refit_train: PhaseTrain = PhaseTrain()
+
+    @property
+    def held_out(self) -> float:
+        return self.arch_fraction if self.epochs and self.update != "joint" else 0.0
 
 
 class WidthConfig(SearchConfig):

@@ -26,7 +26,8 @@ class Config(EntryConfig, measured.MeasuredConfig):
     """Options.
 
     After the warm start, `rounds` times at most, dims whose loss makes held-out rows better by more than `margin`
-    standard errors are closed, and the supernet is trained on by `round_train`.
+    standard errors are closed, and the supernet is trained on by `round_train`. `held_fraction` of train's rows are
+    held out to choose by; with 0, valid chooses, and then also compares what it has chosen.
     """
 
     method: str = "sensitivity"
@@ -34,6 +35,11 @@ class Config(EntryConfig, measured.MeasuredConfig):
     rounds: int = Field(default=3, ge=0)
     round_train: PhaseTrain = PhaseTrain()
     margin: float = Field(default=1.0, ge=0)
+    held_fraction: float = Field(default=0.2, ge=0, lt=1)
+
+    @property
+    def held_out(self) -> float:
+        return self.held_fraction
 
 
 class Supernet(measured.Supernet):

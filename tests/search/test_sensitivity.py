@@ -33,6 +33,13 @@ def net(planted):
     return net_of(planted)
 
 
+def test_what_valid_compares_is_chosen_by_rows_of_train(planted, net):
+    _, labels = net.held
+    assert len(labels) == round(0.2 * planted.rows("train"))
+    on_valid = net_of(planted, held_fraction=0)
+    assert len(on_valid.held[1]) == planted.rows("valid")
+
+
 @pytest.mark.parametrize("basis", ["nested", "plain"])
 def test_estimates_rank_choices_as_measurements_do(planted, net, basis):
     """Random choices for all blocks: the rise that was estimated at the full net beside the one that is measured."""

@@ -35,7 +35,7 @@ def trained(folder):
 
 def test_a_shared_warm_start_changes_nothing_but_the_time(planted, tmp_path):
     warm = WarmStarts(folder=tmp_path)
-    for trial in (config("magnitude"), config("sensitivity", prefixes="field")):
+    for trial in (config("magnitude"), config("sensitivity", prefixes="field", held_fraction=0)):
         assert result(trial, planted, warm) == result(trial, planted, None)
     assert trained(tmp_path) == 1
     again = result(config("magnitude"), planted, warm)  # read, with the epochs told once more
