@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -24,9 +25,12 @@ from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.moved import ARTIFACTS, mend_moved
 from autoembed.study.page import block_matrix, choice_matrix
 from autoembed.study.retrain import ARMS
 from autoembed.study.run_dir import Ended, RunDir, arm_of, store
+from autoembed.study.view import SAVED_VIEW, curve, description, saved_view
+from autoembed.trial import TrialResult
 
 for _name in ("mlflow", "alembic", "urllib3"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -35,11 +39,11 @@ warnings.filterwarnings("ignore", module="mlflow")
 CHAMPION = "champion"
 EPOCH = "_epoch"
 BATCH = 1000  # what MLflow takes at once
-BEST = ("valid_auc", "valid_logloss", "embedding_parameters", "embedding_bytes", "parameters", "bytes")
+COSTS = ("embedding_parameters", "embedding_bytes", "parameters", "bytes")
 # Tags by which a study's runs are found again.
 FOLDER, TRIAL = "autoembed.folder", "trial"
-# Set when everything of a trial, or the data of a study, is there.
-WHOLE = "autoembed.mirrored"
+# Set when everything of a trial, or the data of a study, is there, to the version of the names that it has.
+WHOLE, VERSION = "autoembed.mirrored", "2"
 # The time of a trial's first point, by which a run is told from that of a process that was lost.
 BEGUN = "autoembed.begun"
 
@@ -49,6 +53,8 @@ class Mirror:
 
     def __init__(self, run: RunDir, space: SearchSpace) -> None:
         self.run, self.uri = run, store(run.path.parent)
+        if self.uri.startswith("sqlite:"):
+            mend_moved(run.path.parent)
         self.client = MlflowClient(tracking_uri=self.uri)
         self.experiment = self._experiment()
         facts = run.read_json("dataset.json") or {}
@@ -65,6 +71,7 @@ class Mirror:
         self._phase: dict[str, str] = {}
         tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
         self.parent = self._ensure("", run.name, tags).info.run_id
+        self.client.set_experiment_tag(self.experiment, SAVED_VIEW, saved_view(space.objective.metric))
         self._note(None)
 
     def _experiment(self) -> str:
@@ -74,7 +81,7 @@ class Mirror:
                 raise StudyError(f"its experiment {self.run.name!r} is deleted: restore it, or choose another --name")
             return str(found.experiment_id)
         local = self.uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" not in os.environ
-        place = (self.run.path.parent / "mlartifacts" / self.run.name).as_uri() if local else None
+        place = (self.run.path.parent / ARTIFACTS / self.run.name).as_uri() if local else None
         return str(self.client.create_experiment(self.run.name, artifact_location=place))
 
     def _find(self) -> dict[str, Run]:
@@ -131,7 +138,7 @@ class Mirror:
             phase = next((name for name in point if name.endswith(EPOCH)), "")
             step = int(point.get(phase, 0))
             metrics += [
-                Metric(name, float(value), point["time"], step)
+                Metric(curve(name), float(value), point["time"], step)
                 for name, value in point.items()
                 if name not in ("time", "stage", phase)
             ]
@@ -176,36 +183,27 @@ class Mirror:
 
     def close(self, ended: Ended) -> None:
         """Writes the end of a trial's run: what it was, what came of it, and its status."""
-        if self._child(ended.id).data.tags.get(WHOLE):
+        if self._whole(self._child(ended.id)):
             return
         self.live(ended.id)
         run = self._child(ended.id)
         run_id = run.info.run_id
         folder = self.run.trial(ended.id)
+        tags = {}
         if ended.state == "done":
             result = self.run.read_trial(ended.id).result
-            self._facts(
-                run,
-                {
-                    "final_valid_auc": result.valid.auc,
-                    "final_valid_logloss": result.valid.logloss,
-                    "best_epoch": result.best_epoch,
-                    "embedding_parameters": result.cost.embedding_parameters,
-                    "embedding_bytes": result.cost.embedding_bytes,
-                    "parameters": result.cost.parameters,
-                    "bytes": result.cost.bytes,
-                    "latency_ms": result.latency_ms,
-                    "search_seconds": result.search_seconds,
-                    "retrain_seconds": result.retrain_seconds,
-                },
-            )
+            self._facts(run, _facts_of(result))
+            tags = {"best_epoch": str(result.best_epoch)}
             self.client.log_artifact(run_id, str(folder / "architecture.json"))
             self._pictures(run_id, ended.id)
-        tags = {"state": ended.state, "reason": ended.reason[:5000], WHOLE: "true"}
+        tags |= {"state": ended.state, "reason": ended.reason[:5000], WHOLE: VERSION}
         self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items() if text])
         status = {"done": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}[ended.state]
         self.client.set_terminated(run_id, status=status)
-        run.data.tags[WHOLE] = "true"
+        run.data.tags[WHOLE] = VERSION
+
+    def _whole(self, run: Run) -> bool:
+        return bool(run.data.tags.get(WHOLE) == VERSION)
 
     def _facts(self, run: Run, values: Mapping[str, float | None]) -> None:
         """Logs numbers that have no step, unless the run has them already."""
@@ -231,22 +229,26 @@ class Mirror:
         names = {"", *(trial.id for trial in ended)}
         for trial_id, run in self._runs.items():
             if trial_id not in names and not run.data.tags.get(WHOLE):
-                self.client.set_tag(run.info.run_id, WHOLE, "true")
+                self.client.set_tag(run.info.run_id, WHOLE, VERSION)
                 self.client.set_terminated(run.info.run_id, status="KILLED")
-                run.data.tags[WHOLE] = "true"
+                run.data.tags[WHOLE] = VERSION
 
     def data(self) -> None:
         """Logs the space, the ranking and the dataset on the study's run."""
         run = self._runs[""]
-        if run.data.tags.get(WHOLE):
+        if self._whole(run):
             return
         self._inputs(self.parent)
+        given = yaml.safe_load(self.run.space.read_text())
+        # What is there stays: some keys may differ when a study goes on.
+        new = {name: value for name, value in flat(given).items() if name not in run.data.params}
+        self.client.log_batch(self.parent, params=[Param(name, str(value)[:6000]) for name, value in new.items()])
         for name in ("space.yaml", *sorted(path.name for path in self.run.path.glob("ranking.*"))):
             self.client.log_artifact(self.parent, str(self.run.path / name))
         ranking = Ranking.read(self.run.path / "ranking.parquet")
         self.client.log_text(self.parent, ranking.table.write_csv(), "ranking.csv")
-        self.client.set_tag(self.parent, WHOLE, "true")
-        run.data.tags[WHOLE] = "true"
+        self.client.set_tag(self.parent, WHOLE, VERSION)
+        run.data.tags[WHOLE] = VERSION
 
     def result(self, board: Leaderboard) -> None:
         """Logs the leaderboard, test metrics of each arm's best trial, and the best bundle as the champion."""
@@ -260,7 +262,7 @@ class Mirror:
                 test = {"test_auc": row.test.auc, "test_logloss": row.test.logloss}
                 self._facts(self._child(row.trial), test)
                 if row.trial == board.winner:
-                    self._facts(parent, {"best_" + name: plain[name] for name in BEST} | test)
+                    self._facts(parent, _facts_of(self.run.read_trial(row.trial).result) | test)
         self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
         if parent.data.tags.get("best.trial") != board.winner:
             self._pictures(self.parent, board.winner)
@@ -268,6 +270,13 @@ class Mirror:
         if (self.run.path / "pareto.png").is_file():
             for name in ("pareto.png", "pareto.json"):
                 self.client.log_artifact(self.parent, str(self.run.path / name))
+        commands = (
+            f"autoembed show {self.run.path}",
+            f"autoembed export {self.run.path} OUT",
+            f"autoembed predict {self.run.best} TABLE --out scores.parquet",
+        )
+        ids = {name: run.info.run_id for name, run in self._runs.items()}
+        self.client.set_tag(self.parent, "mlflow.note.content", description(board, self.experiment, ids, commands))
         self._champion(board.winner)
         self.client.set_tag(self.parent, "best.trial", board.winner)
         parent.data.tags["best.trial"] = board.winner
@@ -278,7 +287,7 @@ class Mirror:
         if found is None:
             return
         for arm, one in found["arms"].items():
-            values = {f"seeds_{name}_{what}": one[what][name] for what in ("mean", "sd") for name in one[what]}
+            values = {f"seeds/{name}_{what}": one[what][name] for what in ("mean", "sd") for name in one[what]}
             self._facts(self._child(one["trial"]), values)
             if arm == found["leader"]:
                 self._facts(self._runs[""], values)
@@ -307,6 +316,19 @@ class Mirror:
         self.catch_up()
         self.client.set_terminated(self.parent, status=status)
         self._note(status)
+
+
+def _facts_of(result: TrialResult) -> dict[str, float | None]:
+    """What came of a trial, under the names that it has everywhere."""
+    costs = {f"cost/{name}": getattr(result.cost, name) for name in COSTS}
+    return {
+        "valid_auc": result.valid.auc,
+        "valid_logloss": result.valid.logloss,
+        **costs,
+        "cost/latency_ms": result.latency_ms,
+        "cost/search_seconds": result.search_seconds,
+        "cost/retrain_seconds": result.retrain_seconds,
+    }
 
 
 def model_name(run: RunDir) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,7 +119,7 @@ def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path,
     }
     (retried,) = [one.info.run_id for one in found if one.info.run_name == "dnis-2"]
     points = [point["valid_auc"] for point in run.curves("dnis-2") if "valid_auc" in point]
-    assert [point.value for point in client.get_metric_history(retried, "valid_auc")] == points
+    assert [point.value for point in client.get_metric_history(retried, "retrain/valid_auc")] == points
 
 
 @pytest.mark.slow
@@ -234,7 +235,7 @@ def test_mlflow_that_goes_away_is_one_warning(write_space, ray_here, tmp_path, m
     known = run.read_json("mlflow.json")
     found = MlflowClient(known["tracking_uri"]).search_runs([known["experiment"]])
     assert [one.info.status for one in found] == ["FINISHED"] * 3
-    assert all("final_valid_auc" in one.data.metrics for one in found if one.data.tags.get("arm"))
+    assert all("valid_auc" in one.data.metrics for one in found if one.data.tags.get("arm"))
 
 
 def test_a_mirror_that_was_deleted_is_written_anew(finished, tmp_path, monkeypatch):
@@ -329,25 +330,31 @@ def test_two_arms_of_one_method_stay_apart(write_space):
     assert space.template("dnis-3")["stages"] == [{"method": "dnis", "l1": 0.1}]
 
 
+def test_a_port_in_use_is_told_at_once(finished, cli):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, err = cli("ui", "--runs", finished[0].path.parent, "--port", port)
+    assert (status, err) == (2, f"error: port {port} cannot be had (Address already in use): choose another --port\n")
+
+
 @pytest.mark.slow
 def test_the_ui_serves_and_leaves_nothing_behind(finished, unused_port):
     run, _ = finished
     server = start("ui", "--runs", run.path.parent, "--port", unused_port)
 
-    def up():
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
     try:
-        wait_for(up, server)
+        told = [server.stdout.readline() for _ in range(3)]
+        assert told[0] == "MLflow starts ...\n"
+        assert told[1].startswith("tiny ")
+        assert "/runs?workflowType=machine_learning&viewStateShareKey=autoembed" in told[1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/health", timeout=30) as answer:
+            assert answer.status == 200
         children = psutil.Process(server.pid).children(recursive=True)
         server.send_signal(signal.SIGTERM)
-        out, _ = server.communicate(timeout=30)
+        server.communicate(timeout=30)
     finally:
         server.kill()
-    assert "runs?workflowType=machine_learning" in out
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive

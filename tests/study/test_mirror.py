@@ -4,8 +4,10 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,8 +24,10 @@ from autoembed.bundle import load_bundle
 from autoembed.space import SearchSpace
 from autoembed.study import tracking
 from autoembed.study.mirror import Mirror
+from autoembed.study.moved import mend_moved
 from autoembed.study.run_dir import RunDir
 from autoembed.study.study import Request, run_study
+from autoembed.study.view import SAVED_VIEW
 
 
 @pytest.fixture
@@ -46,7 +50,9 @@ def content(uri, run):
             "status": one.info.status,
             "params": one.data.params,
             "tags": {
-                k: v for k, v in one.data.tags.items() if k not in ("mlflow.parentRunId", "mlflow.log-model.history")
+                k: re.sub(r"#/experiments/\d+/runs/\w+", "RUN", v)
+                for k, v in one.data.tags.items()
+                if k not in ("mlflow.parentRunId", "mlflow.log-model.history")
             },
             "curves": {name: [(point.step, point.value) for point in points] for name, points in histories.items()},
             "artifacts": sorted(file.path for file in client.list_artifacts(one.info.run_id)),
@@ -67,11 +73,53 @@ def test_runs_have_tags_inputs_curves_and_pictures(finished):
         "dataset.fingerprint": fingerprint, "autoembed.folder": run.identity,
     }.items()  # fmt: skip
     assert trial["inputs"] == mirrored[run.name]["inputs"] == [("planted", fingerprint)]
-    assert {"search_alpha_mean", "search_alpha_zero", "warm_valid_auc", "valid_auc"} <= set(trial["curves"])
+    assert {"search/alpha_mean", "search/alpha_zero", "warm/valid_auc", "retrain/valid_auc"} <= set(trial["curves"])
     assert "dims.png" in trial["artifacts"]
     assert "dims.png" in mirrored[run.name]["artifacts"]
     assert mirrored["uniform-1"]["tags"]["method"] == "uniform"
     assert mirrored["versions"] == [(1, ("champion",), board.winner)]
+
+
+def test_the_objective_has_one_name_and_the_table_is_sorted_by_it(finished):
+    run, board = finished
+    client = MlflowClient(run.read_json("mlflow.json")["tracking_uri"])
+    view = json.loads(client.get_experiment_by_name(run.name).tags[SAVED_VIEW])
+    assert view["orderByKey"] == f"metrics.`{board.metric}`"
+    mirrored = content(client.tracking_uri, run)
+    best = max(mirrored[row.trial]["curves"]["valid_auc"][0][1] for row in board.rows)
+    assert mirrored[run.name]["curves"]["valid_auc"] == [(0, best)]
+    names = {column[9:-1] for column in view["selectedColumns"] if column.startswith("metrics.")}
+    assert names <= set(mirrored[board.winner]["curves"])
+    assert {"arm", "state"} <= set(mirrored[board.winner]["tags"])
+
+
+def test_a_study_is_described_by_its_leaderboard(finished):
+    run, board = finished
+    study = content(run.read_json("mlflow.json")["tracking_uri"], run)[run.name]
+    text = study["tags"]["mlflow.note.content"]
+    for row in board.rows:
+        assert f"[{row.trial}](RUN)" in text
+        assert f"{row.test.auc:.4f}" in text
+    assert study["params"]["train.lr.log"] == "[0.001, 0.01]"
+
+
+def test_a_moved_folder_still_finds_its_artifacts(finished, tmp_path):
+    runs = Path(shutil.copytree(finished[0].path.parent, tmp_path / "moved"))
+    with contextlib.closing(sqlite3.connect(runs / "mlflow.db")) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            old = finished[0].path.parent.as_uri()
+            store.execute(f"UPDATE {table} SET {column} = replace({column}, '{old}', 'file:///gone/runs')")
+    assert mend_moved(runs) == ["/gone/runs"]
+    assert mend_moved(runs) == []
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment.artifact_location.startswith(runs.as_uri())
+    for one in client.search_runs([experiment.experiment_id]):
+        assert client.list_artifacts(one.info.run_id)
+
+
+def test_what_another_place_holds_is_left_alone(finished):
+    assert mend_moved(finished[0].path.parent) == []
 
 
 def test_a_study_in_a_repository_has_its_commit(write_space, tmp_path):
@@ -107,9 +155,8 @@ def test_sync_rebuilds_the_mirror_and_twice_is_once(copied, finished, cli, tmp_p
         rebuilt = content(f"sqlite:///{tmp_path}/other.db", run)
         for one in rebuilt.values():
             if isinstance(one, dict):
-                one["tags"]["mlflow.source.name"] = one["tags"]["mlflow.source.name"].replace(
-                    str(run.path), str(finished[0].path)
-                )
+                for name in {"mlflow.source.name", "mlflow.note.content"} & one["tags"].keys():
+                    one["tags"][name] = one["tags"][name].replace(str(run.path), str(finished[0].path))
         assert rebuilt == live
     # Without its notes a folder still knows its runs.
     (run.path / "mlflow.json").unlink()
@@ -132,7 +179,7 @@ def test_sync_closes_what_a_killed_driver_left_running(copied, cli, tmp_path, mo
     assert {name: one["status"] for name, one in after.items() if name != "versions"} == {
         "tiny": "KILLED", "dnis-1": "FINISHED", "dnis-2": "KILLED", "uniform-1": "FINISHED", "uniform-2": "FINISHED"
     }  # fmt: skip
-    assert [step for step, _ in after["dnis-2"]["curves"]["valid_auc"]] == [1, 2]
+    assert [step for step, _ in after["dnis-2"]["curves"]["retrain/valid_auc"]] == [1, 2]
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -148,13 +195,13 @@ def test_a_trial_that_was_run_again_has_one_curve(copied, finished, cli, tmp_pat
     mirror = Mirror(run, SearchSpace.read(run.space))
     mirror.begin()
     mirror.live("dnis-2")
-    assert content(uri, run)["dnis-2"]["curves"]["lost"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert content(uri, run)["dnis-2"]["curves"]["retrain/lost"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
     (trial / "curves.jsonl").unlink()
     for end in (0, 1, 2, None):
         (trial / "curves.jsonl").write_text("".join(curves.splitlines(keepends=True)[:end]))
         if not away:
             mirror.live("dnis-2")
-            assert ("valid_auc" in content(uri, run)["dnis-2"]["curves"]) == (end is None)
+            assert ("retrain/valid_auc" in content(uri, run)["dnis-2"]["curves"]) == (end is None)
     (trial / "DONE").write_text(done)
     assert cli("sync", run.path)[0] == 0
     live = content(finished[0].read_json("mlflow.json")["tracking_uri"], run)["dnis-2"]

@@ -94,13 +94,13 @@ def test_mlflow_mirrors_the_study_and_nothing_runs_on(finished):
     assert {"space.yaml", "ranking.html"} | tables <= names
     for child in children:
         trial = run.read_trial(child.data.tags["trial"]).result
-        assert child.data.metrics["final_valid_auc"] == pytest.approx(trial.valid.auc)
-        curve = client.get_metric_history(child.info.run_id, "valid_auc")
+        assert child.data.metrics["valid_auc"] == pytest.approx(trial.valid.auc)
+        curve = client.get_metric_history(child.info.run_id, "retrain/valid_auc")
         assert [point.step for point in curve] == [1, 2]
         assert float(child.data.params["train.lr"]) == pytest.approx(trial.config.train.lr)
         assert "architecture.json" in {file.path for file in client.list_artifacts(child.info.run_id)}
     searched = next(child for child in children if child.data.tags["arm"] == "dnis")
-    assert len(client.get_metric_history(searched.info.run_id, "search_alpha_mean")) == 1
+    assert len(client.get_metric_history(searched.info.run_id, "search/alpha_mean")) == 1
 
 
 def test_the_logged_model_has_a_signature_and_predicts(finished):

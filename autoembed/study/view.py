@@ -1,0 +1,68 @@
+"""How a study looks in MLflow: names of metrics, the columns and the order of its table, its description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoembed.study.leaderboard import Leaderboard
+
+PHASES = ("warm", "search", "refit", "teacher")
+# A view that MLflow's UI reads from a tag of the experiment, as its "Share" button writes one.
+KEY = "autoembed"
+SAVED_VIEW = f"mlflow.sharedViewState.{KEY}"
+
+
+def curve(name: str) -> str:
+    """The name in MLflow of what a trial reports for each epoch; the UI groups by what stands before the slash."""
+    phase, _, rest = name.partition("_")
+    return f"{phase}/{rest}" if phase in PHASES and rest else f"retrain/{name}"
+
+
+def saved_view(metric: str) -> str:
+    """The state of MLflow's table of runs that shows a study's trials, the best by `metric` first."""
+    other = "valid_logloss" if metric == "valid_auc" else "valid_auc"
+    metrics = [metric, other, "test_auc", "cost/bytes", "cost/embedding_bytes", "cost/latency_ms"]
+    columns = [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in ("arm", "state"))]
+    return json.dumps(
+        {
+            "orderByKey": f"metrics.`{metric}`",
+            "orderByAsc": metric == "valid_logloss",
+            "selectedColumns": columns,
+            "columnOrder": columns,
+        }
+    )
+
+
+def page(experiment: str, server: str = "") -> str:
+    """The address of a study's table of runs on a server."""
+    return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={KEY}"
+
+
+def description(board: Leaderboard, experiment: str, runs: Mapping[str, str], commands: Sequence[str]) -> str:
+    """A study's result in Markdown: the leaderboard, each trial linked to its run, and what to do next.
+
+    `runs` are the ids of the trials' runs.
+    """
+    metric = board.metric.replace("_", " ").replace("auc", "AUC")
+    lines = [
+        f"The best trial of each arm by {metric}; **{board.winner}** is the best of all.",
+        "",
+        "| arm | trial | valid AUC | test AUC | test logloss | embedding bytes | bytes | done/pruned/failed |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in board.rows:
+        counts = f"{row.done}/{row.pruned}/{row.failed}"
+        cells = ["-"] * 6
+        if row.trial is not None and row.valid is not None and row.test is not None:
+            link = f"[{row.trial}](#/experiments/{experiment}/runs/{runs[row.trial]})"
+            numbers = [f"{value:.4f}" for value in (row.valid.auc, row.test.auc, row.test.logloss)]
+            cells = [link, *numbers, *(_whole(value) for value in (row.embedding_bytes, row.bytes))]
+        name = f"**{row.arm}**" if row.trial == board.winner else row.arm
+        lines.append("| " + " | ".join([name, *cells, counts]) + " |")
+    return "\n".join([*lines, "", *(f"    {command}" for command in commands)])
+
+
+def _whole(value: Any) -> str:
+    return "-" if value is None else f"{value:,}"
