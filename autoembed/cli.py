@@ -355,17 +355,32 @@ def _separators(multi: list[str]) -> dict[str, str]:
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A ranking that `autoembed rank --out` wrote, or a table to rank.")],
+    first: Annotated[
+        Path, typer.Argument(help="A study's folder, a ranking that `autoembed rank --out` wrote, or a table to rank.")
+    ],
     second: Annotated[Path, typer.Argument(help="Another.")],
     label: Annotated[str, typer.Option(help="The label column of a table.")] = "label",
     depth: Annotated[float, typer.Option(help="p of the overlap: the first 1 / (1 - p) ranks weigh most.")] = 0.9,
     top: Annotated[int | None, typer.Option(help="Print only the largest moves.")] = None,
 ) -> None:
-    """Compare the order of columns in two tables: rank-biased overlap, 1 for the same order, and what moved."""
+    """Compare two studies arm by arm, or the order of columns in two tables.
+
+    Of tables it tells the rank-biased overlap, 1 for the same order, and what moved.
+    """
+    from autoembed.study.compared import is_study, show_compared
+    from autoembed.study.tables import stdout
+
+    studies = [path for path in (first, second) if is_study(path)]
+    if len(studies) == 2:
+        show_compared(stdout(), first, second)
+        return
+    if studies:
+        table = second if studies[0] == first else first
+        raise StudyError(f"compare needs two studies or two tables, but {studies[0]} is a study and {table} is none")
     from autoembed.ranking.ranking import Ranking, rank_table
     from autoembed.ranking.selection import compare as compared
     from autoembed.ranking.selection import rank_biased_overlap
-    from autoembed.study.report import show_moves, stdout
+    from autoembed.study.report import show_moves
 
     if not 0 < depth < 1:
         raise DataError(f"--depth must lie between 0 and 1, but got {depth:g}")
@@ -690,7 +705,13 @@ def _picked(path: Path, rule: str) -> str:
     from autoembed.study.run_dir import RunDir
 
     run = RunDir.existing(path)
-    return pareto.pick(pareto.of_run(run, SearchSpace.read(run.space))[1], rule).id
+    space = SearchSpace.read(run.space)
+    if space.objective.cost is None:
+        raise StudyError(
+            f"--pick goes by quality and cost, and {run.path} was searched for quality alone: add a cost to its "
+            "objective, such as {maximize: valid.auc, minimize: bytes}, or name a --trial"
+        )
+    return pareto.pick(pareto.of_run(run, space)[1], rule).id
 
 
 def _trial(run: RunDir, wanted: str | None) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
+
+from autoembed.study.tables import make_table, print_table
+from autoembed.study.tables import stdout as stdout
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,40 +31,10 @@ SHOWN = 5
 SHOWN_PAIRS = 20
 
 
-def stdout() -> Console:
-    """The console for results; wide where no terminal says how wide it is."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 120)))
-
-
-def _table(title: str, *columns: str, left: int = 1) -> Table:
-    """A table without lines, its first `left` columns flush left."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < left else "right", no_wrap=True, vertical="bottom")
-    return table
-
-
-def _print(console: Console, table: Table) -> None:
-    """Prints a table whole: where the terminal is too narrow, lines wrap, and no digit is cut off."""
-    options = console.options.update(max_width=1000)
-    for column in table.columns:  # once; left to itself, the table would measure every cell three times
-        cells = [column.header, *column.cells]
-        column.width = max(Measurement.get(console, options, cell).maximum for cell in cells)
-    console.width = max(console.width, Measurement.get(console, options, table).maximum)
-    console.print(table)
-
-
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     """Prints the arms with the winner by valid marked, planted beside found, failures, and the paths."""
     metric = board.metric.replace("_", " ").replace("auc", "AUC")
-    table = _table(
+    table = make_table(
         f"{run.name}: the best trial of each arm by {metric}",
         *(
             " ",
@@ -84,7 +52,7 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     for row in board.rows:
         won = row.trial == board.winner
         table.add_row("►" if won else "", row.arm, *_cells(row), style="bold green" if won else None)
-    _print(console, table)
+    print_table(console, table)
     if board.best_test_auc is not None:
         console.print(f"  No model can expect a test AUC above {board.best_test_auc:.4f} on these planted data.\n")
     _show_groups(console, board)
@@ -98,12 +66,12 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
 def show_sizes(console: Console, found: Sequence[tuple[TrialResult, Path]], title: str) -> None:
     """Prints what one search gave within each of several limits."""
     names = ("valid AUC", "valid logloss", "embedding\nparams", "all\nparams", "bytes")
-    table = _table(title, "bundle", *names)
+    table = make_table(title, "bundle", *names)
     for result, path in found:
         cost = result.cost
         cells = (f"{cost.embedding_parameters:,}", f"{cost.parameters:,}", f"{cost.bytes:,}")
         table.add_row(Text(str(path)), f"{result.valid.auc:.4f}", f"{result.valid.logloss:.4f}", *cells)
-    _print(console, table)
+    print_table(console, table)
 
 
 def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> None:
@@ -113,7 +81,7 @@ def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> N
     knee = pick(kept, "knee").id
     metric, cost = space.objective.metric.replace("_", " ").replace("auc", "AUC"), space.objective.cost or "bytes"
     names = ("trial", metric, cost, "embedding\nparams", "ms per\n1,000 rows")
-    table = _table(f"Pareto front of {metric} and {cost}", " ", *names, left=2)
+    table = make_table(f"Pareto front of {metric} and {cost}", " ", *names, left=2)
     for point in kept:
         result, own = point.trial.result, point.trial.id == knee
         cells = (f"{point.quality:.4f}", f"{point.cost:,.6g}" if cost == "latency_ms" else f"{point.cost:,.0f}")
@@ -122,7 +90,7 @@ def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> N
         table.add_row(
             "knee" if own else "", point.trial.id, *cells, parameters, f"{result.latency_ms:.2f}", style=style
         )
-    _print(console, table)
+    print_table(console, table)
     console.print("  export one: autoembed export RUN OUT --pick knee | 'smallest-within 0.001' | ID")
 
 
@@ -146,14 +114,14 @@ def _cells(row: Row) -> list[str]:
 def _show_groups(console: Console, board: Leaderboard) -> None:
     if not board.groups:
         return
-    table = _table(
+    table = make_table(
         f"Planted, and found by {board.rows[0].arm}",
         *("group", "columns\nplanted", "kept by\nranking", "embedding\nkept", "share of\nparameters"),
     )
     for group in board.groups:
         shares = (f"{group.kept_share:.1%}", f"{group.parameter_share:.1%}")
         table.add_row(group.name, str(group.planted), str(group.ranked), *shares)
-    _print(console, table)
+    print_table(console, table)
 
 
 def show_failures(console: Console, ended: list[Ended]) -> None:
@@ -180,7 +148,7 @@ def show_unfinished(console: Console, run: RunDir) -> None:
 
     space, ended, done = SearchSpace.read(run.space), run.ended(), run.trials()
     names = ("arm", "best trial so far", "valid\nAUC", "valid\nlogloss", "done", "pruned", "failed")
-    table = _table(f"{run.name}: not finished", *names, left=2)
+    table = make_table(f"{run.name}: not finished", *names, left=2)
     counts = Counter((trial.arm, trial.state) for trial in ended)
     for arm in dict.fromkeys(trial.arm for trial in ended):
         own = [trial for trial in eligible(done, space) if trial.arm == arm]
@@ -189,7 +157,7 @@ def show_unfinished(console: Console, run: RunDir) -> None:
         cells = (f"{valid.auc:.4f}", f"{valid.logloss:.4f}") if valid else ("-", "-")
         numbers = (str(counts[arm, state]) for state in ("done", "pruned", "failed"))
         table.add_row(arm, first.id if first else "-", *cells, *numbers)
-    _print(console, table)
+    print_table(console, table)
     show_failures(console, ended)
     console.print("  Go on with it: autoembed search SPACE --resume (and --name, if it has one)")
 
@@ -200,7 +168,7 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
 
     few = architecture.few_bits
     kept = "dims x bits kept per block,\nfrequent to rare" if few else "dims kept per block,\nfrequent to rare"
-    table = _table(title, "field", "values", kept, "parameters", "of full", "bytes")
+    table = make_table(title, "field", "values", kept, "parameters", "of full", "bytes")
     storage = architecture.storage if architecture.storage.kind == "sparse" else architecture.mixed()
     for field in architecture.fields:
         dims = " ".join(f"{len(b.dims)}x{b.bits}" if few and b.dims else str(len(b.dims)) for b in field.blocks)
@@ -209,7 +177,7 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
         table.add_row(
             Text(field.name), f"{field.cardinality:,}", dims, f"{field.entries:,}", f"{share:.0%}", f"{held:,}"
         )
-    _print(console, table)
+    print_table(console, table)
     show_clusters(console, architecture)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
     rounded = f", linear layers in {architecture.tower_bits} bits" if architecture.tower_bits < 32 else ""
@@ -229,7 +197,7 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
     z = {} if synergy is None else {(a, b): z for a, b, z in synergy.select("a", "b", "synergy_z").iter_rows()}
     counts = Counter(pair.choice for pair in architecture.pairs)
     title = f"{len(architecture.pairs)} pairs: " + ", ".join(f"{count} {choice}" for choice, count in counts.items())
-    table = _table(title, "column", "with", "choice", "synergy z", "crossed ids", "of pairs", "parameters", left=3)
+    table = make_table(title, "column", "with", "choice", "synergy z", "crossed ids", "of pairs", "parameters", left=3)
     colours = {"memorize": "dark_orange", "factorize": "blue"}
     for pair in architecture.built:
         crossed = pair.crossed * architecture.pair_dim if pair.choice == "memorize" else None
@@ -242,7 +210,7 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
             f"{pair.distinct:,}",
             "shared" if crossed is None else f"{crossed:,}",
         )
-    _print(console, table)
+    print_table(console, table)
     if factors := architecture.factors():
         rows = sum(factors.values())
         console.print(
@@ -265,12 +233,12 @@ def show_clusters(console: Console, architecture: Architecture) -> None:
         console.print(f"  an ensemble of {len(clusters)} such models, the mean of whose logits counts")
         return
     title = f"{len(clusters)} clusters: mean dims kept of a field's values"
-    table = _table(title, "field", *(f"cluster {number}" for number in range(1, len(clusters) + 1)))
+    table = make_table(title, "field", *(f"cluster {number}" for number in range(1, len(clusters) + 1)))
     for field in architecture.fields:
         kept = [{plan.name: plan.entries for plan in cluster.fields}.get(field.name) for cluster in clusters]
         cells = ("-" if entries is None else f"{entries / field.cardinality:.1f}" for entries in kept)
         table.add_row(Text(field.name), *cells)
-    _print(console, table)
+    print_table(console, table)
     reads = ", ".join(field.name for field in router.fields)
     console.print(f"  a row's cluster is found by {router.kind} from {reads}", soft_wrap=True)
 
@@ -299,7 +267,7 @@ def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None
     if ranking.stability is not None:
         firm = {name: f"{low}-{high}" for name, low, _, high in ranking.stability.iter_rows()}
     names = ["#", "column", "kind", "values", "coverage", "score, nats", "z", "of label", "MI", "by chance"]
-    out = _table(title, *names, *(["places on halves"] if firm else []), left=3)
+    out = make_table(title, *names, *(["places on halves"] if firm else []), left=3)
     table = ranking.table
     shown = table if top is None else table.head(top)
     for place, row in enumerate(shown.iter_rows(named=True), 1):
@@ -316,18 +284,18 @@ def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None
             f"{row['expected_mi']:.6f}",
             *([firm[row["feature"]]] if firm else []),
         )
-    _print(console, out)
+    print_table(console, out)
     if len(shown) < len(table):
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
 
 def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
     """Prints the fields of a model by what it takes from them."""
-    out = _table(title, "#", "field", "logloss rise", "se", "AUC fall", "se", "saliency", left=2)
+    out = make_table(title, "#", "field", "logloss rise", "se", "AUC fall", "se", "saliency", left=2)
     shown = table if top is None else table.head(top)
     for place, (name, *scores) in enumerate(shown.iter_rows(), 1):
         out.add_row(str(place), Text(name), *(f"{score:.5f}" for score in scores))
-    _print(console, out)
+    print_table(console, out)
     if len(shown) < len(table):
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
@@ -336,25 +304,25 @@ def show_findings(console: Console, found: Sequence[Finding]) -> None:
     """Prints what to know of the data, errors first; nothing if there is nothing."""
     if not found:
         return
-    out = _table("findings", "severity", "rule", "column", "advice", "value", left=4)
+    out = make_table("findings", "severity", "rule", "column", "advice", "value", left=4)
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for finding in found:
         severity = Text(finding.severity, style=colours[finding.severity])
         out.add_row(severity, finding.rule, Text(finding.column), finding.advice, f"{finding.value:.3g}")
-    _print(console, out)
+    print_table(console, out)
 
 
 def show_selected(console: Console, table: pl.DataFrame, title: str) -> None:
     """Prints columns in the order in which they were taken."""
-    out = _table(title, "#", "column", "gain, nats", "alone, nats", left=2)
+    out = make_table(title, "#", "column", "gain, nats", "alone, nats", left=2)
     for place, (name, gain, alone) in enumerate(table.iter_rows(), 1):
         out.add_row(str(place), Text(name), f"{gain:.6f}", f"{alone:.6f}")
-    _print(console, out)
+    print_table(console, out)
 
 
 def show_moves(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
     """Prints the places of columns in two rankings, the largest move first."""
-    out = _table(title, "column", "first", "second", "score", "score")
+    out = make_table(title, "column", "first", "second", "score", "score")
     for name, first, first_score, second, second_score in (
         table.head(top or len(table))
         .select("feature", "rank_first", "score_first", "rank_second", "score_second")
@@ -362,12 +330,12 @@ def show_moves(console: Console, table: pl.DataFrame, title: str, top: int | Non
     ):
         places = ("-" if place is None else str(place) for place in (first, second))
         out.add_row(Text(name), *places, *("-" if s is None else f"{s:.6f}" for s in (first_score, second_score)))
-    _print(console, out)
+    print_table(console, out)
 
 
 def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
     """Prints pairs, highest synergy first."""
-    out = _table(
+    out = make_table(
         title, "#", "column", "with", "cells", "synergy, nats", "z", "joint score", "z", "MI", "by chance", left=3
     )
     shown = table.head(top or SHOWN_PAIRS)
@@ -384,7 +352,7 @@ def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | Non
             f"{row['mi']:.6f}",
             f"{row['expected_mi']:.6f}",
         )
-    _print(console, out)
+    print_table(console, out)
     if len(shown) < len(table):
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
@@ -394,11 +362,11 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
     labels, sizes = curves.labels(), curves.plan.sizes
     metric = curves.metric.replace("_", " ").replace("auc", "AUC")
     title = f"{metric} within these bytes; seeds: {len(curves.seeds)}"
-    table = _table(title, "arm", *(f"{size:,}" for size in sizes))
+    table = make_table(title, "arm", *(f"{size:,}" for size in sizes))
     for arm, label in labels.items():
         means = [curves.mean(arm, size, curves.metric) for size in sizes]
         table.add_row(label, *("–" if mean is None else f"{mean:.4f}" for mean in means))
-    _print(console, table)
+    print_table(console, table)
     console.print(f"  written to {folder}/frontier.md, .png, .svg and .parquet", soft_wrap=True)
 
 
@@ -406,7 +374,7 @@ def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
     """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
     metric = found["metric"].replace("_", " ").replace("auc", "AUC")
     number = len(found["arms"][found["leader"]]["seeds"])
-    table = _table(
+    table = make_table(
         f"each arm's best trial retrained from fresh weights, mean ± sd of {number} seeds",
         *(
             "arm",
@@ -427,14 +395,14 @@ def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
         apart = ("", "") if gap is None else (f"{gap['mean']:.4f} ± {gap['sd']:.4f}", f"{gap['p']:.3f}")
         style = "bold green" if arm == found["leader"] else None
         table.add_row(arm, one["trial"], *cells, *apart, style=style)
-    _print(console, table)
+    print_table(console, table)
     console.print(f"  written to {path}", soft_wrap=True)
 
 
 def show_seeds(console: Console, rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
     """Prints a retraining over seeds with mean and standard deviation."""
     names = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
-    table = _table(
+    table = make_table(
         f"{summary['trial']}: its architecture retrained from fresh weights",
         *("seed", *(name.replace("_", "\n").replace("auc", "AUC") for name in names), "best\nepoch", "s"),
     )
@@ -444,5 +412,5 @@ def show_seeds(console: Console, rows: list[dict[str, Any]], summary: dict[str, 
     table.add_section()
     for what in ("mean", "sd"):
         table.add_row(what, *(f"{summary[what][name]:.4f}" for name in names), "", "", style="bold")
-    _print(console, table)
+    print_table(console, table)
     console.print(f"  written to {path}", soft_wrap=True)
