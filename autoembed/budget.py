@@ -73,6 +73,21 @@ def select(scores: Array, allowed: Array, sizes: Array, budget: int) -> Array:
     return mask
 
 
+def by_frequency(counts: Array, rows: Array, dim: int, temperature: float = 0.3) -> Array:
+    """The worth of each dim of a block, [S, dim], for widths that follow a power of the values' mean count.
+
+    Args:
+        counts: of each block's values together, int [S].
+        rows: values of each block, int [S].
+        dim: of the full width.
+        temperature: the power (Ginart et al., arXiv 1909.11810, sec. 3.3).
+    """
+    mean = np.maximum(counts / rows, 1e-9)
+    wish = (mean / mean.max()) ** temperature
+    # The rule opens dim d of a block once c * wish reaches d + 1/2: by falling worth, the largest c is found.
+    return np.asarray(wish[:, None] / (np.arange(dim) + 0.5))
+
+
 def take_in_order(scores: Array, order: Array, counts: Array, sizes: Array, budget: int) -> Array:
     """Kept dims bool [S, D]: each block's dims are taken in the block's own order, and the best next one goes first.
 

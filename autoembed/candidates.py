@@ -62,7 +62,7 @@ def offer(
     ensemble: Ensemble = ONE,
     narrow: Narrow = "kept",
 ) -> Offer:
-    """A net's own choice, retrained in the ways of its options, and the uniform rival that it must beat.
+    """A net's own choice, retrained in the ways of its options, and the simple rivals that it must beat.
 
     Each is the `ensemble` of what the net has found, and the limit holds all of its members. Narrow rows stay at their
     kept dims, or are projected. SpaceError if even the smallest answer takes too many bytes.
@@ -79,32 +79,29 @@ def offer(
         found.append(Candidate(architecture=own, recipe=net.config.inherit_train.of(train), start=start))
     if not inherits or net.config.retrain == "best":
         found.append(Candidate(architecture=own, recipe=train, like=start if sparse else None))
-    for rival in _rivals(net, find, own):
-        note = (
-            "retrained, the uniform architecture of the same cost is better on valid than its own choice: the answer "
-            "is uniform"
-        )
+    for rival, words in _rivals(net, find, own):
+        note = f"retrained, {words} within the same bytes is better on valid than its own choice: it is the answer"
         found.append(Candidate(architecture=rival, recipe=train, note=note))
     return Offer(limit=limit, candidates=tuple(found), notes=answer.notes)
 
 
-def _rivals(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> list[Architecture]:
-    """The uniform architectures within a limit, those of them that the net's options ask for and the limit holds."""
+def _rivals(net: Supernet, find: Callable[[Ask], Answer], own: Architecture) -> list[tuple[Architecture, str]]:
+    """Simple architectures within a limit, those of them that the net's options ask for and the limit holds."""
 
     def ask(rival: Callable[[int], Architecture | None], budget: int | None) -> Answer:
         found = None if budget is None else rival(budget)
         if found is None:
-            raise SpaceError("the limit holds no uniform architecture")
+            raise SpaceError("the limit holds no such architecture")
         return Answer(architecture=found)
 
-    found: list[Architecture] = []
-    for rival in net.rivals():
+    found: list[tuple[Architecture, str]] = []
+    for words, rival in net.rivals().items():
         try:
             one = find(tower.like(net, partial(ask, rival), own)).architecture
         except SpaceError:
             continue
-        if one not in (own, *found):
-            found.append(one)
+        if one not in (own, *(other for other, _ in found)):
+            found.append((one, words))
     return found
 
 

@@ -157,7 +157,7 @@ def test_the_uniform_rival_is_retrained_and_kept_where_it_is_better(planted_pair
     stage = {"method": "sensitivity", "warm_epochs": 1, "rounds": 0}
     result, _ = run(planted_pairs, stage, limit={"width": 2})
     assert len(set(result.architecture.block_bits().tolist())) == 1
-    assert any("the answer is uniform" in note for note in result.notes)
+    assert any("better on valid than its own choice: it is the answer" in note for note in result.notes)
     result, _ = run(planted_pairs, {**stage, "guard": "measured"}, limit={"width": 2})
     assert not result.notes
     assert all(name.startswith("noise") for name in result.architecture.names)

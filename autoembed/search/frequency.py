@@ -6,9 +6,9 @@ A search that does not beat it has relearned value frequency.
 
 from __future__ import annotations
 
-import numpy as np
 from pydantic import Field
 
+from autoembed.budget import by_frequency
 from autoembed.plans import Array
 from autoembed.search import supernet
 from autoembed.search.method import MethodConfig
@@ -25,7 +25,4 @@ class Supernet(supernet.Supernet):
     """Keeps round(c * count^temperature) dims of each block, with the largest c that the budget holds."""
 
     def scores(self) -> Array:
-        mean = np.maximum(self.block_counts / self.parent.block_rows(), 1e-9)
-        wish = (mean / mean.max()) ** self.config.temperature
-        # The rule opens dim d of a block once c * wish reaches d + 1/2: by falling score, the largest c is found.
-        return np.asarray(wish[:, None] / (np.arange(self.parent.dim) + 0.5))
+        return by_frequency(self.block_counts, self.parent.block_rows(), self.parent.dim, self.config.temperature)

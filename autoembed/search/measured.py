@@ -37,12 +37,14 @@ _MEMORY = 1 << 28  # bytes of estimates held at once
 class MeasuredConfig(WidthConfig):
     """Options of a method that chooses by loss. Blocks have one of these `precisions`, in bits.
 
-    `shrink` is how far the bytes fall between two measurements.
+    `shrink` is how far the bytes fall between two measurements. A move's rise of the loss is taken for `caution`
+    standard errors more than was measured.
     """
 
     guard: Literal["retrained", "measured", "none"] = "retrained"
     precisions: tuple[Bits, ...] = Field(default=(8, 4, 3, 2), min_length=1)
     shrink: float = Field(default=0.7, gt=0, lt=1)
+    caution: float = Field(default=1.0, ge=0)
 
 
 class Supernet(supernet.Supernet):
@@ -57,6 +59,11 @@ class Supernet(supernet.Supernet):
     def uniform(self, limit: int) -> Architecture | None:
         """The best of the uniform architectures in each of the precisions, by the loss on held-out rows."""
         found = [self.uniform_in(bits, limit) for bits in self.precisions()]
+        return min((one for one in found if one is not None), key=self.loss_of, default=None)
+
+    def frequent(self, limit: int) -> Architecture | None:
+        """Widths by frequency in the best of the precisions, by the loss on held-out rows."""
+        found = [self.frequent_in(bits, limit) for bits in self.precisions()]
         return min((one for one in found if one is not None), key=self.loss_of, default=None)
 
     def choose(self, limit: int | None) -> Architecture:
@@ -179,6 +186,7 @@ class Supernet(supernet.Supernet):
             labels.cpu().numpy(),
             torch.cat(changes).cpu().numpy(),
             torch.cat(blocks).cpu().numpy(),
+            caution=self.config.caution,
         )
 
     def _linear(

@@ -114,7 +114,8 @@ class WidthConfig(SearchConfig):
     every width, the second shows better which blocks nobody misses.
 
     `guard` compares the choice with the uniform architecture of the same cost, and takes that one where it is better:
-    by the supernet's loss on held-out rows ("measured"), or after that by both, retrained, on valid ("retrained").
+    by the supernet's loss on held-out rows ("measured"), or after that by both, retrained, on valid ("retrained"),
+    where widths by frequency are a rival as well.
     """
 
     retrain: Literal["inherit", "fresh", "best"] = "best"

@@ -43,10 +43,21 @@ class Estimate:
         changes: of the logits by each option of the block of each field's value, float [N, F, O].
         blocks: the block of each field's value, int [N, F].
         calibrate: whether the logits are scaled and shifted to fit the labels first.
+        caution: how many standard errors above its mean a rise is taken for when bytes are saved.
     """
 
-    def __init__(self, logits: Array, labels: Array, changes: Array, blocks: Array, *, calibrate: bool = True) -> None:
+    def __init__(
+        self,
+        logits: Array,
+        labels: Array,
+        changes: Array,
+        blocks: Array,
+        *,
+        calibrate: bool = True,
+        caution: float = 0.0,
+    ) -> None:
         self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
+        self.caution = caution
         self.calibrates, self.scale = calibrate, 1.0
         self.at: dict[int, tuple[Array, Array]] = {}
         changes = changes.astype(np.float32, copy=False)
@@ -75,6 +86,17 @@ class Estimate:
         if block not in self.at:
             return np.zeros(len(options))
         return np.asarray(self.row_rises(block, options).sum(axis=0, dtype=np.float64) / self.total)
+
+    def cautious(self, block: int, options: Array, errors: float) -> Array:
+        """The rise of the mean loss that a move may have: so many standard `errors` above the one that was measured.
+
+        A small block's rise is told from chance by few rows. Taken for its mean it would be cut for a handful of bytes,
+        and half of the moves that do no good look as if they did.
+        """
+        if block not in self.at:
+            return np.zeros(len(options))
+        rise = self.row_rises(block, options).astype(np.float64)
+        return np.asarray((rise.sum(axis=0) + errors * np.sqrt(np.square(rise).sum(axis=0))) / self.total)
 
     def row_rises(self, block: int, options: Array) -> Array:
         """The rise of the loss of each row that has a value of the block, float32 [N', O']."""
@@ -135,8 +157,7 @@ class Estimate:
                 able = able[:1] if close else able  # option 0 has no bytes
                 if not len(able):
                     continue
-                rise = self.row_rises(block, able).astype(np.float64)
-                least = (rise.sum(axis=0) + margin * np.sqrt(np.square(rise).sum(axis=0))) / self.total
+                least = self.cautious(block, able, margin)
                 best = min(best, (float(least.min()), block, int(able[least.argmin()])))
             _, block, option = best
             if block < 0:
@@ -153,8 +174,7 @@ class Estimate:
         able = np.flatnonzero(saved > 0)
         if not len(able):
             return float("inf"), -1
-        # A fall of the loss counts as no rise: it may be chance, and what hurts for certain has been pruned before.
-        price = np.maximum(self.rises(block, able), 0.0) / np.minimum(saved[able], max(needed, 1))
+        price = np.maximum(self.cautious(block, able, self.caution), 0.0) / np.minimum(saved[able], max(needed, 1))
         best = int(np.lexsort((saved[able], price))[0])
         return float(price[best]), int(able[best])
 

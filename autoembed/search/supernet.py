@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from autoembed import errors
 from autoembed.architecture import Architecture
-from autoembed.budget import first_order, select, take_in_order
+from autoembed.budget import by_frequency, first_order, select, take_in_order
 from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
 from autoembed.metrics import log_losses, scale_and_shift
@@ -263,15 +263,19 @@ class Supernet(nn.Module):
         )
         return Answer(architecture=rival, notes=(note,))
 
-    def rivals(self) -> list[Callable[[int], Architecture | None]]:
-        """The uniform architectures within a limit that are retrained beside the answer.
+    def rivals(self) -> dict[str, Callable[[int], Architecture | None]]:
+        """Simple architectures within a limit that are retrained beside the answer, under what they are called.
 
-        That is the one of `uniform`, and the one in the most bits: a supernet may misjudge how well a narrow model is
-        once it is trained alone.
+        These are the one of `uniform`, the uniform one in the most bits, and widths by frequency: a supernet may
+        misjudge how well a narrow model is once it is trained alone.
         """
         if not isinstance(self.config, WidthConfig) or self.config.guard != "retrained" or self.held is None:
-            return []
-        return [self.uniform, partial(self.uniform_in, None)]
+            return {}
+        return {
+            "the uniform architecture": self.uniform,
+            "the uniform architecture in the most bits": partial(self.uniform_in, None),
+            "the architecture with widths by frequency": self.frequent,
+        }
 
     def choose(self, limit: int | None) -> Architecture:
         """The method's own choice within `limit` bytes of embeddings, or by its threshold."""
@@ -336,6 +340,20 @@ class Supernet(nn.Module):
         ranked = allowed[:, order]
         kept = np.zeros_like(allowed)
         kept[:, order] = ranked & (ranked.cumsum(axis=1) <= width)
+        return self.parent_with(kept, self.block_bits(bits))
+
+    def frequent(self, limit: int) -> Architecture | None:
+        """Widths by how often a block's values occur, which the method's own choice is compared with."""
+        return self.frequent_in(None, limit)
+
+    def frequent_in(self, bits: int | None, limit: int) -> Architecture | None:
+        """Widths by frequency in at most so many bits; None if the limit does not hold one dim of each block."""
+        allowed, left, sizes = self.parent.mask(), self.left(limit), self.block_sizes(bits)
+        if int(sizes[:, 1].sum()) > left:
+            return None
+        order = np.argsort(~allowed if self.nested else -np.where(allowed, self.scores(), -1.0), axis=1, kind="stable")
+        worth = by_frequency(self.block_counts, self.parent.block_rows(), self.parent.dim)
+        kept = take_in_order(worth, order, allowed.sum(axis=1), sizes, left)
         return self.parent_with(kept, self.block_bits(bits))
 
     @contextmanager
