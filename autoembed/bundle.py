@@ -30,6 +30,7 @@ from autoembed import __version__
 from autoembed.architecture import Architecture, first_line
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
+from autoembed.data.values import col
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError
 from autoembed.nn.model import Model, build_model
@@ -84,7 +85,7 @@ class Bundle:
         model = self.model.to(where).eval()
         present = frame.lazy().collect_schema().names()
         needed = [name for name in self.vocabulary.columns if name in present]
-        lazy = clean(frame.lazy().select(needed), self.spec)
+        lazy = clean(frame.lazy().select(col(name) for name in needed), self.spec)
         if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
         scores = np.empty(0, dtype=np.float32)

@@ -23,6 +23,7 @@ from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
+from autoembed.data.values import col
 from autoembed.data.vocabulary import ENCODING, Counts, Ids, Progress, Vocabulary
 from autoembed.data.writer import LAYOUT, Labels, Writer
 from autoembed.errors import DataError
@@ -220,9 +221,9 @@ def data_changed(begun: Path, dataset: Dataset, before: str, encoding: int | Non
         encoding: the ENCODING then, None of a run that did not note it.
     """
     line = f"the data have changed since {begun} was begun (fingerprint {before}, now {dataset.fingerprint})"
-    if encoding != ENCODING and any(field.kind == "numeric" for field in dataset.schema.fields):
+    if encoding != ENCODING:
         then = f"{encoding}" if encoding else "an earlier one"
-        line += f", as this version has another rule for the bins of numeric columns (encoding {ENCODING}, then {then})"
+        line += f", as this version has other rules for what values are (encoding {ENCODING}, then {then})"
     return line
 
 
@@ -245,13 +246,14 @@ def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress) -> N
 
 def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
     """The rows of a split; DataError if there are none, or if they hold one class."""
-    counted = frame.group_by(label).agg(pl.len().alias("count")).collect(engine="streaming")
+    values = frame.select(col(label).alias("label"))
+    counted = values.group_by("label").agg(pl.len().alias("count")).collect(engine="streaming")
     rows = int(counted["count"].sum())
     if not rows:
         raise DataError(f"split {split} has no rows: change data.split or the files")
     if counted.height < 2:
         raise DataError(
-            f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted[label][0]}"
+            f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted['label'][0]}"
         )
     return rows
 

@@ -1,75 +1,127 @@
-"""Which files a `data:` section means: a file, a directory of splits or fragments, or a resource of a package."""
+"""Which files a `data:` section means: files, a directory of splits or fragments, a pattern, a package's resource."""
 
 from __future__ import annotations
 
+import glob
 import importlib.util
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autoembed.data.spec import SPLITS, DataSpec, Format, Split
 from autoembed.errors import DataError
 
-_EXTENSIONS: dict[str, Format] = {
+_KINDS: dict[str, Format] = {
     ".csv": "csv",
-    ".csv.gz": "csv",
-    ".csv.zst": "csv",
-    ".csv.zip": "csv",
     ".tsv": "csv",
-    ".tsv.gz": "csv",
-    ".tsv.zst": "csv",
-    ".tsv.zip": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".feather": "arrow",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
     ".libfm": "libfm",
     ".libsvm": "libfm",
     ".svm": "libfm",
 }
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_BY_MAGIC: dict[bytes, Format] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+_SHOWN = 5
+Where = str | Path | Sequence[str]
 
 
-def locate(spec: DataSpec, data: str | Path | None) -> dict[Split, list[Path]]:
-    """The files of each given split, in reading order; a single table stands under `train` alone.
+class Located(dict[Split, list[Path]]):
+    """The files of each given split, in reading order; `left` names what stands beside them and is no part of it."""
+
+    left: tuple[str, ...] = ()
+
+
+def locate(spec: DataSpec, data: Where | None) -> Located:
+    """The files of each given split; a single table stands under `train` alone.
 
     Raises DataError if there is no such file, or if a directory does not say which file is which.
     """
     where = data if data is not None else spec.path
     if where is None:
         raise DataError("no data: name a file or a directory with --data, or set data.path or data.planted")
-    path = _resource(str(where)) if str(where).startswith("package:") else Path(where).expanduser()
+    if not isinstance(where, (str, Path)):
+        return Located(train=[file for one in where for file in _named(Path(), one, spec)])
+    path = place(where)
     if not path.exists():
-        raise DataError(f"no such file or directory: {path} (give the place of the data with --data or data.path)")
+        found = _matching(str(path))
+        if found:
+            return Located(train=found)
+        raise DataError(f"no such file or directory: {where} (give the place of the data with --data or data.path)")
     if path.is_file():
         if spec.files:
             raise DataError(f"data.files names files inside a directory, but {path} is a file: give the directory")
-        return {"train": [path]}
+        return Located(train=[path])
     if spec.files:
         if "train" not in spec.files:
             raise DataError(f"data.files must name train, but names only {', '.join(spec.files)}")
-        return {split: _table(path / name) for split, name in spec.files.items()}
-    return _by_name(path)
+        return Located(
+            {
+                split: [
+                    file for one in ([named] if isinstance(named, str) else named) for file in _named(path, one, spec)
+                ]
+                for split, named in spec.files.items()
+            }
+        )
+    return _by_name(path, spec)
+
+
+def place(where: str | Path) -> Path:
+    """The path that a text names; DataError if it is an address of another machine."""
+    if "://" in str(where):
+        raise DataError(f"{where} is not supported: copy the data to this machine, or mount them, and name the path")
+    return _resource(str(where)) if str(where).startswith("package:") else Path(where).expanduser()
 
 
 def format_of(path: Path, spec: DataSpec) -> Format:
-    """The format of a file: as the spec says, or by its extension; DataError if neither tells."""
+    """The format of a file: as the spec says, by its extension or by its first bytes; DataError if none tells."""
     if spec.format != "auto":
         return spec.format
-    extension = _extension(path)
-    if extension is None:
-        known = ", ".join(sorted(_EXTENSIONS))
+    form = _format_by_name(path.name)
+    if form is None:
+        with path.open("rb") as file:
+            head = file.read(8)
+        form = next((found for magic, found in _BY_MAGIC.items() if head.startswith(magic)), None)
+    if form is None:
+        known = ", ".join(sorted(_KINDS))
         raise DataError(
-            f"cannot tell the format of {path.name}: set data.format to csv, parquet, libfm, criteo or avazu "
-            f"(known extensions: {known})"
+            f"cannot tell the format of {path.name}: set data.format (--set format=csv) to csv, parquet, arrow, jsonl, "
+            f"libfm, criteo or avazu, with data.separator if it is not a comma (known extensions: {known}, "
+            f"text also packed as {', '.join(PACKED)})"
         )
-    return _EXTENSIONS[extension]
+    return form
 
 
 def separator_of(path: Path, spec: DataSpec) -> str:
-    """A tab for .tsv files, the spec's separator for all others."""
-    extension = _extension(path) or ""
-    return "\t" if extension.startswith(".tsv") else spec.separator
+    """The separator of a file: a tab for .tsv unless the spec has another one than a comma, and a comma without one."""
+    if _unpacked(path.name).endswith(".tsv") and spec.separator in (None, ","):
+        return "\t"
+    return spec.separator or ","
 
 
-def _extension(path: Path) -> str | None:
-    name = path.name.lower()
-    return next((end for end in sorted(_EXTENSIONS, key=len, reverse=True) if name.endswith(end)), None)
+def _unpacked(name: str) -> str:
+    name = name.lower()
+    return name[: -len(end)] if (end := next((end for end in PACKED if name.endswith(end)), "")) else name
+
+
+def _format_by_name(name: str) -> Format | None:
+    """The format that a name's ends tell. A packed file is text, but a .zip of Parquet is Parquet."""
+    ends = Path(_unpacked(name)).suffix
+    if not ends and name.lower().endswith(".zip"):
+        return "csv"  # train.zip: one file of that format inside, which its reader checks
+    return _KINDS.get(ends)
 
 
 def _resource(where: str) -> Path:
@@ -86,36 +138,104 @@ def _resource(where: str) -> Path:
     return Path(next(iter(found.submodule_search_locations))) / inside
 
 
-def _table(path: Path) -> list[Path]:
-    """One file, or the Parquet fragments of a directory in the order of their names."""
+def _named(directory: Path, name: str, spec: DataSpec) -> list[Path]:
+    """The files of one name: a file, a directory of fragments, or a pattern."""
+    path = directory / place(name)
+    return _table(path, spec)[0] if path.exists() else _matching(str(path)) or _table(path, spec)[0]
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files that a pattern such as part-*.csv names, in the order of their names."""
+    if not any(sign in pattern for sign in "*?["):
+        return []
+    return [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+
+
+def _visible(directory: Path) -> tuple[list[Path], list[str]]:
+    """All files below a directory by name, and the leftovers that Spark, macOS and notebooks leave beside them."""
+    files, hidden = [], set()
+    for path in sorted(directory.rglob("*")):
+        parts = path.relative_to(directory).parts
+        out = next((part for part in parts if part.startswith(("_", ".")) and "=" not in part), None)
+        if out == "_delta_log":
+            raise DataError(
+                f"{directory} is a Delta table, whose files are not all in use: write it as Parquet or CSV first"
+            )
+        if out is not None:
+            hidden.add(out)
+        elif path.is_file():
+            files.append(path)
+    return files, sorted(hidden)
+
+
+def _table(path: Path, spec: DataSpec) -> tuple[list[Path], list[str]]:
+    """One file, or the fragments of a directory in the order of their names; and what is there beside them."""
     if path.is_file():
-        return [path]
+        return [path], []
     if not path.is_dir():
         raise DataError(f"no such file: {path}")
-    fragments = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".pq") and p.is_file())
-    if not fragments:
-        raise DataError(f"no Parquet files in {path}: a directory of fragments holds .parquet files")
-    return fragments
+    files, left = _visible(path)
+    if spec.format != "auto":
+        return files, left
+    kinds: dict[str, list[Path]] = {}
+    for file in files:
+        kinds.setdefault(_format_by_name(file.name) or "", []).append(file)
+    left += [str(file.relative_to(path)) for file in kinds.pop("", [])]
+    if len(kinds) > 1:
+        names = ", ".join(f"{form} ({own[0].name})" for form, own in kinds.items())
+        raise DataError(f"{path} holds files of more than one format, {names}: say which are meant under data.files")
+    if not kinds:
+        raise DataError(f"{path} holds no table: known extensions are {', '.join(sorted(_KINDS))} (or set data.format)")
+    return next(iter(kinds.values())), left
 
 
-def _by_name(directory: Path) -> dict[Split, list[Path]]:
-    """train.*, valid.* and test.* of a directory; if there are none, its Parquet files are fragments of one table."""
+def _by_name(directory: Path, spec: DataSpec) -> Located:
+    """train.*, valid.* and test.* of a directory; if there are none, its files are fragments of one table."""
     found: dict[Split, list[Path]] = {}
+    used: set[Path] = set()
+    hidden = []
+    children = sorted(directory.iterdir())
     for split in SPLITS:
-        matches = sorted(
-            p for p in directory.iterdir() if p.name == split or (p.name.startswith(f"{split}.") and p.is_file())
-        )
+        matches = [child for child in children if _split_of(child) == split]
         if len(matches) > 1:
             names = ", ".join(p.name for p in matches)
             raise DataError(f"{directory} has more than one {split} table ({names}): say which under data.files")
         if matches:
-            found[split] = _table(matches[0])
+            used.add(matches[0])
+            found[split], own = _table(matches[0], spec)
+            hidden += own
     if not found:
-        if not any(p.suffix in (".parquet", ".pq") for p in directory.rglob("*")):
-            raise DataError(
-                f"{directory} has no train.*, valid.*, test.* and no Parquet fragments: name its files under data.files"
-            )
-        return {"train": _table(directory)}
+        files, left = _table(directory, spec)
+        located = Located(train=files)
+        located.left = tuple(left)
+        return located
     if "train" not in found:
         raise DataError(f"{directory} has {', '.join(found)} but no train.*: name its files under data.files")
-    return found
+    located = Located(found)
+    located.left = (*hidden, *(child.name for child in children if child not in used))
+    return located
+
+
+def _split_of(path: Path) -> Split | None:
+    stem, _, rest = path.name.lower().partition(".")
+    return _SPLIT_NAMES.get(stem) if path.is_file() or not rest else None
+
+
+def partitions(files: Iterable[Path], root: Path) -> dict[Path, dict[str, str]]:
+    """What the folders `key=value` between a root and its files say, by file."""
+    return {
+        file: dict(part.split("=", 1) for part in file.relative_to(root).parts[:-1] if "=" in part) for file in files
+    }
+
+
+def told(located: Located, shown: int = _SHOWN) -> str:
+    """What was taken, in a sentence without its end: names of files, and what was left out."""
+    parts = []
+    for split, files in located.items():
+        name = files[0].name if len(files) == 1 else f"{len(files)} files"
+        parts.append(name if len(located) == 1 else f"{split} {name}")
+    line = ", ".join(parts)
+    if located.left:
+        names = ", ".join(located.left[:shown]) + (", ..." if len(located.left) > shown else "")
+        line += f" (left out: {names})"
+    return line

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import polars as pl
 
 from autoembed.data.spec import DataSpec, Split
-from autoembed.data.values import check_dtype, key
+from autoembed.data.values import check_dtype, col, key
 from autoembed.errors import DataError
 
-_ONES = {"1", "true"}
-_ZEROS = {"0", "false"}
+ONES = {"1", "true", "yes"}
+ZEROS = {"0", "false", "no"}
 _SHOWN = 5
 
 
@@ -25,35 +25,43 @@ def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     name = spec.label
     dtype = frames["train"].collect_schema()[name]
     check_dtype(name, dtype)
-    counted = pl.concat([frame.group_by(name).len().collect(engine="streaming") for frame in frames.values()])
-    counted = counted.with_columns(key(pl.col(name), dtype).alias("text"))
+    counted = pl.concat([_counted(frame, name) for frame in frames.values()])
+    counted = counted.with_columns(key(pl.col("value"), dtype).alias("text"))
     present = counted.drop_nulls("text")
-    rows = int(present["len"].sum())
-    missing = int(counted["len"].sum()) - rows
+    rows = int(present["rows"].sum())
+    missing = int(counted["rows"].sum()) - rows
     if missing and spec.missing_label == "error":
         raise DataError(f"label {name!r} is missing in {missing} rows: set data.missing_label: drop to leave them out")
     if rows < 2:
         raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
     # Rows are compared as they are stored, as this runs in every later pass: the text of each would be slow.
-    column = pl.when(pl.col(name).is_not_nan()).then(pl.col(name)) if dtype.is_float() else pl.col(name)
+    column = pl.when(col(name).is_not_nan()).then(col(name)) if dtype.is_float() else col(name)
+    if dtype == pl.String:
+        column = pl.when(~column.is_in(counted.filter(pl.col("text").is_null())["value"].drop_nulls())).then(column)
     if spec.above is not None:
         if present["text"].cast(pl.Float64, strict=False).null_count():
             raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")
         return column.cast(pl.Float64) > spec.above
-    ones = present.filter(pl.col("text").is_in(list(_ones(present, spec))))[name].unique()
+    ones = present.filter(pl.col("text").is_in(list(_ones(present, spec))))["value"].unique()
     return column.is_in(ones.to_list())
+
+
+def _counted(frame: pl.LazyFrame, name: str) -> pl.DataFrame:
+    """Each value of a column and its rows."""
+    values = frame.select(col(name).alias("value"))
+    return values.group_by("value").agg(pl.len().alias("rows")).collect(engine="streaming")
 
 
 def _ones(present: pl.DataFrame, spec: DataSpec) -> set[str]:
     """The texts of the values that count as 1."""
     values = set(present["text"])
     if spec.positive is None:
-        if not values <= _ONES | _ZEROS:
+        if not {value.lower() for value in values} <= ONES | ZEROS:
             raise DataError(
                 f"label {spec.label!r} must be 0 or 1, but has the values {_shown(present)}: "
                 "list the values that count as 1 under data.positive, or give a threshold as data.above"
             )
-        return _ONES
+        return {value for value in values if value.lower() in ONES}
     listed = pl.DataFrame({"value": [str(value) for value in spec.positive]})
     wanted = set(listed.select(key(pl.col("value"), pl.String())).to_series())
     if not wanted & values:

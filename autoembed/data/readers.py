@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from autoembed.data.files import format_of, locate
+from autoembed.data.files import Where, format_of, locate, told
 from autoembed.data.labels import label_of
 from autoembed.data.planted import LOGIT, planted
-from autoembed.data.scan import CRITEO_NUMERIC, scan, unreadable
+from autoembed.data.scan import CRITEO_NUMERIC, Tell, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
 from autoembed.data.splits import Part, split
-from autoembed.data.values import check_dtype, key
+from autoembed.data.times import typed_time
+from autoembed.data.values import MISSING, WHOLE, all_whole, check_dtype, col, is_measured, key
 from autoembed.errors import DataError
+
+_SHOWN = 8
 
 __all__ = ["DataSpec", "SplitSpec", "Table", "clean", "labelled", "read", "read_rows"]
 
@@ -27,12 +30,14 @@ __all__ = ["DataSpec", "SplitSpec", "Table", "clean", "labelled", "read", "read_
 class Table:
     """The parts of a table, its schema (cardinalities 0), and the truth of planted data.
 
-    The columns of every part are the fields, the time if there is one, and the label: 0, 1 or missing (Int8).
+    The columns of every part are the fields, the time if there is one, and the label: 0, 1 or missing (Int8). `notes`
+    say in sentences what was taken and what was guessed.
     """
 
     parts: list[Part]
     schema: FeatureSchema
     truth: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[Split, pl.LazyFrame]:
@@ -40,7 +45,7 @@ class Table:
         return {name: pl.concat([part.split(name) for part in self.parts]) for name in SPLITS}
 
 
-def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
+def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
     """Find, scan, label and split the data.
 
     Args:
@@ -52,6 +57,7 @@ def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
         DataError: whatever is wrong with the files, columns, label or split, in one line.
     """
     truth: dict[str, Any] | None = None
+    notes: list[str] = []
     if spec.planted is not None:
         if data is not None:
             raise DataError("the data is planted (data.planted), so --data must not be given")
@@ -60,28 +66,30 @@ def read(spec: DataSpec, data: str | Path | None, stage: Path) -> Table:
         frames = _same_columns({"train": frame.lazy()}, spec)
     else:
         files = locate(spec, data)
+        notes.append(f"read {told(files)}")
         spec = _with_defaults(spec, files["train"][0])
-        frames = _same_columns({name: _scan(paths, spec, stage) for name, paths in files.items()}, spec)
-    schema = _schema(frames["train"], spec)
-    frames = _typed_time(frames, spec)
+        frames = _same_columns({name: _scan(paths, spec, stage, notes.append) for name, paths in files.items()}, spec)
+    schema = _schema(frames["train"], spec, notes.append)
+    frames = typed_time(frames, spec)
     label = label_of(frames, spec).cast(pl.Int8).alias(spec.label)
     frames = {name: frame.with_columns(label) for name, frame in frames.items()}
-    table = Table(parts=split(frames, spec), schema=schema, truth=truth)
+    table = Table(parts=split(frames, spec), schema=schema, truth=truth, notes=tuple(notes))
     if truth is not None:
         truth["best_auc"] = {name: _auc(frame) for name, frame in table.splits.items()}
     columns = dict.fromkeys([*schema.names, *([schema.time] if schema.time else []), schema.label])
     return replace(table, parts=[part.select(*columns) for part in table.parts])
 
 
-def read_rows(spec: DataSpec, path: str | Path, stage: Path) -> pl.LazyFrame:
+def read_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line: None) -> pl.LazyFrame:
     """The columns of one file as `read` sees them, label or no label: for prediction on new rows.
 
     `stage` is as in `read`. DataError if `path` is a directory of several tables.
     """
     files = locate(spec.model_copy(update={"files": None, "planted": None}), path)
+    tell(f"read {told(files)}")
     if len(files) > 1:
         raise DataError(f"{path} holds the tables {', '.join(files)}: name the file of one of them")
-    return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage)
+    return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell)
 
 
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
@@ -103,8 +111,8 @@ def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
     return spec.model_copy(update=update)
 
 
-def _scan(paths: list[Path], spec: DataSpec, stage: Path) -> pl.LazyFrame:
-    frame = scan(paths, spec, stage)
+def _scan(paths: list[Path], spec: DataSpec, stage: Path, tell: Tell) -> pl.LazyFrame:
+    frame = scan(paths, spec, stage, tell)
     try:
         columns = frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -115,17 +123,19 @@ def _scan(paths: list[Path], spec: DataSpec, stage: Path) -> pl.LazyFrame:
 
 
 def clean(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
-    """Text stripped and null values missing as the spec says; a second time changes nothing."""
-    return frame.with_columns(_cleaned(pl.col(name), dtype, spec) for name, dtype in frame.collect_schema().items())
+    """Text stripped and null values missing as the spec says, bytes as text; a second time changes nothing."""
+    return frame.with_columns(_cleaned(col(name), dtype, spec) for name, dtype in frame.collect_schema().items())
 
 
 def _cleaned(column: pl.Expr, dtype: pl.DataType, spec: DataSpec) -> pl.Expr:
-    """Text columns stripped, with the null values missing; Categorical and Enum columns as text."""
-    if isinstance(dtype, (pl.Categorical, pl.Enum)):
+    """Text columns stripped; Categorical, Enum and Binary columns as text; the null values missing in any type."""
+    nulls = list(spec.null_values)
+    if isinstance(dtype, (pl.Categorical, pl.Enum, pl.Binary)):
         column = column.cast(pl.String)
     elif dtype != pl.String:
-        return column
-    nulls = list(spec.null_values)
+        if not nulls or dtype.is_nested():
+            return column
+        return pl.when(key(column, dtype).is_in(nulls)).then(None).otherwise(column).name.keep()
     if spec.strip:
         column = column.str.strip_chars()
         nulls.append("")
@@ -146,10 +156,17 @@ def _same_columns(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Spl
         raise _unknown(unknown, "drop", schemas["train"].names())
     return {
         given: frame.select(
-            key(pl.col(name), schemas[given][name]) if name in mixed else pl.col(name) for name in names
+            key(_truth(col(name), name, schemas, given), schemas[given][name]) if name in mixed else col(name)
+            for name in names
         )
         for given, frame in frames.items()
     }
+
+
+def _truth(column: pl.Expr, name: str, schemas: Mapping[Split, pl.Schema], given: Split) -> pl.Expr:
+    """A truth value as 0 or 1 where another table holds numbers: pandas makes floats of those with gaps."""
+    numbers = any(schema[name].is_numeric() for schema in schemas.values())
+    return column.cast(pl.Int8) if numbers and schemas[given][name] == pl.Boolean else column
 
 
 def _unknown(names: Sequence[str], where: str, known: Sequence[str]) -> DataError:
@@ -158,8 +175,12 @@ def _unknown(names: Sequence[str], where: str, known: Sequence[str]) -> DataErro
     )
 
 
-def _schema(train: pl.LazyFrame, spec: DataSpec) -> FeatureSchema:
-    """Fields and their kinds by the types of train; for text columns, by whether all values of train are fractions."""
+def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
+    """Fields and their kinds by the types of train, and where these leave it open by all values of train.
+
+    Text of which all values are numbers, and not all whole ones, is numeric; so are floats and decimals, unless all
+    are whole: then they are ids that a gap has turned into floats.
+    """
     types = train.collect_schema()
     wanted: dict[str, Sequence[str]] = {
         "categorical": spec.categorical,
@@ -171,7 +192,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec) -> FeatureSchema:
         if unknown:
             raise _unknown(unknown, where, types.names())
     if spec.label not in types:
-        raise DataError(f"there is no label column {spec.label!r}: set data.label to one of {', '.join(types.names())}")
+        raise no_label(spec.label, types.names(), "set data.label to one of")
     hidden = {spec.label, LOGIT} if spec.planted else {spec.label}
     if spec.time not in {*spec.categorical, *spec.numeric}:
         hidden.add(spec.time or spec.label)
@@ -182,14 +203,20 @@ def _schema(train: pl.LazyFrame, spec: DataSpec) -> FeatureSchema:
         check_dtype(name, types[name])
     open_ = [name for name in names if types[name] == pl.String and name not in {*spec.categorical, *spec.numeric}]
     texts = _fractions(train, () if spec.format in ("criteo", "avazu", "libfm") else open_)
+    floats = [name for name in names if is_measured(types[name]) and name not in {*spec.categorical, *spec.numeric}]
+    whole = _whole(train, {name: types[name] for name in floats})
+    if texts or set(floats) - whole:
+        measured = [name for name in names if name in texts or (name in floats and name not in whole)]
+        tell(f"numeric, as not all of their values are whole: {_some(measured)}")
+    if whole:
+        tell(f"categorical, though floats, as all of their values are whole: {_some([n for n in names if n in whole])}")
 
     def kind(name: str) -> Kind:
         if name in spec.numeric:
             return "numeric"
         if name in spec.categorical:
             return "categorical"
-        dtype = types[name]
-        measured = dtype.is_float() or dtype.is_decimal() or dtype == pl.Duration
+        measured = (is_measured(types[name]) and name not in whole) or types[name] == pl.Duration
         return "numeric" if measured or name in texts else "categorical"
 
     fields = tuple(Field(name=name, kind=kind(name)) for name in names)
@@ -202,9 +229,9 @@ def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
         return set()
     facts = frame.select(
         pl.struct(
-            pl.col(name).cast(pl.Float64, strict=False).is_not_null().sum().alias("numbers"),
-            pl.col(name).str.contains(r"^[-+]?\d+$").sum().alias("whole"),
-            pl.col(name).is_not_null().sum().alias("present"),
+            (col(name).cast(pl.Float64, strict=False).is_not_null() & ~col(name).is_in(MISSING)).sum().alias("numbers"),
+            col(name).str.contains(WHOLE).sum().alias("whole"),
+            (~col(name).is_in(MISSING)).sum().alias("present"),
         ).alias(name)
         for name in names
     ).collect(engine="streaming")
@@ -216,17 +243,26 @@ def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
     return found
 
 
-def _typed_time(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split, pl.LazyFrame]:
-    """The frames with a text time column as numbers if all of it is; text that sorts by time (ISO dates) stays."""
-    if spec.time is None or frames["train"].collect_schema()[spec.time] != pl.String:
-        return frames
-    time = pl.col(spec.time)
-    for dtype in (pl.Int64, pl.Float64):
-        cast = time.cast(dtype, strict=False)
-        wrong = pl.concat([frame.select((cast.is_null() & time.is_not_null()).sum()) for frame in frames.values()])
-        if wrong.collect(engine="streaming").sum().item() == 0:
-            return {name: frame.with_columns(cast) for name, frame in frames.items()}
-    return frames
+def _whole(frame: pl.LazyFrame, types: Mapping[str, pl.DataType]) -> set[str]:
+    """The columns of numbers that are whole throughout."""
+    if not types:
+        return set()
+    facts = frame.select(all_whole(col(name), dtype).alias(name) for name, dtype in types.items())
+    found = facts.collect(engine="streaming")
+    return {name for name in types if found[name][0]}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def no_label(label: str, names: Sequence[str], what: str) -> DataError:
+    """The error of a table without its label column, with a hint if the separator may be another."""
+    line = f"there is no label column {label!r}: {what} {', '.join(names)}"
+    inside = next((sign for sign in (";", "\t", "|", ",") if len(names) == 1 and sign in names[0]), None)
+    if inside is not None:
+        line += f" (it is one column: is the separator {inside!r}? Set data.separator, or --set separator={inside!r})"
+    return DataError(line)
 
 
 def _auc(frame: pl.LazyFrame) -> float:

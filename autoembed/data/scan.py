@@ -1,68 +1,145 @@
-"""One file of any known format as a LazyFrame: csv (plain, gz, zst, zip), parquet, libfm, criteo, avazu."""
+"""Files of any known format as one LazyFrame: csv, jsonl, parquet, arrow, libfm, criteo, avazu."""
 
 from __future__ import annotations
 
-import shutil
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 import polars as pl
+import polars.selectors as cs
 
 from autoembed.data.files import format_of, separator_of
+from autoembed.data.plain import plain_text
 from autoembed.data.spec import DataSpec
+from autoembed.data.values import key
 from autoembed.errors import DataError
 
 CRITEO_NUMERIC = tuple(f"I{i}" for i in range(1, 14))
-_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 CRITEO_COLUMNS = ("label", *CRITEO_NUMERIC, *(f"C{i}" for i in range(1, 27)))
+Tell = Callable[[str], None]
+_LINE = "line"
 
 
-def scan(paths: list[Path], spec: DataSpec, stage: Path) -> pl.LazyFrame:
-    """The raw columns of one table, lazily.
+def scan(paths: Sequence[Path], spec: DataSpec, stage: Path, tell: Tell = lambda line: None) -> pl.LazyFrame:
+    """The raw columns of one table, lazily; files of other columns or types than the first are told of.
 
     Text formats are converted to Parquet in `stage` once, in a stream, so that later passes read single columns; their
-    columns are text. Parquet is read in place.
+    columns are text. Parquet is read in place. Folders `key=value` right above a file are columns.
 
     Raises:
-        DataError: the file is corrupt, ragged or empty, or its columns are not as the spec says.
+        DataError: a file is corrupt, ragged or empty, or its columns are not as the spec says.
     """
-    first = paths[0]
-    form = format_of(first, spec)
-    try:
-        if form == "parquet":
-            return pl.scan_parquet(paths, glob=False, missing_columns="raise", extra_columns="ignore")
-        text = _text(first, spec, form, stage)
-        staged = stage / f"{first.name}.{len(list(stage.iterdir()))}.parquet"
-        text.sink_parquet(staged, compression="lz4", maintain_order=True, engine="streaming")
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        raise unreadable(first, error) from error
-    return pl.scan_parquet(staged, glob=False)
+    parts: dict[tuple[object, ...], list[Path]] = {}
+    schemas: dict[tuple[object, ...], pl.Schema] = {}
+    for path in paths:
+        form = format_of(path, spec)
+        keys = _partition(path)
+        try:
+            file = path if form == "parquet" else _staged(path, spec, form, keys, stage, tell)
+            schema = pl.Schema(pl.read_parquet_schema(file))
+        except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+            raise unreadable(path, error) from error
+        same = (tuple(schema.items()), tuple(keys) if form == "parquet" else ())
+        parts.setdefault(same, []).append(file)
+        schemas[same] = schema
+    frames = [_parquet(files, list(same[1])) for same, files in parts.items()]  # type: ignore[call-overload]
+    return frames[0] if len(frames) == 1 else _joined(frames, [files[0] for files in parts.values()], tell)
 
 
 def unreadable(path: Path | str, error: BaseException) -> DataError:
-    """The line for a file that cannot be read, with the first line of the reason."""
+    """The line for a file that cannot be read, with the first line of the reason and what may help."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return DataError(f"cannot read {path}: {reason}")
+    hint = ""
+    if isinstance(error, UnicodeDecodeError) or "utf-8" in reason.lower() or "utf8" in reason.lower():
+        hint = ": it is no UTF-8 text; name its encoding as data.encoding (--set encoding=latin-1)"
+    elif "found more fields" in reason:
+        hint = ": a line has more values than the header; is data.separator right?"
+    elif "could not parse" in reason and '"' in reason:
+        hint = ": if quotes are plain characters there, set data.quote: null (--set quote=null)"
+    return DataError(f"cannot read {path}: {reason}{hint}")
 
 
-def _text(path: Path, spec: DataSpec, form: str, stage: Path) -> pl.LazyFrame:
-    if path.name.lower().endswith(".zip"):
-        path = _unzipped(path, stage)
-    _check_magic(path)
+def _partition(path: Path) -> dict[str, str]:
+    """What the folders `key=value` right above a file say."""
+    found: dict[str, str] = {}
+    for folder in path.parents:
+        name, sign, value = folder.name.partition("=")
+        if not sign:
+            break
+        found = {name: unquote(value)} | found
+    return found
+
+
+def _parquet(files: list[Path], keys: list[str]) -> pl.LazyFrame:
+    """Files of one schema, with the columns that their folders say."""
+    if not keys:
+        return pl.scan_parquet(files, glob=False)
+    every = {name: pl.String() for name in dict.fromkeys(part.split("=")[0] for file in files for part in _keyed(file))}
+    frame = pl.scan_parquet(files, glob=False, hive_partitioning=True, hive_schema=every)
+    return frame.drop(cs.by_name(*(name for name in every if name not in keys), require_all=False))
+
+
+def _keyed(file: Path) -> list[str]:
+    return [part for part in file.parts[:-1] if "=" in part]
+
+
+def _joined(frames: list[pl.LazyFrame], firsts: list[Path], tell: Tell) -> pl.LazyFrame:
+    """Fragments of other columns or types as one table: what one lacks is missing there, what differs becomes text."""
+    schemas = [frame.collect_schema() for frame in frames]
+    names = list(dict.fromkeys(name for schema in schemas for name in schema.names()))
+    mixed = {name for name in names if len({str(schema[name]) for schema in schemas if name in schema}) > 1}
+    for name in names:
+        lacks = [first.name for first, schema in zip(firsts, schemas, strict=True) if name not in schema]
+        if lacks:
+            tell(f"column {name!r} is not in every file ({lacks[0]} lacks it): it is missing in their rows")
+    if mixed:
+        tell(f"columns of other types in other files are read as text: {', '.join(sorted(mixed))}")
+    whole = []
+    for frame, schema in zip(frames, schemas, strict=True):
+        columns = []
+        for name in names:
+            column = cs.by_name(name).as_expr() if name in schema else pl.lit(None).alias(name)
+            columns.append(key(column, schema[name]) if name in mixed and name in schema else column)
+        whole.append(frame.select(columns))
+    return pl.concat(whole, how="vertical_relaxed")
+
+
+def _staged(path: Path, spec: DataSpec, form: str, keys: dict[str, str], stage: Path, tell: Tell) -> Path:
+    """A file of another format as Parquet in `stage`."""
+    frame = _frame(path, spec, form, stage, tell)
+    if keys:
+        frame = frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items())
+    staged = stage / f"{len(list(stage.iterdir()))}.parquet"
+    frame.sink_parquet(staged, compression="lz4", maintain_order=True, engine="streaming")
+    return staged
+
+
+def _frame(path: Path, spec: DataSpec, form: str, stage: Path, tell: Tell) -> pl.LazyFrame:
+    if form == "arrow":
+        return pl.scan_ipc(path, glob=False)
+    path = plain_text(path, spec.encoding, stage, tell)
+    if form == "jsonl":
+        return pl.scan_ndjson(path, infer_schema_length=None)
     if form == "libfm":
         return _libfm(path, spec)
     if form == "criteo":
-        return _csv(path, "\t", CRITEO_COLUMNS)
+        return _csv(path, "\t", CRITEO_COLUMNS, None, tell)
     if form == "avazu":
-        return _avazu(_csv(path, ",", None))
-    return _csv(path, separator_of(path, spec), spec.columns)
+        return _avazu(_csv(path, ",", None, '"', tell))
+    return _csv(path, separator_of(path, spec), spec.columns, spec.quote, tell)
 
 
-def _csv(path: Path, separator: str, columns: Sequence[str] | None) -> pl.LazyFrame:
+def _csv(path: Path, separator: str, columns: Sequence[str] | None, quote: str | None, tell: Tell) -> pl.LazyFrame:
+    if quote == "auto":
+        quote = _quote(path, separator, columns is None, tell)
     # Every column as text: a type inferred from the first rows breaks on a later one, and 007 would become 7.
-    frame = pl.scan_csv(path, separator=separator, has_header=columns is None, infer_schema=False, glob=False)
+    frame = pl.scan_csv(
+        path, separator=separator, has_header=columns is None, infer_schema=False, glob=False, quote_char=quote
+    )
     names = frame.collect_schema().names()
+    _check_lines(path, frame, separator, names, quote, header=columns is None)
+    frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # lines that are blank
     if columns is None:
         twice = [name.removesuffix("_duplicated_0") for name in names if name.endswith("_duplicated_0")]
         if twice:
@@ -75,28 +152,68 @@ def _csv(path: Path, separator: str, columns: Sequence[str] | None) -> pl.LazyFr
     return frame.rename(dict(zip(names, columns, strict=True)))
 
 
-def _check_magic(path: Path) -> None:
-    """DataError if a .gz or .zst file is none: Polars would read it as plain text."""
-    magic = _MAGIC.get(path.suffix.lower())
-    if magic is not None:
-        with path.open("rb") as file:
-            if file.read(len(magic)) != magic:
-                raise DataError(f"cannot read {path}: it is no {path.suffix} file")
+def _lines(path: Path) -> pl.LazyFrame:
+    """The lines of a text file, null where they are blank."""
+    return pl.scan_csv(
+        path, separator="\x01", quote_char=None, has_header=False, infer_schema=False, new_columns=[_LINE], glob=False
+    )
 
 
-def _unzipped(path: Path, stage: Path) -> Path:
-    """The one file inside a zip, copied out in a stream."""
+def _quote(path: Path, separator: str, header: bool, tell: Tell) -> str | None:
+    """The quote of a file whose spec leaves it open: none where a quote would swallow lines and plain ones fit."""
+    line = pl.col(_LINE)
+    lines, quotes = (
+        _lines(path)
+        .select(line.count(), line.str.contains('"', literal=True).sum().alias("quotes"))
+        .collect(engine="streaming")
+        .row(0)
+    )
+    if not quotes:
+        return '"'
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith("__MACOSX")]
-            if len(members) != 1:
-                raise DataError(f"{path} must hold exactly one file, but holds {len(members)}")
-            out = stage / path.name[: -len(".zip")]
-            with archive.open(members[0]) as source, out.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise unreadable(path, error) from error
-    return out
+        rows = (
+            pl.scan_csv(path, separator=separator, has_header=header, infer_schema=False, glob=False)
+            .filter(~pl.all_horizontal(pl.all().is_null()))
+            .select(pl.len())
+            .collect(engine="streaming")
+            .item()
+        )
+    except pl.exceptions.PolarsError:
+        rows = -1
+    if rows == lines - header:
+        return '"'
+    separators = line.str.count_matches(separator, literal=True)
+    least, most = _lines(path).select(separators.min(), separators.max().alias("most")).collect().row(0)
+    if least == most and separator == "\t":
+        tell(f"{path.name} is read without quotes: each line has {most + 1} values, and a quote would swallow lines")
+        return None
+    lost = f"with quotes {rows:,} rows" if rows >= 0 else "a quote that nothing closes"
+    raise DataError(
+        f"{path} has {lines:,} lines and {lost}: set data.quote (--set) to '\"' if quoted values hold line breaks, or "
+        "to null if quotes are plain characters"
+    )
+
+
+def _check_lines(
+    path: Path, frame: pl.LazyFrame, separator: str, names: list[str], quote: str | None, *, header: bool
+) -> None:
+    """DataError if a line has fewer values than there are columns: they would be missing without a word."""
+    if len(names) < 2:
+        return
+    last = cs.by_name(names[-1]).as_expr()
+    if not frame.select(last.is_null().any()).collect(engine="streaming").item():
+        return  # a short line has no last value
+    text = pl.col(_LINE).str.replace_all(r'"[^"]*"', "") if quote == '"' else pl.col(_LINE)
+    counted = _lines(path).with_row_index("number", offset=1).filter(pl.col(_LINE).is_not_null())
+    values = text.str.count_matches(separator, literal=True) + 1
+    short = counted.filter(values < len(names), ~text.str.contains('"', literal=True) if quote == '"' else pl.lit(True))
+    found = short.select("number", values.alias("values")).head(1).collect(engine="streaming")
+    if found.height:
+        number, own = found.row(0)
+        raise DataError(
+            f"{path} line {number:,} has {own} values, but there are {len(names)} columns: mend the line, or take it "
+            "out (the file may have been cut off)"
+        )
 
 
 def _avazu(frame: pl.LazyFrame) -> pl.LazyFrame:

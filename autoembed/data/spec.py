@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,7 +14,7 @@ from autoembed.data.strict import StrictModel
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-Format = Literal["auto", "csv", "parquet", "libfm", "criteo", "avazu"]
+Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
 Cut = float | int | str
 
 
@@ -79,17 +80,22 @@ class Crosses(CrossSpec):
 class DataSpec(StrictModel):
     """The `data:` section: source, format, label, columns, split and vocabulary.
 
-    `path` is a file, a directory, or `package:NAME/path/in/it`, the resource of an installed package. The label is 0/1
-    (or false/true), or `positive` lists the values that count as 1, or `above` is the threshold that a 1 exceeds.
+    `path` is a file, a directory, a pattern such as part-*.csv, a list of these, or `package:NAME/path/in/it`, the
+    resource of an installed package. `quote` is what stands around values of CSV: with "auto" a double quote, unless it
+    would swallow lines. The label is 0/1 (or false/true, no/yes), or `positive` lists the values that count as 1, or
+    `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written, such as
+    "%m/%d/%Y".
     """
 
-    path: str | None = None
+    path: str | tuple[str, ...] | None = None
     planted: PlantedSpec | None = None
     format: Format = "auto"
-    files: dict[Split, str] | None = None
+    files: dict[Split, str | tuple[str, ...]] | None = None
     header: bool = True
     columns: tuple[str, ...] | None = None
-    separator: str = ","
+    separator: str | None = None
+    quote: Literal["auto", '"'] | None = "auto"
+    encoding: str = "utf-8"
     strip: bool = False
     null_values: tuple[str, ...] = ()
     label: str = "label"
@@ -97,6 +103,7 @@ class DataSpec(StrictModel):
     above: float | None = None
     missing_label: Literal["error", "drop"] = "error"
     time: str | None = None
+    time_format: str | None = None
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -104,6 +111,11 @@ class DataSpec(StrictModel):
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
     crosses: Crosses | None = None
+
+    def name(self, data: str | None = None) -> str:
+        """A short name of the data, `data` going before `path`."""
+        where = data or self.path or "planted"
+        return Path(where if isinstance(where, str) else where[0]).name
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:
@@ -117,7 +129,7 @@ class DataSpec(StrictModel):
             raise ValueError("a table without a header needs columns: the list of its column names")
         if self.header and self.columns is not None:
             raise ValueError("columns names the columns of a table without a header: set header: false with it")
-        if len(self.separator.encode()) != 1:
+        if self.separator is not None and len(self.separator.encode()) != 1:
             raise ValueError(f"separator must be one byte, but got {self.separator!r}")
         twice = sorted(set(self.categorical) & set(self.numeric))
         if twice:

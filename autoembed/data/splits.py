@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from autoembed.data.spec import SPLITS, Cut, DataSpec, Split, is_fraction
+from autoembed.data.times import check_sorts, cut_value
+from autoembed.data.values import col
 from autoembed.errors import DataError
 
-_CODE = "__split"
 _NONE = 255
 
 
@@ -29,7 +28,7 @@ class Part:
     code: pl.Expr | npt.NDArray[np.uint8]
 
     def select(self, *columns: str) -> Part:
-        return Part(frame=self.frame.select(*columns), code=self.code)
+        return Part(frame=self.frame.select(col(name) for name in columns), code=self.code)
 
     def rows(self) -> int:
         """The number of rows, whatever their split."""
@@ -39,8 +38,9 @@ class Part:
         """The rows of one split, in their order."""
         if isinstance(self.code, pl.Expr):
             return self.frame.filter(self.code == SPLITS.index(split))
-        coded = pl.concat([self.frame, pl.LazyFrame({_CODE: self.code})], how="horizontal")
-        return coded.filter(pl.col(_CODE) == SPLITS.index(split)).drop(_CODE)
+        code = _unused(self.frame)
+        coded = pl.concat([self.frame, pl.LazyFrame({code: self.code})], how="horizontal")
+        return coded.filter(pl.col(code) == SPLITS.index(split)).drop(code)
 
     def chunks(self, size: int) -> Iterator[tuple[pl.DataFrame, npt.NDArray[np.uint8]]]:
         """All rows and their codes, `size` at a time.
@@ -48,12 +48,21 @@ class Part:
         Slices, not `collect_batches`: that decodes Parquet far ahead of a slower consumer, so that its memory grows
         with the rows (pola-rs/polars issue 28569).
         """
+        name = _unused(self.frame)
         for start in range(0, self.rows(), size):
             if isinstance(self.code, pl.Expr):
-                chunk = self.frame.slice(start, size).with_columns(self.code.cast(pl.UInt8).alias(_CODE)).collect()
-                yield chunk.drop(_CODE), chunk[_CODE].to_numpy()
+                chunk = self.frame.slice(start, size).with_columns(self.code.cast(pl.UInt8).alias(name)).collect()
+                yield chunk.drop(name), chunk[name].to_numpy()
             else:
                 yield self.frame.slice(start, size).collect(), self.code[start : start + size]
+
+
+def _unused(frame: pl.LazyFrame) -> str:
+    """A name that no column has."""
+    names, name = frame.collect_schema(), "split"
+    while name in names:
+        name += "_"
+    return name
 
 
 def split(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> list[Part]:
@@ -97,7 +106,7 @@ def split(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> list[Part]:
 
 
 def _labelled(code: pl.Expr, spec: DataSpec) -> pl.Expr:
-    return pl.when(pl.col(spec.label).is_null()).then(_NONE).otherwise(code)
+    return pl.when(col(spec.label).is_null()).then(_NONE).otherwise(code)
 
 
 def _whole(frame: pl.LazyFrame, name: Split, spec: DataSpec) -> Part:
@@ -113,7 +122,7 @@ def _refuse(keys: set[str], why: str) -> None:
 
 
 def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> Part:
-    labelled = frame.select(pl.col(spec.label).is_not_null()).collect(engine="streaming").to_series().to_numpy()
+    labelled = frame.select(col(spec.label).is_not_null()).collect(engine="streaming").to_series().to_numpy()
     places = np.random.default_rng(spec.split.seed).permutation(np.flatnonzero(labelled))
     n_valid, n_test = round(len(places) * valid), round(len(places) * test)
     codes = np.where(labelled, 0, _NONE).astype(np.uint8)
@@ -124,19 +133,23 @@ def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -
 
 def _by_time(frames: list[pl.LazyFrame], spec: DataSpec, valid: Cut, test: Cut | None) -> list[Part]:
     assert spec.time is not None
-    time = pl.col(spec.time)
-    dtype = frames[0].collect_schema()[spec.time]
-    labelled = [frame.filter(pl.col(spec.label).is_not_null()) for frame in frames]
-    counted = [frame.group_by(time).len().collect(engine="streaming") for frame in labelled]
-    times = pl.concat(counted).group_by(time).agg(pl.col("len").sum()).sort(spec.time)
-    missing = int(times.filter(time.is_null())["len"].sum())
+    time = col(spec.time)
+    labelled = [frame.filter(col(spec.label).is_not_null()) for frame in frames]
+    check_sorts(labelled, spec.time)
+    counted = [
+        frame.select(time.alias("time")).group_by("time").agg(pl.len().alias("len")).collect(engine="streaming")
+        for frame in labelled
+    ]
+    times = pl.concat(counted).group_by("time").agg(pl.col("len").sum()).sort("time")
+    missing = int(times.filter(pl.col("time").is_null())["len"].sum())
     if missing:
         raise DataError(f"time column {spec.time!r} must have no missing values, but {missing} rows have none")
     if is_fraction(valid):
         assert test is None or isinstance(test, float)
         first_valid, first_test = _fractions(times, spec.time, float(valid), test)
     else:
-        first_valid, first_test = _literal(valid, dtype, spec.time), _literal(test, dtype, spec.time)
+        first_valid = cut_value(valid, frames, spec)
+        first_test = None if test is None else cut_value(test, frames, spec)
     code = pl.when(time >= first_valid).then(1).otherwise(0)
     if first_test is not None:
         code = pl.when(time >= first_test).then(2).otherwise(code)
@@ -160,29 +173,6 @@ def _fractions(times: pl.DataFrame, name: str, valid: float, test: float | None)
             f"time column {name!r} has {len(times)} distinct times, too few for this split: "
             "give cut values or by: random"
         )
-    column = times[name]
+    column = times["time"]
     cut = pl.lit(column[at_valid], dtype=column.dtype)
     return cut, None if at_test is None else pl.lit(column[at_test], dtype=column.dtype)
-
-
-def _literal(cut: Cut | None, dtype: pl.DataType, name: str) -> Any:
-    """A cut value in the type of the time column; DataError if it cannot be."""
-    if cut is None:
-        return None
-    try:
-        if dtype.is_numeric():
-            if isinstance(cut, str):
-                cut = int(cut) if cut.lstrip("-").isdigit() else float(cut)
-            return pl.lit(cut)
-        if dtype == pl.Date:
-            return pl.lit(dt.date.fromisoformat(str(cut)))
-        if isinstance(dtype, pl.Datetime):
-            moment = dt.datetime.fromisoformat(str(cut))
-            if moment.tzinfo is None and dtype.time_zone is not None:
-                return pl.lit(moment).dt.replace_time_zone(dtype.time_zone).cast(dtype)
-            return pl.lit(moment).cast(dtype)
-        if dtype == pl.String:
-            return pl.lit(str(cut))
-    except ValueError:
-        raise DataError(f"a cut of time column {name!r} must be of its type {dtype}, but got {cut!r}") from None
-    raise DataError(f"time column {name!r} must hold numbers, dates or text, but its type is {dtype}")

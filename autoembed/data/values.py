@@ -3,48 +3,90 @@
 from __future__ import annotations
 
 import polars as pl
+import polars.selectors as cs
 
 from autoembed.errors import DataError
 
 _EXACT = 2.0**53
-_NESTED = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary)
+_NESTED = (pl.List, pl.Array, pl.Struct, pl.Object)
+# Texts that mean that there is no value: what pandas writes for NaN, and nothing at all.
+MISSING = ("", "nan", "NaN")
+WHOLE = r"^[-+]?\d+(\.0+)?$"
+_TRUTH = {"True": "true", "False": "false", "TRUE": "true", "FALSE": "false"}
+
+
+def col(name: str) -> pl.Expr:
+    """The column of this very name: `pl.col` takes names such as * or ^x$ for patterns."""
+    if name == "*" or (name.startswith("^") and name.endswith("$")):
+        return cs.by_name(name).as_expr()
+    return pl.col(name)
 
 
 def tidy(text: pl.Expr) -> pl.Expr:
-    """Text that names a whole number or a truth value, written in one way: '2.0' is '2' and 'True' is 'true'."""
-    return text.str.replace(r"^(-?\d+)\.0+$", "${1}").replace({"True": "true", "False": "false"})
+    """Text that names a whole number or a truth value, written in one way: '2.0' is '2', 'True' is 'true', '' null."""
+    return text.str.replace(r"^(-?\d+)\.0+$", "${1}").replace({**_TRUTH, **dict.fromkeys(MISSING)})
 
 
 def as_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """The values of a column as text, untidied for text itself; NaN becomes missing and 2.0 becomes '2'."""
+    """The values of a column as text, untidied for text itself; NaN becomes missing, 2.0 '2' and decimal 1.50 '1.5'.
+
+    Moments are told to the microsecond, with a zone in UTC, so that no unit and no zone changes them.
+    """
     if dtype.is_float():
         whole = (column == column.round()) & (column.abs() < _EXACT)
         number = (
             pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(column.cast(pl.String))
         )
         return pl.when(column.is_not_nan()).then(number)
+    if dtype.is_decimal():
+        return column.cast(pl.String).str.replace(r"(\.\d*?)0+$", "${1}").str.replace(r"\.$", "")
+    if dtype.is_temporal():
+        return in_one_unit(column, dtype).cast(pl.String)
     return column.cast(pl.String)
 
 
+def in_one_unit(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Moments and durations in microseconds, moments of a zone in UTC; other columns as they are."""
+    if isinstance(dtype, pl.Datetime):
+        column = column.cast(pl.Datetime("us", dtype.time_zone))
+        return column.dt.convert_time_zone("UTC") if dtype.time_zone else column
+    return column.cast(pl.Duration("us")) if isinstance(dtype, pl.Duration) else column
+
+
 def key(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """The text that identifies a value: equal for 2, 2.0, '2' and '2.0'; null for missing and NaN."""
+    """The text that identifies a value: equal for 2, 2.0, '2' and '2.0'; null for missing, NaN, '' and 'nan'."""
     text = as_text(column, dtype)
     return text if dtype.is_integer() else tidy(text)
 
 
 def check_dtype(name: str, dtype: pl.DataType) -> None:
-    """DataError if a column holds lists, structs or bytes, which have no one value per row."""
+    """DataError if a column holds lists or structs, which have no one value per row."""
     if isinstance(dtype, _NESTED):
         raise DataError(f"column {name!r} must hold one value per row, but its type is {dtype}: list it under drop")
 
 
+def is_measured(dtype: pl.DataType) -> bool:
+    """Whether a type holds numbers that need not be whole."""
+    return dtype.is_float() or dtype.is_decimal()
+
+
+def all_whole(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Whether all values of a column of numbers are whole, as ids are that a gap turned into floats."""
+    values = column.cast(pl.Float64)
+    values = values.fill_nan(None) if dtype.is_float() else values
+    return ((values == values.round()) & (values.abs() < _EXACT)).all() & values.is_not_null().any()
+
+
 def numbers(column: pl.Series) -> pl.Series:
-    """The column as Float64 with NaN as missing; DataError with the first value that is no number."""
+    """The column as Float64, NaN missing, moments in microseconds; DataError with the first value that is no number."""
     if column.dtype.is_temporal():
-        values = column.to_physical().cast(pl.Float64)
+        one = column.to_frame("x").select(in_one_unit(pl.col("x"), column.dtype)).to_series()
+        values = one.to_physical().cast(pl.Float64)
     else:
         values = column.cast(pl.Float64, strict=False)
         wrong = values.is_null() & column.is_not_null()
+        if wrong.any() and column.dtype == pl.String:
+            wrong &= ~column.is_in(MISSING)
         if wrong.any():
             first = column.filter(wrong).first()
             raise DataError(

@@ -15,7 +15,7 @@ import polars as pl
 from autoembed.data.bins import upper_bounds
 from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name_of
 from autoembed.data.schema import Cross, FeatureSchema, Kind
-from autoembed.data.values import as_text, key, numbers, tidy
+from autoembed.data.values import as_text, col, key, numbers, tidy
 from autoembed.errors import DataError
 
 Ids = npt.NDArray[np.int32]
@@ -32,7 +32,8 @@ _COLUMNS = {
 }
 _CROSSES = "autoembed.crosses"
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
-ENCODING = 3
+ENCODING = 4
+_TRUTH = {"1": "true", "0": "false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +81,11 @@ class Vocabulary:
         for done, field in enumerate(schema.fields):
             if progress:
                 progress("vocabulary", done, len(schema.fields))
-            rows = [pl.len().cast(pl.Int64).alias("count")]
+            values, rows = [col(field.name).alias("value")], [pl.len().cast(pl.Int64).alias("count")]
             if field.kind == "numeric":
-                rows.append(pl.col(schema.label).cast(pl.Int64).sum().alias("clicks"))
-            counted = frame.group_by(field.name).agg(rows).collect(engine="streaming")
+                values.append(col(schema.label).cast(pl.Int64).alias("clicks"))
+                rows.append(pl.col("clicks").sum())
+            counted = frame.select(values).group_by("value").agg(rows).collect(engine="streaming")
             fit = _fit_numeric if field.kind == "numeric" else _fit_categorical
             columns[field.name] = fit(counted, field.name, min_count, bins)
         return cls(columns)
@@ -194,7 +196,7 @@ class Vocabulary:
 
 
 def _fit_categorical(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
-    value = key(pl.col(name), counted.schema[name]).alias("value")
+    value = key(pl.col("value"), counted.schema["value"])
     merged = counted.select(value, "count").group_by("value").agg(pl.col("count").sum().cast(pl.Int64))
     ranked = merged.sort(["count", "value"], descending=[True, False], nulls_last=True)
     frequent = ranked.filter(pl.col("count") >= min_count)
@@ -218,7 +220,7 @@ def _categorical(values: pl.Series, counts: Counts) -> _Column:
 
 def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
     merged = (
-        counted.select(numbers(counted[name]).alias("value"), "count", "clicks")
+        counted.select(numbers(counted["value"].alias(name)).alias("value"), "count", "clicks")
         .group_by("value")
         .agg(pl.col("count", "clicks").sum())
         .sort("value", nulls_last=True)
@@ -251,14 +253,20 @@ def _encode_numeric(series: pl.Series, column: _Column) -> Ids:
 
 
 def _encode_categorical(series: pl.Series, column: _Column, enum: pl.Enum) -> Ids:
-    text = series.to_frame().select(as_text(pl.col(series.name), series.dtype)).to_series()
+    text = series.to_frame("x").select(as_text(pl.col("x"), series.dtype)).to_series()
+    known = set(column.known) if len(column.known) <= len(_TRUTH) else set()
+    if series.dtype == pl.Boolean and "true" not in known and "false" not in known:
+        text = text.replace({truth: number for number, truth in _TRUTH.items()})  # train has 0 and 1
+    elif known and known <= set(_TRUTH.values()):
+        text = text.replace(_TRUTH)
     places = text.cast(enum, strict=False).to_physical()
     if not series.dtype.is_integer():
         # Tidying every value would take five times as long as the cast: do it where the text as it stands is unknown.
         strange = (places.is_null() & text.is_not_null()).arg_true()
         if len(strange):
-            tidied = text.gather(strange).to_frame().select(tidy(pl.col(series.name))).to_series()
+            tidied = text.gather(strange).to_frame("x").select(tidy(pl.col("x"))).to_series()
             places = places.scatter(strange, tidied.cast(enum, strict=False).to_physical())
+            text = text.scatter(strange, tidied)
     ids: Ids = column.lookup[places.fill_null(len(column.ids)).to_numpy()]
     if column.missing:
         ids[text.is_null().to_numpy()] = column.missing

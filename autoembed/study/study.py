@@ -220,7 +220,7 @@ def _facts(
     space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str], pairs: list[list[str]]
 ) -> dict[str, Any]:
     return {
-        "name": Path(data or space.data.path or "planted").name,
+        "name": space.data.name(data),
         "fingerprint": dataset.fingerprint,
         "encoding": ENCODING,
         "data": _absolute(data),

@@ -90,9 +90,10 @@ def check(job: Job) -> None:
     require_path(job.runs)
     if not job.runs.is_absolute():
         raise StudyError(f"--runs must be an absolute path that all nodes of the cluster share, but got {job.runs}")
-    data = job.options.get("--data") or space.data.path
-    if data and not data.startswith("package:") and not Path(data).is_absolute():
-        raise StudyError(f"--data must be an absolute path that the cluster sees, but got {data}")
+    given = job.options.get("--data") or space.data.path or ()
+    for data in (given,) if isinstance(given, str) else given:
+        if not data.startswith("package:") and not Path(data).is_absolute():
+            raise StudyError(f"--data must be an absolute path that the cluster sees, but got {data}")
     for module in job.modules:
         if not module.exists():
             raise StudyError(f"--module must name a Python file's or package's folder, but {module} does not exist")
