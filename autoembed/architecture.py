@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
 
 from autoembed.data.schema import FeatureSchema
-from autoembed.errors import BundleError, SpaceError
+from autoembed.errors import BundleError, SpaceError, first_line
 from autoembed.plans import (
     Array,
     Bits,
@@ -392,12 +392,3 @@ class Architecture(Frozen):
             raise BundleError(f"cannot read the architecture {path}: {error.strerror}") from None
         except (ValueError, ValidationError) as error:
             raise BundleError(f"{path} is not a valid architecture: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first rule broken, in one line, of a pydantic or JSON error."""
-    if isinstance(error, ValidationError):
-        detail = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in detail["loc"]) or "the file"
-        return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
-    return str(error).splitlines()[0]

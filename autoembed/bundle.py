@@ -27,12 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
-from autoembed.architecture import Architecture, first_line
+from autoembed.architecture import Architecture
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.values import col
 from autoembed.data.vocabulary import Vocabulary
-from autoembed.errors import AutoembedError, BundleError
+from autoembed.errors import AutoembedError, BundleError, DataError, first_line
 from autoembed.nn.model import Model, build_model
 from autoembed.plans import Array
 from autoembed.training import pick_device
@@ -74,18 +74,32 @@ class Bundle:
     spec: DataSpec
     manifest: Manifest
 
-    @torch.no_grad()
-    def predict(self, frame: pl.DataFrame | pl.LazyFrame, *, batch: int = 16384, device: str = "auto") -> Array:
+    def predict(self, frame: Any, *, batch: int = 16384, device: str = "auto") -> Array:
         """Click probabilities of raw rows, float32 [N], in the order of the rows.
 
-        The label need not be there, further columns are ignored, and a value that train did not know scores as unknown.
-        DataError names a missing column.
+        `frame` is of Polars, eager or lazy, or of pandas. The label need not be there, further columns are ignored, and
+        a value that train did not know scores as unknown. DataError names a missing column.
         """
+        return self.score(frame, batch=batch, device=device)[0]
+
+    def coverage(self, frame: Any) -> pl.DataFrame:
+        """How well a table's values are known: a row for each field with shares of rows, beside those of train.
+
+        Columns: field, unknown (values that train did not have, or too rarely), missing, train_unknown, train_missing.
+        """
+        return self.score(frame)[1]
+
+    @torch.no_grad()
+    def score(self, frame: Any, *, batch: int = 16384, device: str = "auto") -> tuple[Array, pl.DataFrame]:
+        """What `predict` gives, and what `coverage` does, of one pass over the rows."""
         where = pick_device(device)
         model = self.model.to(where).eval()
-        present = frame.lazy().collect_schema().names()
+        rows_of = _lazy(frame)
+        present = rows_of.collect_schema().names()
         needed = [name for name in self.vocabulary.columns if name in present]
-        lazy = clean(frame.lazy().select(col(name) for name in needed), self.spec)
+        lazy = clean(rows_of.select(col(name) for name in needed), self.spec)
+        missing = np.array([self.vocabulary.missing(name) if name in needed else 0 for name in self.vocabulary.names])
+        counted = np.zeros((2, len(missing)), dtype=np.int64)
         if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
         scores = np.empty(0, dtype=np.float32)
@@ -93,11 +107,32 @@ class Bundle:
             place = len(scores)
             # In place: many small arrays, joined at the end, would hold three times their size in a torn heap.
             scores.resize(place + rows.height, refcheck=False)
-            ids = torch.from_numpy(self.vocabulary.encode(rows)).to(where)
+            encoded = self.vocabulary.encode(rows)
+            counted[0] += (encoded == 0).sum(axis=0)
+            counted[1] += ((encoded == missing) & (missing > 0)).sum(axis=0)
+            counted[1, missing == 0] += _missing(rows, self.vocabulary.names)[missing == 0]
+            ids = torch.from_numpy(encoded).to(where)
             for start in range(0, rows.height, batch):
                 part = torch.sigmoid(model(ids[start : start + batch])).float().cpu().numpy()
                 scores[place + start : place + start + len(part)] = part
-        return scores
+        return scores, self._shares(counted, max(len(scores), 1))
+
+    def _shares(self, counted: Array, rows: int) -> pl.DataFrame:
+        """The frame of `coverage` from the rows of unknown and of missing values of each field, int [2, F]."""
+        table = []
+        for place, name in enumerate(self.vocabulary.names):
+            if name not in self.vocabulary.columns:
+                continue
+            counts, at = self.vocabulary.counts(name), self.vocabulary.missing(name)
+            total = max(int(counts.sum()), 1)
+            # Without an id of its own, a missing value is one of the unknown ones: it is told as missing alone.
+            unknown = counted[0, place] - (counted[1, place] if at == 0 else 0)
+            shares = (unknown / rows, counted[1, place] / rows, counts[0] / total, counts[at] / total if at else 0.0)
+            table.append((name, *map(float, shares)))
+        names = ("field", "unknown", "missing", "train_unknown", "train_missing")
+        return pl.DataFrame(
+            table, schema={name: pl.Float64 if place else pl.String for place, name in enumerate(names)}, orient="row"
+        )
 
     def example(self) -> pl.DataFrame:
         """One raw row of every field's most frequent value, to show what a table must hold."""
@@ -192,6 +227,34 @@ def load_bundle(path: str | Path) -> Bundle:
         spec=spec,
         manifest=manifest,
     )
+
+
+def _lazy(frame: Any) -> pl.LazyFrame:
+    """A frame of Polars, eager or lazy, or of pandas, lazily; a pandas column of mixed kinds is text."""
+    if isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
+        return frame.lazy()
+    if not hasattr(frame, "columns") or not hasattr(frame, "dtypes"):
+        raise DataError(f"rows must be a Polars or pandas frame, but got {type(frame).__name__}")
+    columns: dict[str, pl.Series] = {}
+    for place, name in enumerate(frame.columns):
+        column = frame.iloc[:, place]
+        try:
+            columns[str(name)] = pl.Series(pl.from_pandas(column))
+        except (pl.exceptions.PolarsError, ValueError, TypeError):  # ArrowInvalid is a ValueError
+            gone = column.isna().tolist()
+            texts = [None if lost else str(value) for value, lost in zip(column.tolist(), gone, strict=True)]
+            columns[str(name)] = pl.Series(texts, dtype=pl.String)
+    return pl.DataFrame(columns).lazy()
+
+
+def _missing(rows: pl.DataFrame, names: tuple[str, ...]) -> Array:
+    """How many rows of each column have no value, 0 of a column that is not there: int [F]."""
+    found = [0 if name not in rows.columns else _gone(rows[name]) for name in names]
+    return np.array(found, dtype=np.int64)
+
+
+def _gone(column: pl.Series) -> int:
+    return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 
 def _chunks(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 
 from autoembed import __version__
 from autoembed.errors import AutoembedError, DataError, StudyError
+from autoembed.writing import beside
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from autoembed.architecture import Architecture
     from autoembed.data.dataset import Dataset
-    from autoembed.data.spec import DataSpec
     from autoembed.space import SearchSpace
     from autoembed.study.leaderboard import Leaderboard
     from autoembed.study.progress import Bar
@@ -43,6 +42,10 @@ Data = Annotated[str | None, typer.Option(help="File or directory with the data;
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The id that `autoembed submit` printed.")]
 Server = Annotated[
     str, typer.Option(help="The Ray dashboard's address, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE of a space's data section, such as separator=';' or format=csv; repeatable."),
 ]
 Which = Annotated[str | None, typer.Option(help="A trial's id, or an arm for its best; the study's best by default.")]
 
@@ -232,6 +235,7 @@ def rank(
     out: Annotated[Path | None, typer.Option(help="Write the ranking as Parquet.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="Write the ranking as one HTML page.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    settings: Settings = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Rank columns by what they say about the label beyond what noise of the same cardinality would.
@@ -265,7 +269,10 @@ def rank(
         from autoembed.study.progress import Bar
 
         with Bar() as bar:
-            dataset = build_dataset(SearchSpace.read(Path(source)).data, data, runs / ".cache", bar.step)
+            spec = SearchSpace.read(Path(source)).data
+            if settings:
+                spec = spec.checked(spec.model_dump(exclude_unset=True) | _settings(settings))
+            dataset = build_dataset(spec, data, runs / ".cache", bar.step)
             ranking = ranked(
                 dataset,
                 score=score,
@@ -292,6 +299,7 @@ def rank(
                 stability=stability,
                 threads=threads,
                 separators=_separators(multi or []),
+                settings=_settings(settings or []),
                 progress=progress,
             )
         rows = "all rows"
@@ -302,6 +310,8 @@ def rank(
     if ranking.selected is not None:
         show_selected(console, ranking.selected, f"{len(ranking.selected)} columns taken by {criterion}")
     show_findings(console, ranking.findings)
+    for note in ranking.notes:
+        console.print(f"  {note}", soft_wrap=True, markup=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         ranking.write(out)
@@ -540,50 +550,59 @@ def predict(
     ),
     keep: Annotated[str, typer.Option(help="Columns to copy beside the predictions, separated by commas.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_unknown: Annotated[
+        float | None, typer.Option(help="Score nothing if a column has a larger share of unknown values, such as 0.2.")
+    ] = None,
+    settings: Settings = None,
 ) -> None:
     """Score a raw table with a bundle; values that training did not see are scored as unknown."""
     from autoembed.bundle import load_bundle
-    from autoembed.study.report import stdout
+    from autoembed.scoring import score_table
+    from autoembed.study.report import show_coverage, stdout
 
     if out.suffix not in (".parquet", ".csv"):
         raise DataError(f"--out must end in .parquet or .csv, but got {out}")
-    loaded = load_bundle(bundle)
-    with tempfile.TemporaryDirectory() as stage:
-        line = _predict(loaded, table, Path(stage), out, [name for name in keep.split(",") if name], device)
-    stdout().print(line, soft_wrap=True)
+    if max_unknown is not None and not 0 <= max_unknown <= 1:
+        raise DataError(f"--max-unknown must be a share from 0 to 1, but got {max_unknown:g}")
+    scored = score_table(
+        load_bundle(bundle),
+        table,
+        keep=[name for name in keep.split(",") if name],
+        device=device,
+        settings=_settings(settings or []),
+        max_unknown=max_unknown,
+    )
+    console = stdout()
+    for note in scored.notes:
+        console.print(f"  {note}", soft_wrap=True, markup=False)
+    show_coverage(console, scored.coverage)
+    for warning in scored.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    with beside(out) as temporary:
+        if out.suffix == ".csv":
+            scored.table.write_csv(temporary)
+        else:
+            scored.table.write_parquet(temporary)
+    line = f"{len(scored.table):,} predictions written to {out}"
+    console.print(f"{line}; {scored.quality}" if scored.quality else line, soft_wrap=True, markup=False)
 
 
-def _predict(loaded: object, table: str, stage: Path, out: Path, keep: list[str], device: str) -> str:
-    import polars as pl
+def _settings(options: list[str]) -> dict[str, object]:
+    """Keys of a data section, such as separator=; and null_values=[NA]; DataError if one is written otherwise."""
+    import yaml
 
-    from autoembed.bundle import Bundle
-    from autoembed.data.readers import labelled, read_rows
-    from autoembed.metrics import evaluate
-
-    assert isinstance(loaded, Bundle)
-    spec: DataSpec = loaded.spec
-    frame = read_rows(spec, table, stage)
-    present = frame.collect_schema().names()
-    missing = [name for name in keep if name not in present]
-    if missing:
-        raise DataError(f"unknown column {missing[0]!r} in --keep: the table has {', '.join(present)}")
-    prediction = loaded.predict(frame, device=device)
-    scores = pl.Series("prediction", prediction)
-    kept = frame.select(keep).collect(engine="streaming")
-    result = kept.with_columns(scores) if keep else scores.to_frame()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        result.write_csv(out)
-    else:
-        result.write_parquet(out)
-    line = f"{len(result):,} predictions written to {out}"
-    if spec.label in present and len(result):
-        labels = labelled(frame, spec).select(spec.label).collect(engine="streaming").to_series()
-        known = labels.is_not_null().to_numpy()
-        if labels.n_unique() - bool(labels.null_count()) == 2:
-            metrics = evaluate(labels.drop_nulls().to_numpy(), prediction[known])
-            line += f"; on its {int(known.sum()):,} labelled rows AUC {metrics.auc:.4f}, logloss {metrics.logloss:.4f}"
-    return line
+    found: dict[str, object] = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        if not sign or not name:
+            raise DataError(f"--set must be KEY=VALUE, such as separator=';', but got {option!r}")
+        try:
+            found[name] = {"\\t": "\t"}.get(value, value) if name in ("separator", "quote") else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise DataError(f"--set {name} must have a value as in YAML, but got {value!r}") from None
+        if name == "quote" and value in ("null", "none", ""):
+            found[name] = None
+    return found
 
 
 @app.command()

@@ -1,5 +1,9 @@
 """What a user can cause: each error is one clear line, and the command line exits with status 2."""
 
+from __future__ import annotations
+
+from pydantic import ValidationError
+
 
 class AutoembedError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -23,6 +27,15 @@ class TrialError(AutoembedError):
 
 class StudyError(AutoembedError):
     """A study cannot start, go on or be found."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first rule broken, in one line, of a pydantic or JSON error; of any other the first line, or its kind."""
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in detail["loc"]) or "the file"
+        return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:

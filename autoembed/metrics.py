@@ -27,6 +27,8 @@ def evaluate(labels: Array, probabilities: Array) -> Metrics:
     The AUC is exact, ties counted as half. Both are scikit-learn's to the last digit, whose import would cost the
     process of each trial 90 MiB and more than a second.
     """
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError("labels must be 0 or 1, but some are not: the encoded data are damaged")
     if labels.min() == labels.max():
         raise DataError(f"AUC needs both classes, but all {len(labels)} labels are {labels[0]:g}")
     if not np.isfinite(probabilities).all():

@@ -19,11 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from autoembed.architecture import first_line
 from autoembed.budget import Limit
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.readers import DataSpec
-from autoembed.errors import SpaceError, unknown
+from autoembed.errors import SpaceError, first_line, unknown
 from autoembed.metrics import Metrics
 from autoembed.search.method import load
 from autoembed.trial import TrialConfig, TrialResult, check

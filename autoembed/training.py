@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.architecture import first_line
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
-from autoembed.errors import SpaceError, TrialError
+from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.metrics import Metrics, evaluate
 from autoembed.plans import Array
 from autoembed.shuffle import Rows, Shuffle

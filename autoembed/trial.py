@@ -14,11 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from autoembed import distill
-from autoembed.architecture import Architecture, first_line
+from autoembed.architecture import Architecture
 from autoembed.budget import Limit, uniform_bytes
 from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
-from autoembed.errors import SpaceError, TrialError
+from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.metrics import Metrics
 from autoembed.nn.backbones import base
 from autoembed.nn.model import (

@@ -12,9 +12,9 @@ import autoembed
 PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
-    "errors", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "metrics", "shuffle", "training",
-    "knockout", "search", "bundle", "candidates", "retraining", "distill", "trial", "space", "pruning", "draws",
-    "frontier", "study", "cli",
+    "errors", "writing", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "metrics", "shuffle",
+    "training", "knockout", "search", "bundle", "scoring", "candidates", "retraining", "distill", "trial", "space",
+    "pruning", "draws", "frontier", "study", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

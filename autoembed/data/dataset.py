@@ -18,7 +18,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from autoembed.data.crosses import CrossSpec, name_of
-from autoembed.data.files import locate
+from autoembed.data.files import Where, locate, signature
 from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
@@ -29,6 +29,7 @@ from autoembed.data.writer import LAYOUT, Labels, Writer
 from autoembed.errors import DataError
 
 _CHUNK = 1 << 18
+_LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
 
 
 class Dataset:
@@ -39,6 +40,9 @@ class Dataset:
         self.schema = schema
         self.fingerprint: str = facts["fingerprint"]
         self.truth: dict[str, Any] | None = facts["truth"]
+        # What was read and guessed, in sentences, and signatures of the files.
+        self.notes: tuple[str, ...] = tuple(facts.get("notes", ()))
+        self.sources: tuple[str, ...] = tuple(facts.get("sources", ()))
         self._rows: dict[str, int] = facts["rows"]
 
     @classmethod
@@ -123,7 +127,7 @@ class Dataset:
                 for start in range(0, len(ids), _CHUNK):
                     some = slice(start, start + _CHUNK)
                     writer.add(split, ids[some, places], labels[some])
-            writer.finish(self.vocabulary.keep(schema.names), self.truth)
+            writer.finish(self.vocabulary.keep(schema.names), self.truth, self.notes, self.sources)
 
         return _cached(folder, write)
 
@@ -167,14 +171,12 @@ class Dataset:
                         for (a, b), (left, right) in zip(pairs, sides, strict=True)
                     ]
                     writer.add(split, np.column_stack([chunk, *crossed]), labels[start : start + _CHUNK])
-            writer.finish(vocabulary, self.truth)
+            writer.finish(vocabulary, self.truth, self.notes, self.sources)
 
         return _cached(folder, write)
 
 
-def build_dataset(
-    spec: DataSpec, data: str | Path | None, cache: str | Path, progress: Progress | None = None
-) -> Dataset:
+def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progress: Progress | None = None) -> Dataset:
     """Read, split and encode the data into a folder under `cache`, or open the folder if these very data are there.
 
     Args:
@@ -200,7 +202,7 @@ def build_dataset(
         try:
             tell = progress or (lambda *_: None)
             tell("read", 0, 1)
-            _encode(read(spec, data, stage), spec, temporary, tell)
+            _encode(read(spec, data, stage), spec, temporary, tell, [signature(Path(name)) for name, _, _ in sources])
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
         shutil.rmtree(stage)
@@ -227,9 +229,12 @@ def data_changed(begun: Path, dataset: Dataset, before: str, encoding: int | Non
     return line
 
 
-def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress) -> None:
+def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress, sources: Sequence[str]) -> None:
     splits, label = table.splits, table.schema.label
-    rows = {split: _check_labels(split, frame, label) for split, frame in splits.items()}
+    rows, notes = {}, list(table.notes)
+    for split, frame in splits.items():
+        rows[split], note = _check_labels(split, frame, label)
+        notes += note
     vocabulary = Vocabulary.fit(splits["train"], table.schema, spec.min_count, spec.bins, progress)
     writer = Writer(folder, vocabulary.schema(table.schema), rows)
     done, total = 0, sum(rows.values())
@@ -241,11 +246,11 @@ def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress) -> N
                 writer.add(split, ids[inside], labels[inside])
                 done += int(inside.sum())
             progress("encode", done, total)
-    writer.finish(vocabulary, table.truth)
+    writer.finish(vocabulary, table.truth, notes, sources)
 
 
-def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
-    """The rows of a split; DataError if there are none, or if they hold one class."""
+def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> tuple[int, list[str]]:
+    """The rows of a split, and what to know of them; DataError if there are none, or hardly any of a class."""
     values = frame.select(col(label).alias("label"))
     counted = values.group_by("label").agg(pl.len().alias("count")).collect(engine="streaming")
     rows = int(counted["count"].sum())
@@ -253,9 +258,18 @@ def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> int:
         raise DataError(f"split {split} has no rows: change data.split or the files")
     if counted.height < 2:
         raise DataError(
-            f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted['label'][0]}"
+            f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted['label'][0]}: "
+            "change data.split (stratify: true gives each split its share), or the files"
         )
-    return rows
+    rare, least = counted.sort("count").row(0)
+    if least < _LEAST:
+        raise DataError(
+            f"{split} has {least} of {rows:,} rows with label {rare}, and must have {_LEAST}: set data.split.stratify: "
+            "true, or give valid and test more rows"
+        )
+    if split != "train" and least < _FEW:
+        return rows, [f"{split} has only {least} rows with label {rare}: differences of AUC are mostly chance there"]
+    return rows, []
 
 
 def _cached(folder: Path, write: Callable[[Path], None]) -> Dataset:

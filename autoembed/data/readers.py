@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from autoembed.data.files import Where, format_of, locate, told
+from autoembed.data.files import Located, Where, format_of, locate, told
 from autoembed.data.labels import label_of
 from autoembed.data.planted import LOGIT, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, scan, unreadable
@@ -92,6 +92,23 @@ def read_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line
     return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell)
 
 
+def open_rows(
+    spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line: None
+) -> tuple[pl.LazyFrame, list[Path]]:
+    """All rows of a table, and its files; of a directory with train, valid and test those of train."""
+    files = locate(spec, path)
+    if len(files) > 1:
+        tell(f"of {', '.join(files)} only train is ranked")
+        files = Located(train=files["train"])
+    tell(f"read {told(files)}")
+    frame = _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell, hold=True)
+    names = frame.collect_schema().names()
+    unknown = [name for name in spec.drop if name not in names]
+    if unknown:
+        raise _unknown(unknown, "drop", names)
+    return frame.select(col(name) for name in names if name not in spec.drop), files["train"]
+
+
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     """The frame with its label column as 1, 0 or null; DataError if the column is none of the spec's labels."""
     spec = spec.model_copy(update={"missing_label": "drop"})
@@ -111,8 +128,8 @@ def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
     return spec.model_copy(update=update)
 
 
-def _scan(paths: list[Path], spec: DataSpec, stage: Path, tell: Tell) -> pl.LazyFrame:
-    frame = scan(paths, spec, stage, tell)
+def _scan(paths: list[Path], spec: DataSpec, stage: Path, tell: Tell, *, hold: bool = False) -> pl.LazyFrame:
+    frame = scan(paths, spec, stage, tell, hold=hold)
     try:
         columns = frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:

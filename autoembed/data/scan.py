@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,14 +19,19 @@ from autoembed.errors import DataError
 CRITEO_NUMERIC = tuple(f"I{i}" for i in range(1, 14))
 CRITEO_COLUMNS = ("label", *CRITEO_NUMERIC, *(f"C{i}" for i in range(1, 27)))
 Tell = Callable[[str], None]
+Check = Callable[[pl.LazyFrame], None]
 _LINE = "line"
+_HELD = 1 << 29
 
 
-def scan(paths: Sequence[Path], spec: DataSpec, stage: Path, tell: Tell = lambda line: None) -> pl.LazyFrame:
+def scan(
+    paths: Sequence[Path], spec: DataSpec, stage: Path, tell: Tell = lambda line: None, *, hold: bool = False
+) -> pl.LazyFrame:
     """The raw columns of one table, lazily; files of other columns or types than the first are told of.
 
     Text formats are converted to Parquet in `stage` once, in a stream, so that later passes read single columns; their
-    columns are text. Parquet is read in place. Folders `key=value` right above a file are columns.
+    columns are text. With `hold` a single small text file is held in memory. Parquet is read in place. Folders
+    `key=value` right above a file are columns.
 
     Raises:
         DataError: a file is corrupt, ragged or empty, or its columns are not as the spec says.
@@ -36,6 +42,11 @@ def scan(paths: Sequence[Path], spec: DataSpec, stage: Path, tell: Tell = lambda
         form = format_of(path, spec)
         keys = _partition(path)
         try:
+            if hold and len(paths) == 1 and form == "csv" and path.stat().st_size < _HELD:
+                frame, check = _frame(path, spec, form, stage, tell)
+                held = frame.collect(engine="streaming").lazy()
+                check(held)
+                return _with_keys(held, keys)
             file = path if form == "parquet" else _staged(path, spec, form, keys, stage, tell)
             schema = pl.Schema(pl.read_parquet_schema(file))
         except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
@@ -107,30 +118,36 @@ def _joined(frames: list[pl.LazyFrame], firsts: list[Path], tell: Tell) -> pl.La
 
 def _staged(path: Path, spec: DataSpec, form: str, keys: dict[str, str], stage: Path, tell: Tell) -> Path:
     """A file of another format as Parquet in `stage`."""
-    frame = _frame(path, spec, form, stage, tell)
-    if keys:
-        frame = frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items())
+    frame, check = _frame(path, spec, form, stage, tell)
     staged = stage / f"{len(list(stage.iterdir()))}.parquet"
-    frame.sink_parquet(staged, compression="lz4", maintain_order=True, engine="streaming")
+    _with_keys(frame, keys).sink_parquet(staged, compression="lz4", maintain_order=True, engine="streaming")
+    check(pl.scan_parquet(staged, glob=False).drop(list(keys)))
     return staged
 
 
-def _frame(path: Path, spec: DataSpec, form: str, stage: Path, tell: Tell) -> pl.LazyFrame:
+def _with_keys(frame: pl.LazyFrame, keys: dict[str, str]) -> pl.LazyFrame:
+    return frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items()) if keys else frame
+
+
+def _frame(path: Path, spec: DataSpec, form: str, stage: Path, tell: Tell) -> tuple[pl.LazyFrame, Check]:
+    """The rows of a file of another format than Parquet, and what is to be called with them once they are read."""
     if form == "arrow":
-        return pl.scan_ipc(path, glob=False)
+        return pl.scan_ipc(path, glob=False), lambda rows: None
     path = plain_text(path, spec.encoding, stage, tell)
     if form == "jsonl":
-        return pl.scan_ndjson(path, infer_schema_length=None)
+        return pl.scan_ndjson(path, infer_schema_length=None), lambda rows: None
     if form == "libfm":
-        return _libfm(path, spec)
+        return _libfm(path, spec), lambda rows: None
     if form == "criteo":
         return _csv(path, "\t", CRITEO_COLUMNS, None, tell)
     if form == "avazu":
-        return _avazu(_csv(path, ",", None, '"', tell))
+        return _avazu(_csv(path, ",", None, '"', tell)[0]), lambda rows: None
     return _csv(path, separator_of(path, spec), spec.columns, spec.quote, tell)
 
 
-def _csv(path: Path, separator: str, columns: Sequence[str] | None, quote: str | None, tell: Tell) -> pl.LazyFrame:
+def _csv(
+    path: Path, separator: str, columns: Sequence[str] | None, quote: str | None, tell: Tell
+) -> tuple[pl.LazyFrame, Check]:
     if quote == "auto":
         quote = _quote(path, separator, columns is None, tell)
     # Every column as text: a type inferred from the first rows breaks on a later one, and 007 would become 7.
@@ -138,18 +155,18 @@ def _csv(path: Path, separator: str, columns: Sequence[str] | None, quote: str |
         path, separator=separator, has_header=columns is None, infer_schema=False, glob=False, quote_char=quote
     )
     names = frame.collect_schema().names()
-    _check_lines(path, frame, separator, names, quote, header=columns is None)
+    check = partial(_check_lines, path, separator, quote)
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))  # lines that are blank
     if columns is None:
         twice = [name.removesuffix("_duplicated_0") for name in names if name.endswith("_duplicated_0")]
         if twice:
             raise DataError(f"{path} has more than one column named {', '.join(twice)}: column names must be unique")
-        return frame
+        return frame, check
     if columns == CRITEO_COLUMNS and len(names) == len(columns) - 1:
         columns = columns[1:]  # Criteo's own test file has no label
     if len(columns) != len(names):
         raise DataError(f"{path} has {len(names)} columns, but {len(columns)} names are given for them")
-    return frame.rename(dict(zip(names, columns, strict=True)))
+    return frame.rename(dict(zip(names, columns, strict=True))), check
 
 
 def _lines(path: Path) -> pl.LazyFrame:
@@ -194,14 +211,13 @@ def _quote(path: Path, separator: str, header: bool, tell: Tell) -> str | None:
     )
 
 
-def _check_lines(
-    path: Path, frame: pl.LazyFrame, separator: str, names: list[str], quote: str | None, *, header: bool
-) -> None:
-    """DataError if a line has fewer values than there are columns: they would be missing without a word."""
+def _check_lines(path: Path, separator: str, quote: str | None, rows: pl.LazyFrame) -> None:
+    """DataError if a line has fewer values than `rows` have columns: they would be missing without a word."""
+    names = rows.collect_schema().names()
     if len(names) < 2:
         return
     last = cs.by_name(names[-1]).as_expr()
-    if not frame.select(last.is_null().any()).collect(engine="streaming").item():
+    if not rows.select(last.is_null().any()).collect(engine="streaming").item():
         return  # a short line has no last value
     text = pl.col(_LINE).str.replace_all(r'"[^"]*"', "") if quote == '"' else pl.col(_LINE)
     counted = _lines(path).with_row_index("number", offset=1).filter(pl.col(_LINE).is_not_null())

@@ -24,13 +24,15 @@ class SplitSpec(StrictModel):
     `by: random` takes fractions of the rows. `by: time` takes fractions of the rows (rows of equal time stay together)
     or cut values: train < valid <= valid rows < test <= test rows. Without `by`, a table is split by time if it has a
     time column, and at random if it has none; a directory with train, valid and test is used as it is, unless by time
-    both cuts are given, which cut all its rows anew.
+    both cuts are given, which cut all its rows anew. `stratify` takes the fractions of `by: random` from each class, so
+    that every split has its share of a rare one.
     """
 
     by: Literal["random", "time"] | None = None
     valid: Cut = 0.1
     test: Cut = 0.1
     seed: int = Field(default=0, ge=0)
+    stratify: bool = False
 
     @field_validator("valid", "test", mode="before")
     @classmethod
@@ -44,6 +46,8 @@ class SplitSpec(StrictModel):
             raise ValueError(
                 f"split by random must have fractions between 0 and 1, but got valid={self.valid!r}, test={self.test!r}"
             )
+        if self.stratify and (self.by == "time" or not is_fraction(self.valid)):
+            raise ValueError("split stratify goes with by: random and fractions only")
         given = self.model_fields_set & {"valid", "test"}
         if given == {"valid", "test"}:
             if is_fraction(self.valid) != is_fraction(self.test):

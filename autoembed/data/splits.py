@@ -122,12 +122,17 @@ def _refuse(keys: set[str], why: str) -> None:
 
 
 def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> Part:
-    labelled = frame.select(col(spec.label).is_not_null()).collect(engine="streaming").to_series().to_numpy()
-    places = np.random.default_rng(spec.split.seed).permutation(np.flatnonzero(labelled))
-    n_valid, n_test = round(len(places) * valid), round(len(places) * test)
-    codes = np.where(labelled, 0, _NONE).astype(np.uint8)
-    codes[places[:n_valid]] = 1
-    codes[places[n_valid : n_valid + n_test]] = 2
+    label = (
+        frame.select(col(spec.label).cast(pl.UInt8).fill_null(_NONE)).collect(engine="streaming").to_series().to_numpy()
+    )
+    rng = np.random.default_rng(spec.split.seed)
+    codes = np.where(label == _NONE, _NONE, 0).astype(np.uint8)
+    classes = [label == 0, label == 1] if spec.split.stratify else [label != _NONE]
+    for own in classes:
+        places = rng.permutation(np.flatnonzero(own))
+        n_valid, n_test = round(len(places) * valid), round(len(places) * test)
+        codes[places[:n_valid]] = 1
+        codes[places[n_valid : n_valid + n_test]] = 2
     return Part(frame=frame, code=codes)
 
 

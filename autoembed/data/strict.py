@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from autoembed.errors import DataError, first_line
 
 
 class StrictModel(BaseModel):
     """A frozen pydantic model whose error for an unknown key says which keys exist."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Self:
+        """The model of these values; DataError with the first rule that they break."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise DataError(first_line(error)) from None
 
     @model_validator(mode="before")
     @classmethod

@@ -41,7 +41,8 @@ def as_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if dtype.is_decimal():
         return column.cast(pl.String).str.replace(r"(\.\d*?)0+$", "${1}").str.replace(r"\.$", "")
     if dtype.is_temporal():
-        return in_one_unit(column, dtype).cast(pl.String)
+        one = in_one_unit(column, dtype)
+        return (one.to_physical() if dtype == pl.Duration else one).cast(pl.String)
     return column.cast(pl.String)
 
 
@@ -74,11 +75,12 @@ def all_whole(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Whether all values of a column of numbers are whole, as ids are that a gap turned into floats."""
     values = column.cast(pl.Float64)
     values = values.fill_nan(None) if dtype.is_float() else values
-    return ((values == values.round()) & (values.abs() < _EXACT)).all() & values.is_not_null().any()
+    return ((values == values.round()) & (values.abs() < _EXACT)).all()
 
 
 def numbers(column: pl.Series) -> pl.Series:
     """The column as Float64, NaN missing, moments in microseconds; DataError with the first value that is no number."""
+    name, column = column.name, column.alias("x")  # Polars takes a name such as ^x$ for a pattern
     if column.dtype.is_temporal():
         one = column.to_frame("x").select(in_one_unit(pl.col("x"), column.dtype)).to_series()
         values = one.to_physical().cast(pl.Float64)
@@ -90,7 +92,7 @@ def numbers(column: pl.Series) -> pl.Series:
         if wrong.any():
             first = column.filter(wrong).first()
             raise DataError(
-                f"numeric column {column.name!r} must hold numbers, but has {first!r}: "
+                f"numeric column {name!r} must hold numbers, but has {first!r}: "
                 "list the column under categorical, or the value under null_values"
             )
     return values.fill_nan(None)

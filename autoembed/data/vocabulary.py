@@ -255,10 +255,10 @@ def _encode_numeric(series: pl.Series, column: _Column) -> Ids:
 def _encode_categorical(series: pl.Series, column: _Column, enum: pl.Enum) -> Ids:
     text = series.to_frame("x").select(as_text(pl.col("x"), series.dtype)).to_series()
     known = set(column.known) if len(column.known) <= len(_TRUTH) else set()
-    if series.dtype == pl.Boolean and "true" not in known and "false" not in known:
-        text = text.replace({truth: number for number, truth in _TRUTH.items()})  # train has 0 and 1
-    elif known and known <= set(_TRUTH.values()):
+    if known and known <= set(_TRUTH.values()):
         text = text.replace(_TRUTH)
+    elif (known and known <= set(_TRUTH)) or series.dtype == pl.Boolean:  # train has 0 and 1
+        text = text.replace({word: number for number, truth in _TRUTH.items() for word in _spellings(truth)})
     places = text.cast(enum, strict=False).to_physical()
     if not series.dtype.is_integer():
         # Tidying every value would take five times as long as the cast: do it where the text as it stands is unknown.
@@ -271,6 +271,10 @@ def _encode_categorical(series: pl.Series, column: _Column, enum: pl.Enum) -> Id
     if column.missing:
         ids[text.is_null().to_numpy()] = column.missing
     return ids
+
+
+def _spellings(truth: str) -> tuple[str, ...]:
+    return truth, truth.capitalize(), truth.upper()
 
 
 def _table(name: str, column: _Column) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ class Writer:
             digest.update(array.data)
         self._done[split] = end
 
-    def finish(self, vocabulary: Vocabulary, truth: dict[str, Any] | None) -> None:
+    def finish(
+        self, vocabulary: Vocabulary, truth: dict[str, Any] | None, notes: Sequence[str], sources: Sequence[str]
+    ) -> None:
         """Write schema, vocabulary, its counts and dataset.json, the last of all, which makes the dataset complete."""
         assert self._done == self.rows, f"{self._done} rows written, {self.rows} announced"
         for arrays in (self._ids, self._labels):
@@ -58,4 +61,5 @@ class Writer:
         content += [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]
         fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         facts = {"layout": LAYOUT, "fingerprint": fingerprint, "rows": self.rows, "truth": truth}
+        facts |= {"notes": list(notes), "sources": list(sources)}
         (self.folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")

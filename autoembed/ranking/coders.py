@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from autoembed.data.values import as_text, check_dtype, numbers, tidy
+from autoembed.data.values import MISSING, WHOLE, all_whole, as_text, check_dtype, col, is_measured, numbers, tidy
 
 Codes = npt.NDArray[np.int32]
 
@@ -41,6 +41,8 @@ class Whole:
         self._least = least
 
     def encode(self, column: pl.Series) -> Codes:
+        if is_measured(column.dtype):
+            column = numbers(column)
         return _filled(column.to_physical().cast(pl.Int64) - (self._least - 1))
 
     def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
@@ -80,19 +82,20 @@ class Text:
         self._alive = pl.Series([], dtype=self._dictionary)
 
     def encode(self, column: pl.Series) -> Codes:
-        text = column.to_frame().select(_text(pl.first(), column.dtype)).to_series()
+        text = column.to_frame("x").select(_text(pl.col("x"), column.dtype)).to_series()
         return _filled(text.cast(self._dictionary).to_physical().cast(pl.Int64) + 1)
 
     def merge(self, counts: npt.NDArray[np.int64]) -> Codes:
         codes = pl.int_range(0, len(counts) - 1, dtype=pl.UInt32)
         text = pl.select(codes.cat.to(self._dictionary).cast(pl.String)).to_series()
-        values = text.cast(pl.Float64, strict=False)
-        whole = text.str.contains(r"^[-+]?\d+$").all()
-        if self._is_text and len(text) and not values.has_nulls() and not whole:
+        gone = text.is_in(MISSING)
+        values = text.cast(pl.Float64, strict=False).fill_nan(None)
+        whole = (text.str.contains(WHOLE) | gone).all()
+        if self._is_text and not gone.all() and not (values.is_null() & ~gone).any() and not whole:
             self.kind, self.ordered = "numeric", True
-            table = pl.DataFrame({"value": values.fill_nan(None), "count": counts[1:]})
+            table = pl.DataFrame({"value": values, "count": counts[1:]})
             return np.append(np.int32(0), Binned(upper_bounds(table)).encode(table["value"]))
-        merged = text.to_frame("text").select(tidy(pl.col("text")).rank("dense")).to_series()
+        merged = text.to_frame("text").select(tidy(pl.col("text")).rank("dense").fill_null(0)).to_series()
         return np.append(np.int32(0), merged.to_numpy().astype(np.int32))
 
 
@@ -110,15 +113,32 @@ def coders(frame: pl.LazyFrame, names: Sequence[str], fixed: bool = False) -> li
     types = frame.collect_schema()
     for name in names:
         check_dtype(name, types[name])
-    whole = [name for name in names if _is_whole(types[name])]
+    # A table of text alone: its numbers have lost their type.
+    lost = all(types[name] == pl.String for name in names)
+    numbered = _numbered(frame, list(names)) if lost else set()
+    whole = [name for name in names if _is_whole(types[name]) or name in numbered]
     ends: tuple[int | None, ...] = ()
     if whole:
-        values = [pl.col(name).to_physical() for name in whole]
+        values = [col(name).cast(pl.Int64) if name in numbered else col(name).to_physical() for name in whole]
         least = [value.min().alias(f"{at}<") for at, value in enumerate(values)]
         most = [value.max().alias(f"{at}>") for at, value in enumerate(values)]
         ends = frame.select(*least, *most).collect(engine="streaming").row(0)
     ranges = {name: (ends[at], ends[at + len(whole)]) for at, name in enumerate(whole)}
     return [_coder(frame, name, types[name], ranges.get(name), fixed) for name in names]
+
+
+def _numbered(frame: pl.LazyFrame, names: list[str]) -> set[str]:
+    """The columns of text whose every value is a whole number as it is usually written: no two texts are the same."""
+    if not names:
+        return set()
+    facts = []
+    for name in names:
+        text, number = col(name), col(name).cast(pl.Int64, strict=False)
+        odd = text.str.starts_with("+") | text.str.starts_with("-0")
+        odd |= text.str.starts_with("0") & (text.str.len_bytes() > 1)
+        facts.append(((number.null_count() == text.null_count()) & ~odd.any() & text.is_not_null().any()).alias(name))
+    found = frame.select(facts).collect(engine="streaming")
+    return {name for name in names if found[name][0]}
 
 
 def _is_whole(dtype: pl.DataType) -> bool:
@@ -128,16 +148,22 @@ def _is_whole(dtype: pl.DataType) -> bool:
 def _coder(
     frame: pl.LazyFrame, name: str, dtype: pl.DataType, ends: tuple[int | None, int | None] | None, fixed: bool
 ) -> Coder:
-    if dtype.is_float() or dtype.is_decimal() or dtype == pl.Duration:
-        counted = frame.group_by(name).agg(pl.len().alias("count")).collect(engine="streaming")
-        return Binned(upper_bounds(counted.select(numbers(counted[name]).alias("value"), "count")))
+    if is_measured(dtype) or dtype == pl.Duration:
+        values = frame.select(col(name).alias("value"))
+        counted = values.group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
+        found = counted.select(numbers(counted["value"].alias(name)).alias("value"), "count")
+        if dtype == pl.Duration or not found.select(all_whole(pl.col("value"), pl.Float64())).item():
+            return Binned(upper_bounds(found))
+        # Ids that a gap has turned into floats.
+        whole = found["value"].drop_nulls().to_numpy()
+        ends = (int(whole.min()), int(whole.max())) if len(whole) else (0, 0)
     if ends is not None:
         least, most = (int(end) if end is not None else 0 for end in ends)
         if most - least < _RANGE and most < 2**62:
             return Whole(least)
     if not fixed:
         return Text(dtype)
-    texts = frame.select(_text(pl.col(name), dtype).unique().drop_nulls()).collect(engine="streaming").to_series()
+    texts = frame.select(_text(col(name), dtype).unique().drop_nulls()).collect(engine="streaming").to_series()
     return Text(dtype, texts.sort())
 
 

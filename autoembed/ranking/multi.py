@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from autoembed.data.values import key
+from autoembed.data.values import col, key
 from autoembed.errors import DataError
 
 
@@ -49,10 +49,10 @@ def count(
 ) -> tuple[MultiColumn, ...]:
     """Count columns that hold several values a row against the label, each in a streaming pass of its own."""
     number = len(set(classes.values()))
-    kinds = pl.col(label).replace_strict(list(classes), list(classes.values()), return_dtype=pl.UInt8)
+    kinds = col(label).replace_strict(list(classes), list(classes.values()), return_dtype=pl.UInt8)
     found = []
     for name in names:
-        values = pl.col(name)
+        values = col(name)
         if name in separators:
             values = values.str.split(separators[name]).list.eval(pl.element().str.strip_chars())
         elif isinstance(frame.collect_schema()[name], pl.Array):
@@ -61,7 +61,6 @@ def count(
         held = held.explode("value", empty_as_null=True)
         dtype = held.collect_schema()["value"]
         text = key(pl.col("value"), dtype)
-        text = pl.when(text != "").then(text)
         counted = held.group_by(text.alias("value"), "class").agg(pl.len().alias("rows")).collect(engine="streaming")
         order = counted.select(pl.col("value").drop_nulls().unique().sort()).to_series()
         place = counted["value"].replace_strict(order, np.arange(1, len(order) + 1), default=0, return_dtype=pl.Int64)

@@ -53,7 +53,8 @@ class Ranking:
     is the score asked for, and the rest is of the exact null (see `ranking.scores`).
     Columns of `pairs`, or None if none were asked for: a, b, cells (that occur), the same five of the joint column,
     synergy and synergy_z (see `ranking.pairs`); by synergy_z, descending. `findings` are those of `ranking.quality`,
-    `selected` and `stability` the tables of `ranking.selection`, if they were asked for; these two are not read back.
+    `selected` and `stability` the tables of `ranking.selection`, if they were asked for, and `notes` say what was read;
+    these three are not read back.
     """
 
     table: pl.DataFrame
@@ -62,6 +63,7 @@ class Ranking:
     findings: tuple[Finding, ...] = ()
     selected: pl.DataFrame | None = None
     stability: pl.DataFrame | None = None
+    notes: tuple[str, ...] = ()
 
     def top(self, k: int) -> tuple[str, ...]:
         """The k best columns, or all if there are fewer."""
@@ -186,9 +188,10 @@ def rank_table(
     stability: int | None = None,
     threads: int | None = None,
     separators: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
-    """As `rank`, of all rows of a file or a directory of Parquet fragments as they stand (see `table.read_table`).
+    """As `rank`, of all rows of a file or a directory of fragments as they stand (see `table.read_table`).
 
     No value is pooled as rare, and the label may have up to 255 classes. Memory is one chunk of rows and the counts;
     codes are kept for pairs only, beyond 0.5 GB in a temporary file. Columns of lists, and text columns that
@@ -196,7 +199,7 @@ def rank_table(
     """
     require(score)
     threads = threads or _cores()
-    table = read_table(path, label, _keeps(score, pairs, select), threads, progress, separators)
+    table = read_table(path, label, _keeps(score, pairs, select), threads, progress, separators, settings)
     return _ranked(table, score, pairs, select, stability, threads, progress)
 
 
@@ -231,6 +234,7 @@ def _ranked(
         findings=tuple(findings(table, [told[column] for column in table.names])),
         selected=take(table, select[1], select[0], progress=progress) if select else None,
         stability=ranks(table.counts.tables, table.names, stability) if stability else None,
+        notes=table.notes,
     )
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -19,6 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from autoembed.data.labels import ONES, ZEROS
+from autoembed.data.readers import no_label
+from autoembed.data.scan import unreadable
+from autoembed.data.values import check_dtype, col, key
 from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
@@ -33,11 +36,8 @@ Progress = Callable[[str, int, int], None]
 
 _CHUNK_CELLS = 20_000_000
 _LEAST_CHUNK = 1 << 16
-_CSV_IN_MEMORY = 1 << 29
 _KEPT_IN_MEMORY = 1 << 29
-_INFER_FROM = 200
 _MOST_CLASSES = 255
-_ONES, _ZEROS = {"1", "true"}, {"0", "false"}
 
 
 class Store:
@@ -84,7 +84,7 @@ class CodedTable:
     names, kinds: of each column. places: where its codes stand in the order of its values, [K], or None if they have
     none. missing: the code of missing, or -1. counts: [K, L] of each column. labels: uint8 [rows]. store: the codes, if
     they were kept (without, labels may be absent too). recode: the final code of each stored one, or None where they
-    are final. multi: columns of several values a row, which have counts only.
+    are final. multi: columns of several values a row, which have counts only. notes: what was read, in sentences.
     """
 
     names: tuple[str, ...]
@@ -97,6 +97,7 @@ class CodedTable:
     store: Store | None
     recode: tuple[Codes | None, ...]
     multi: tuple[MultiColumn, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -161,8 +162,9 @@ def read_table(
     threads: int = 1,
     progress: Progress | None = None,
     separators: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> CodedTable:
-    """All rows of a file or of a directory of Parquet fragments; of a directory with train, valid and test, train.
+    """All rows of a file, a pattern or a directory of fragments; of a directory with train, valid and test, train.
 
     Args:
         path: CSV, Parquet, or whatever `data.path` may be.
@@ -171,55 +173,37 @@ def read_table(
         threads: columns counted at a time.
         progress: called with (stage, done, total).
         separators: of text columns that hold several values a row, what stands between these; lists need none.
+        settings: keys of a search space's `data:` section, such as format, separator, drop, null_values.
 
     Raises:
         DataError: the file, its columns or its label are not as they must be, in one line.
     """
-    source = Path(path).expanduser()
+    from autoembed.data.readers import open_rows
+    from autoembed.data.spec import DataSpec
+
+    spec = DataSpec.checked({"label": label, **(settings or {})})
+    notes: list[str] = []
     try:
-        with _scanned(source, label) as frame:
+        with tempfile.TemporaryDirectory(prefix="autoembed-") as stage:
+            frame, files = open_rows(spec, path, Path(stage), notes.append)
+            if frame.collect_schema().get(spec.label, pl.Int8()).is_decimal():
+                frame = frame.with_columns(col(spec.label).cast(pl.Float64))
+            label = spec.label
             several = find(frame.collect_schema(), separators or {})
             single = frame.drop(several)
             if several and len(single.collect_schema()) < 2:
                 raise DataError(
                     f"beside the label {label!r}, one column must hold one value per row, but all hold several"
                 )
-            table = _read(single, label, keep, threads, progress, table_fingerprint(source, label))
+            table = _read(single, label, keep, threads, progress, fingerprint_of(files, label))
+            table = replace(table, notes=tuple(notes))
             if not several:
                 return table
             rows, classes = _classes(frame, label)
             multi = count(frame, several, separators or {}, label, classes, rows)
             return replace(table, multi=multi)
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"cannot read {source}: {reason}") from error
-
-
-@contextmanager
-def _scanned(path: Path, label: str) -> Iterator[pl.LazyFrame]:
-    """The table, lazily. Plain CSV that fits memory and Parquet are read at once; all else goes through the readers."""
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix in (".parquet", ".pq"):
-        yield pl.scan_parquet(path, glob=False)
-        return
-    if path.is_file() and suffix in (".csv", ".tsv") and path.stat().st_size < _CSV_IN_MEMORY:
-        try:
-            separator = "\t" if suffix == ".tsv" else ","
-            frame = pl.read_csv(path, separator=separator, infer_schema_length=_INFER_FROM, glob=False)
-        except pl.exceptions.PolarsError:
-            frame = None  # a type that the first rows do not show: the readers take every column as text
-        if frame is not None and not any(name.endswith("_duplicated_0") for name in frame.columns):
-            yield frame.lazy()
-            return
-    from autoembed.data.files import locate
-    from autoembed.data.readers import DataSpec, read_rows
-
-    spec = DataSpec(label=label)
-    files = locate(spec, path)
-    train = files["train"]
-    whole = path if len(files) == 1 else train[0] if len(train) == 1 else train[0].parent
-    with tempfile.TemporaryDirectory(prefix="autoembed-") as stage:
-        yield read_rows(spec, whole, Path(stage))
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +221,7 @@ class Plan:
         """What passes over single columns tell; `fixed` as in `coders`. DataError as in `read_table`."""
         types = frame.collect_schema()
         if label not in types:
-            raise DataError(f"there is no label column {label!r}: name one of {', '.join(types.names())}")
+            raise no_label(label, types.names(), "name one of")
         names = tuple(name for name in types.names() if name != label)
         if not names:
             raise DataError(f"the table has no column but the label {label!r}")
@@ -247,8 +231,9 @@ class Plan:
     def encode(self, chunk: pl.DataFrame) -> tuple[list[Codes], Labels]:
         """The codes of every column, int32 [rows] each, and the labels, uint8 [rows]."""
         values, classes = list(self.classes), list(self.classes.values())
-        labels = chunk[self.label].replace_strict(values, classes, return_dtype=pl.UInt8).to_numpy()
-        return [coder.encode(chunk[name]) for name, coder in zip(self.names, self.coders, strict=True)], labels
+        labels = chunk[self.label].alias("x").replace_strict(values, classes, return_dtype=pl.UInt8).to_numpy()
+        columns = [chunk[name].alias("x") for name in self.names]  # Polars takes a name such as ^x$ for a pattern
+        return [coder.encode(column) for column, coder in zip(columns, self.coders, strict=True)], labels
 
     def count(self, columns: list[Codes], labels: Labels, threads: int = 1) -> LabelCounts:
         """The counts of a chunk, to be added up."""
@@ -269,7 +254,7 @@ class Plan:
             np.add.at(folded, final[n > 0], table[n > 0])
             tables.append(folded)
             recode.append(None if len(final) == len(folded) and (final == np.arange(len(final))).all() else final)
-            missing.append(0 if n[0] > 0 else -1)
+            missing.append(0 if n[merged == 0].any() else -1)
         return CodedTable(
             names=self.names,
             kinds=tuple(coder.kind for coder in self.coders),
@@ -310,12 +295,11 @@ def _read(
 
 def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
     """The number of rows, and the class of every value of the label: 1 for 1 and true if all are 0/1 or false/true."""
-    from autoembed.data.values import check_dtype, key
-
     dtype = frame.collect_schema()[label]
     check_dtype(label, dtype)
-    counted = frame.group_by(label).agg(pl.len().alias("rows")).collect(engine="streaming")
-    counted = counted.with_columns(key(pl.col(label), dtype).alias("text"))
+    values = frame.select(col(label).alias("value"))
+    counted = values.group_by("value").agg(pl.len().alias("rows")).collect(engine="streaming")
+    counted = counted.with_columns(key(pl.col("value"), dtype).alias("text"))
     rows = int(counted["rows"].sum())
     missing = int(counted.filter(pl.col("text").is_null())["rows"].sum())
     if missing:
@@ -330,14 +314,13 @@ def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
             f"label {label!r} has {len(texts)} values, but at most {_MOST_CLASSES} classes can be ranked: "
             "a search-space file can set a threshold as data.above"
         )
-    if texts <= _ONES | _ZEROS:
-        return rows, {value: int(text in _ONES) for value, text in counted.select(label, "text").iter_rows()}
+    if {text.lower() for text in texts} <= ONES | ZEROS:
+        return rows, {value: int(text.lower() in ONES) for value, text in counted.select("value", "text").iter_rows()}
     order = {text: place for place, text in enumerate(sorted(texts))}
-    return rows, {value: order[text] for value, text in counted.select(label, "text").iter_rows()}
+    return rows, {value: order[text] for value, text in counted.select("value", "text").iter_rows()}
 
 
-def table_fingerprint(path: Path, label: str) -> str:
+def fingerprint_of(files: Iterable[Path], label: str) -> str:
     """16 hex digits of a table: its files' names, sizes and times, and its label."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     facts = [label, *(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autoembed import errors
-from autoembed.architecture import first_line
+from autoembed.errors import first_line
 from autoembed.plans import Bits
 from autoembed.training import PhaseTrain, TrainConfig
 

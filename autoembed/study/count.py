@@ -12,7 +12,7 @@ import ray
 from autoembed.ranking.counts import LabelCounts, PairCounts, count_pair
 from autoembed.ranking.pairs import score_counts
 from autoembed.ranking.ranking import Ranking, score_columns
-from autoembed.ranking.table import Plan, table_fingerprint
+from autoembed.ranking.table import Plan, fingerprint_of
 
 Part = tuple[LabelCounts, list[PairCounts]]
 
@@ -41,7 +41,7 @@ def rank_fragments(
         total = part if total is None else (total[0] + part[0], [a + b for a, b in zip(total[1], part[1], strict=True)])
     assert total is not None
     counts, cells = total
-    table = plan.finish(counts, np.empty(0, np.uint8), None, table_fingerprint(Path(directory), label))
+    table = plan.finish(counts, np.empty(0, np.uint8), None, fingerprint_of(paths, label))
     ranked = score_columns(table, score)
     if not places:
         return Ranking(table=ranked, fingerprint=table.fingerprint)

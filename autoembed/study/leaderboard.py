@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoembed.architecture import Architecture, first_line
+from autoembed.architecture import Architecture
 from autoembed.data.dataset import Dataset
-from autoembed.errors import StudyError
-from autoembed.metrics import Metrics, evaluate
+from autoembed.errors import StudyError, first_line
+from autoembed.metrics import Metrics, auc_error, evaluate
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.training import pick_device, predict
@@ -24,7 +24,10 @@ class _Frozen(BaseModel):
 
 
 class Row(_Frozen):
-    """One arm: its best trial by valid, or none if all of its trials failed."""
+    """One arm: its best trial by valid, or none if all of its trials failed.
+
+    `test_auc_error` is the standard error of the test AUC by the rows of test alone.
+    """
 
     arm: str
     done: int
@@ -33,6 +36,7 @@ class Row(_Frozen):
     trial: str | None = None
     valid: Metrics | None = None
     test: Metrics | None = None
+    test_auc_error: float | None = None
     embedding_parameters: int | None = None
     embedding_bytes: int | None = None
     parameters: int | None = None
@@ -113,6 +117,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
     counts = Counter((ended.arm, ended.state) for ended in run.ended())
     trials = run.trials()
     rows, champions = [], []
+    clicks = int(dataset.labels("test").sum())
     for arm in space.arms():
         facts: dict[str, Any] = {state: counts[arm, state] for state in ("done", "pruned", "failed")}
         own = [trial for trial in eligible(trials, space) if trial.arm == arm]
@@ -120,10 +125,12 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
             champion = best(own, space)
             champions.append(champion)
             cost = champion.result.cost
+            test = known.get(champion.id) or on_test(run, champion, dataset, space.device)
             facts |= {
                 "trial": champion.id,
                 "valid": champion.result.valid,
-                "test": known.get(champion.id) or on_test(run, champion, dataset, space.device),
+                "test": test,
+                "test_auc_error": auc_error(test.auc, clicks, dataset.rows("test") - clicks),
                 "embedding_parameters": cost.embedding_parameters,
                 "embedding_bytes": cost.embedding_bytes,
                 "parameters": cost.parameters,

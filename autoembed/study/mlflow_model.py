@@ -27,7 +27,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.bundle = load_bundle(context.artifacts["bundle"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        prediction = self.bundle.predict(pl.from_pandas(model_input))
+        prediction = self.bundle.predict(model_input)
         return pd.DataFrame({"prediction": prediction.astype(float)})
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
+from autoembed.study.tables import legible
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -121,7 +123,8 @@ def block_matrix(architecture: Architecture, what: Literal["dims", "bits"]) -> F
                 colour = "black" if shown > 0.6 * most else "white"
                 axes.text(column, row, f"{shown:.0f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_xticks(range(blocks), [str(block + 1) for block in range(blocks)])
-        axes.set_yticks(range(len(fields)), [field.name for field in fields], fontsize=8)
+        names = [legible(field.name, 40) for field in fields]
+        axes.set_yticks(range(len(fields)), names, fontsize=8, parse_math=False)
         axes.tick_params(labelleft=number % columns == 0, labelbottom=number + columns >= len(parts))
         axes.set_title(title, fontsize=9)
     for axes in panels[len(parts) :]:
@@ -171,8 +174,10 @@ def _draw_matrix(figure: Figure, axes: Any, names: Sequence[str], matrix: Any) -
 
 
 def _label(axes: Any, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    # A name such as $a$ is no formula.
+    named = [legible(name, 40) for name in names]
+    axes.set_xticks(range(len(names)), named, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(names)), named, fontsize=8, parse_math=False)
 
 
 def _names(pairs: Any) -> list[str]:

@@ -47,6 +47,10 @@ class Bar:
             self._tasks[phase] = self._progress.add_task(f"{phase:<14}", note="")
         self._progress.update(self._tasks[phase], completed=done, total=total, note=note)
 
+    def tell(self, text: str) -> None:
+        """Prints a line above the bars, on a terminal or not: what was taken and what was guessed."""
+        self._console.print(f"  {text}", style="dim", highlight=False, soft_wrap=True, markup=False)
+
     def warn(self, text: str) -> None:
         """Prints a warning above the bars, on a terminal or not."""
         self._console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)

@@ -41,6 +41,7 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
             "arm",
             "valid\nAUC",
             "test\nAUC",
+            "± by\nits rows",
             "test\nlogloss",
             "embedding\nparams",
             "embedding\nbytes",
@@ -97,10 +98,11 @@ def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> N
 def _cells(row: Row) -> list[str]:
     trials = f"{row.done}/{row.pruned}/{row.failed}"
     if row.valid is None or row.test is None:
-        return [*["-"] * 8, trials]
+        return [*["-"] * 9, trials]
     return [
         f"{row.valid.auc:.4f}",
         f"{row.test.auc:.4f}",
+        "-" if row.test_auc_error is None else f"{row.test_auc_error:.4f}",
         f"{row.test.logloss:.4f}",
         f"{row.embedding_parameters:,}",
         "-" if row.embedding_bytes is None else f"{row.embedding_bytes:,}",
@@ -318,6 +320,17 @@ def show_selected(console: Console, table: pl.DataFrame, title: str) -> None:
     for place, (name, gain, alone) in enumerate(table.iter_rows(), 1):
         out.add_row(str(place), Text(name), f"{gain:.6f}", f"{alone:.6f}")
     print_table(console, out)
+
+
+def show_coverage(console: Console, table: pl.DataFrame) -> None:
+    """Prints which shares of a table's values are unknown to a model or missing, beside those of train."""
+    order = table.with_columns(far=table["unknown"] - table["train_unknown"]).sort("far", descending=True)
+    out = make_table("values that the model does not know", "field", "unknown", "in train", "missing", "in train")
+    for name, unknown, missing, *train in order.drop("far").head(SHOWN_PAIRS).iter_rows():
+        out.add_row(Text(name), *(f"{share:.1%}" for share in (unknown, train[0], missing, train[1])))
+    print_table(console, out)
+    if table.height > SHOWN_PAIRS:
+        console.print(f"  and {table.height - SHOWN_PAIRS} fields more, which are no further from train")
 
 
 def show_moves(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:

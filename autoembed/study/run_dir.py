@@ -28,10 +28,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from autoembed.architecture import first_line
 from autoembed.bundle import load_model, sha256, weights_of
 from autoembed.data.schema import FeatureSchema
-from autoembed.errors import BundleError, StudyError, unknown
+from autoembed.errors import BundleError, StudyError, first_line, unknown
 from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking
 from autoembed.trial import TrialConfig, TrialResult

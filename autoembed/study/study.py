@@ -189,6 +189,9 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
         data = facts["data"]
     cache = run.path.parent / ".cache"
     dataset = build_dataset(space.data, data, cache, bar.step if bar else None)
+    if bar:
+        for note in dataset.notes:
+            bar.tell(note)
     if facts is None:
         if bar:
             bar.step("rank", 0, 1)
@@ -299,7 +302,12 @@ def _bundle(
         model=model,
         data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
         metrics={"valid": result.valid.model_dump()},
-        provenance={"study": run.name, "trial": trial_id, "fingerprint": dataset.fingerprint},
+        provenance={
+            "study": run.name,
+            "trial": trial_id,
+            "fingerprint": dataset.fingerprint,
+            "sources": list(dataset.sources),
+        },
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+_LONGEST = 120
 
 
 def stdout() -> Console:
@@ -24,8 +28,25 @@ def make_table(title: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
+class _Plain(Table):
+    """A table whose cells are shown as they are: no markup, and no control character reaches the terminal."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        plain = [Text(legible(cell)) if isinstance(cell, str) else cell for cell in cells]
+        for cell in plain:
+            if isinstance(cell, Text):
+                cell.plain = legible(cell.plain)
+        super().add_row(*plain, **options)
+
+
+def legible(text: str, longest: int = _LONGEST) -> str:
+    """Text on one line, without control characters and not longer than `longest`."""
+    safe = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    return safe if len(safe) <= longest else f"{safe[: longest - 1]}…"
+
+
 def _empty(title: str | None) -> Table:
-    return Table(
+    return _Plain(
         title=title,
         title_justify="left",
         title_style="bold",

@@ -4,6 +4,7 @@ from itertools import chain
 import polars as pl
 import pytest
 
+from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec, read
 from autoembed.errors import DataError
 
@@ -149,3 +150,21 @@ def test_train_and_valid_without_a_test_are_refused(go):
 def test_splits_that_cannot_be_made_say_why(go, time, spec, message):
     with pytest.raises(DataError, match=message):
         go(rows(0, 100, t=time), **spec)
+
+
+def test_a_rare_class_is_shared_out_or_refused(tmp_path):
+    frame = pl.DataFrame({"label": [1] * 9 + [0] * 5000, "a": [row % 7 for row in range(5009)]})
+    frame.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(
+        DataError, match=r"must have both classes in valid, but all 501 rows are 0: change data.split \(stratify: true"
+    ):
+        build_dataset(DataSpec(), tmp_path / "t.parquet", tmp_path / "cache")
+    split = {"by": "random", "valid": 0.2, "test": 0.1, "stratify": True}
+    with pytest.raises(
+        DataError, match=r"test has 1 of 501 rows with label 1, and must have 2: set data.split.stratify"
+    ):
+        build_dataset(DataSpec(split=split), tmp_path / "t.parquet", tmp_path / "cache")
+    spec = DataSpec(split={"by": "random", "valid": 0.25, "test": 0.25, "stratify": True})
+    found = build_dataset(spec, tmp_path / "t.parquet", tmp_path / "cache")
+    assert [int(found.labels(split).sum()) for split in found.splits] == [5, 2, 2]
+    assert sum("has only 2 rows with label 1" in note for note in found.notes) == 2

@@ -43,7 +43,7 @@ def test_the_table(tmp_path):
             "same": [i % 2 for i in range(rows)],
             "one": ["x"] * rows,
             "gaps": [None if i % 4 == 0 else "a" for i in range(rows)],
-            "number": [float(i % 7) for i in range(rows)],
+            "number": [i % 7 / 2 for i in range(rows)],
             "each": list(range(rows)),
         }
     )

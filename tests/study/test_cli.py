@@ -125,7 +125,7 @@ def test_show_export_predict_and_retrain_on_a_finished_study(cli, finished, tmp_
     assert 0 <= arms["paired"][other]["p"] <= 1
     known = run.read_json("mlflow.json")
     mirrored = MlflowClient(known["tracking_uri"]).get_run(known["parent"]).data.metrics
-    assert mirrored["seeds_test_auc_mean"] == pytest.approx(arms["arms"][arms["leader"]]["mean"]["test_auc"])
+    assert mirrored["seeds/test_auc_mean"] == pytest.approx(arms["arms"][arms["leader"]]["mean"]["test_auc"])
     status, _, err = cli("retrain", run.path, "--trial", "all", "--seeds", "1")
     assert (status, "--seeds must be at least 2" in err) == (2, True)
     status, _, err = cli("retrain", run.path, "--trial", "dnis-99")

@@ -70,7 +70,7 @@ def test_a_study_ends_with_seeds_goes_on_where_it_was_killed_and_does_none_twice
     for name, arm in (("dnis-1", "dnis"), ("uniform-1", "uniform"), ("tiny", found["leader"])):
         for what in ("mean", "sd"):
             for metric, value in found["arms"][arm][what].items():
-                assert runs[name].data.metrics[f"seeds_{metric}_{what}"] == pytest.approx(value)
+                assert runs[name].data.metrics[f"seeds/{metric}_{what}"] == pytest.approx(value)
     assert ARMS in {file.path for file in client.list_artifacts(known["parent"])}
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from autoembed import errors
-from autoembed.architecture import first_line
+from autoembed.errors import first_line
 from autoembed.nn.layers import Tower
 from autoembed.plans import Array
 

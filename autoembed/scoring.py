@@ -1,0 +1,121 @@
+"""A raw table scored with a bundle, and what there is to know of that: values that train did not have, labels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from autoembed.bundle import Bundle
+from autoembed.data.files import locate, signature
+from autoembed.data.readers import labelled, read_rows
+from autoembed.data.spec import DataSpec
+from autoembed.data.values import col
+from autoembed.errors import DataError
+from autoembed.metrics import evaluate
+from autoembed.plans import Array
+
+PREDICTION = "prediction"
+_FAR = 0.1  # above train's share, from which a column is warned of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Predictions with the columns that were kept, the coverage of each field, and what to tell."""
+
+    table: pl.DataFrame
+    coverage: pl.DataFrame
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    quality: str
+
+
+def score_table(
+    bundle: Bundle,
+    table: str,
+    *,
+    keep: Sequence[str] = (),
+    device: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    max_unknown: float | None = None,
+) -> Scored:
+    """Scores all rows of a table.
+
+    Args:
+        bundle: a loaded bundle.
+        table: a file, a pattern or a directory of fragments.
+        keep: columns to copy beside the predictions.
+        device: auto, cpu, cuda or cuda:N.
+        settings: keys of the `data:` section that go before those that the bundle was made with.
+        max_unknown: the share of unknown values of a field above which nothing is scored.
+
+    Raises:
+        DataError: the table lacks a column, has one that would be overwritten, or has too many unknown values.
+    """
+    spec = DataSpec.checked(bundle.spec.model_dump(exclude_unset=True) | dict(settings or {}))
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="autoembed-") as stage:
+        frame = read_rows(spec, table, Path(stage), notes.append)
+        present = frame.collect_schema().names()
+        missing = [name for name in keep if name not in present]
+        if missing:
+            raise DataError(f"unknown column {missing[0]!r} in --keep: the table has {', '.join(present)}")
+        if PREDICTION in keep:
+            raise DataError(
+                f"--keep {PREDICTION} would stand beside the new predictions under one name: rename the column"
+            )
+        scores, coverage = bundle.score(frame, device=device)
+        if max_unknown is not None:
+            _check(coverage, max_unknown)
+        prediction = pl.Series(PREDICTION, scores)
+        kept = frame.select(col(name) for name in keep).collect(engine="streaming") if keep else None
+        result = prediction.to_frame() if kept is None else kept.with_columns(prediction)
+        quality = _quality(frame, spec, scores) if spec.label in present else ""
+    files = [file for own in locate(spec.model_copy(update={"files": None}), table).values() for file in own]
+    sources = bundle.manifest.provenance.get("sources") or []
+    if quality and isinstance(sources, list) and any(signature(file) in sources for file in files):
+        quality += " (the model was trained on rows of this very table: this is no test)"
+    return Scored(
+        table=result,
+        coverage=coverage,
+        notes=tuple(notes),
+        warnings=tuple(_warnings(coverage)),
+        quality=quality,
+    )
+
+
+def _check(coverage: pl.DataFrame, limit: float) -> None:
+    over = coverage.filter(pl.col("unknown") > limit).sort("unknown", descending=True)
+    if over.height:
+        named = ", ".join(
+            f"{name!r} {share:.1%}" for name, share in over.select("field", "unknown").head(5).iter_rows()
+        )
+        raise DataError(
+            f"more than --max-unknown {limit:g} of the values are unknown to the model in {named}: no scores"
+        )
+
+
+def _warnings(coverage: pl.DataFrame) -> list[str]:
+    found = []
+    for name, *shares in coverage.select("field", "unknown", "train_unknown", "missing", "train_missing").iter_rows():
+        for what, now, then in (("unknown to the model", *shares[:2]), ("missing", *shares[2:])):
+            if now > then + _FAR:
+                found.append(f"{name!r}: {now:.1%} of the values are {what} (of train's {then:.1%})")
+    return found
+
+
+def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array) -> str:
+    """AUC and logloss on the rows with a label, or why there is none."""
+    try:
+        labels = labelled(frame, spec).select(col(spec.label)).collect(engine="streaming").to_series()
+    except DataError as error:
+        return "" if len(scores) < 2 else f"no AUC: {error}"
+    known = labels.is_not_null().to_numpy()
+    if labels.n_unique() - bool(labels.null_count()) != 2:
+        return ""
+    metrics = evaluate(labels.drop_nulls().to_numpy(), scores[known])
+    return f"on its {int(known.sum()):,} labelled rows AUC {metrics.auc:.4f}, logloss {metrics.logloss:.4f}"
