@@ -36,6 +36,7 @@ from autoembed.errors import AutoembedError, BundleError, DataError, first_line
 from autoembed.nn.model import Model, build_model
 from autoembed.plans import Array
 from autoembed.training import pick_device
+from autoembed.writing import as_open_as
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 VERSION = 1
@@ -180,6 +181,7 @@ def write_bundle(
         (temporary / "schema.json").write_text(kept.model_dump_json(indent=1) + "\n")
         vocabulary.keep(kept.names).write(temporary / "vocabulary.parquet")
         save_file(weights_of(model), temporary / "weights.safetensors")
+        as_open_as(temporary / "weights.safetensors", temporary / "schema.json")
         manifest = Manifest(
             autoembed=__version__,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -294,6 +296,9 @@ def load_model(schema: FeatureSchema, architecture: Architecture, weights: Path)
     model = build_model(schema, architecture, packed=True)
     # Version 1 stored a table under its own name, where there is a module of weight or codes and steps now.
     tensors = {_TABLE.sub(r"\1.weight", name): tensor for name, tensor in load_file(weights).items()}
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise BundleError(f"the weights {wrong[0]} in {weights} are not all finite: export the model anew")
     model.load_state_dict(tensors)
     return model
 

@@ -72,6 +72,7 @@ def search(
     runs: Runs = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the study of that name.")] = False,
     trials: Annotated[int | None, typer.Option(help="Trials per arm; goes before budget.trials.")] = None,
     device: Device = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs to use; all by default.")] = None,
@@ -90,6 +91,7 @@ def search(
         runs=runs,
         name=name,
         resume=resume,
+        force=force,
         trials=trials,
         device=device,
         cpus=cpus,
@@ -313,7 +315,6 @@ def rank(
     for note in ranking.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         ranking.write(out)
         console.print(f"  written to {out}", soft_wrap=True)
     if page is not None:
@@ -350,8 +351,8 @@ def _rank_fields(
         table, title = score_fields(model, runs, data, bar)
     show_fields(stdout(), table, title, top)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.write_parquet(out)
+        with beside(out) as temporary:
+            table.write_parquet(temporary)
         stdout().print(f"  written to {out}", soft_wrap=True)
 
 
@@ -677,7 +678,8 @@ def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, pictu
     if architecture is None or not architecture.pairs:
         raise StudyError("there are no pairs to draw: the study has no features.pairs")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    choice_matrix(architecture, synergy).savefig(picture, dpi=120)
+    with beside(picture) as temporary:
+        choice_matrix(architecture, synergy).savefig(temporary, dpi=120)
 
 
 @app.command()

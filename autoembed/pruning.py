@@ -16,6 +16,7 @@ from autoembed.ranking.ranking import Ranking
 from autoembed.space import Range, SearchSpace
 from autoembed.training import pick_device
 from autoembed.trial import TrialConfig, check, run_trial
+from autoembed.writing import beside
 
 FILE = "field_scores.parquet"
 
@@ -41,7 +42,8 @@ def kept_fields(
     else:
         scores = model_scores(space, dataset, progress)
         if out is not None:
-            scores.write_parquet(out)
+            with beside(out) as temporary:
+                scores.write_parquet(temporary)
         own = "logloss_rise" if features.score == "knockout" else "saliency"
         z = pl.col("logloss_rise") / pl.col("logloss_se")
         table = scores.select(feature="field", score=own, z=pl.when(pl.col("logloss_se") > 0).then(z).otherwise(0.0))

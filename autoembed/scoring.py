@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -18,6 +16,7 @@ from autoembed.data.values import col
 from autoembed.errors import DataError
 from autoembed.metrics import evaluate
 from autoembed.plans import Array
+from autoembed.writing import scratch
 
 PREDICTION = "prediction"
 _FAR = 0.1  # above train's share, from which a column is warned of
@@ -58,8 +57,8 @@ def score_table(
     """
     spec = DataSpec.checked(bundle.spec.model_dump(exclude_unset=True) | dict(settings or {}))
     notes: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="autoembed-") as stage:
-        frame = read_rows(spec, table, Path(stage), notes.append)
+    with scratch() as stage:
+        frame = read_rows(spec, table, stage, notes.append)
         present = frame.collect_schema().names()
         missing = [name for name in keep if name not in present]
         if missing:

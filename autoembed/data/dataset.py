@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,8 +24,9 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.values import col
 from autoembed.data.vocabulary import ENCODING, Counts, Ids, Progress, Vocabulary
-from autoembed.data.writer import LAYOUT, Labels, Writer
+from autoembed.data.writer import LAYOUT, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
+from autoembed.writing import scratch
 
 _CHUNK = 1 << 18
 _LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
@@ -83,6 +83,27 @@ class Dataset:
             if vocabulary.names != self.schema.names or vocabulary.schema(self.schema) != self.schema:
                 raise ValueError("its vocabulary and its schema differ")
         return vocabulary
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Reads all of the dataset and holds it against its fingerprint; DataError if a byte has changed."""
+        hashes, total = [], sum(self.rows(split) for split in SPLITS)
+        with _corrupt(self.path):
+            done = 0
+            for split in SPLITS:
+                digests = hashlib.sha256(), hashlib.sha256()
+                ids, labels = self.ids(split), self.labels(split)
+                for start in range(0, len(labels), _CHUNK):
+                    for digest, array in zip(digests, (ids, labels), strict=True):
+                        digest.update(array[start : start + _CHUNK].data)
+                    done += len(labels[start : start + _CHUNK])
+                    if progress:
+                        progress("check", done, total)
+                hashes += [digest.hexdigest() for digest in digests]
+            if fingerprint_of(self.schema, self.vocabulary, hashes) != self.fingerprint:
+                raise ValueError("its content is not what was written")
+            counts = [self.vocabulary.counts(name) for name in self.schema.names]
+            if not all(map(np.array_equal, counts, self.counts)):
+                raise ValueError("its counts are not those of its vocabulary")
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -207,7 +228,7 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
             raise unreadable(where, error) from error
         shutil.rmtree(stage)
 
-    dataset = _cached(folder, write)
+    dataset = _cached(folder, write, progress)
     if spec.crosses is None:
         return dataset
     return dataset.cross(spec.crosses.pairs, spec.crosses, cache, candidates=False)
@@ -272,23 +293,20 @@ def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> tuple[int, l
     return rows, []
 
 
-def _cached(folder: Path, write: Callable[[Path], None]) -> Dataset:
-    """Open `folder`; where there is none, let `write` fill a temporary one, and rename it."""
+def _cached(folder: Path, write: Callable[[Path], None], progress: Progress | None = None) -> Dataset:
+    """Open `folder` and check it; where there is none, let `write` fill a temporary one, and rename it."""
     if folder.is_dir():
         dataset = Dataset.open(folder)
-        _ = dataset.vocabulary  # rather than at the end of a study
+        dataset.verify(progress)
         return dataset
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with scratch(folder.parent) as temporary:
         write(temporary)
+        temporary.chmod(0o755)
         try:
             os.rename(temporary, folder)
         except OSError:
             if not folder.is_dir():  # another process that built the same data came first
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Dataset.open(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,13 @@ class Writer:
         self._hashes = {split: (hashlib.sha256(), hashlib.sha256()) for split in SPLITS}
 
     def _array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        return np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        path = self.folder / f"{name}.npy"
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            # A disk that is full ends with an error here, and not with a bus error at a write to memory.
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
 
     def add(self, split: Split, ids: Ids, labels: Labels) -> None:
         """Append ids [rows, F] and labels [rows] to a split."""
@@ -57,9 +64,14 @@ class Writer:
         vocabulary.write(self.folder / "vocabulary.parquet")
         np.save(self.folder / "counts.npy", np.concatenate([vocabulary.counts(name) for name in vocabulary.names]))
         (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
-        content = [self.schema.fingerprint(), hashlib.sha256(vocabulary.table().write_csv().encode()).hexdigest()]
-        content += [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]
-        fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        hashes = [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]
+        fingerprint = fingerprint_of(self.schema, vocabulary, hashes)
         facts = {"layout": LAYOUT, "fingerprint": fingerprint, "rows": self.rows, "truth": truth}
         facts |= {"notes": list(notes), "sources": list(sources)}
         (self.folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def fingerprint_of(schema: FeatureSchema, vocabulary: Vocabulary, hashes: Sequence[str]) -> str:
+    """16 hex digits of an encoded dataset; `hashes` are SHA-256 of ids and labels of each split in turn."""
+    content = [schema.fingerprint(), hashlib.sha256(vocabulary.table().write_csv().encode()).hexdigest(), *hashes]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

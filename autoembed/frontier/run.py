@@ -25,6 +25,7 @@ from autoembed.frontier.store import Store, locked
 from autoembed.frontier.tables import Facts, markdown
 from autoembed.search.warm import WarmStarts
 from autoembed.space import SearchSpace
+from autoembed.writing import beside
 
 Tell = Callable[[int, int, str], None]
 PICTURES = ("png", "svg")
@@ -143,11 +144,14 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
             threads=max(1, torch.get_num_threads() // request.jobs),
             jobs=request.jobs,
         )
-        curves.table().write_parquet(folder / "frontier.parquet")
-        (folder / "frontier.md").write_text(markdown(curves, facts))
+        with beside(folder / "frontier.parquet") as temporary:
+            curves.table().write_parquet(temporary)
+        with beside(folder / "frontier.md") as temporary:
+            temporary.write_text(markdown(curves, facts))
         figure = draw_curves(curves, facts.title)
         for ending in PICTURES:
-            figure.savefig(folder / f"frontier.{ending}", dpi=200)
+            with beside(folder / f"frontier.{ending}") as temporary:
+                figure.savefig(temporary, dpi=200)
     return folder, curves
 
 

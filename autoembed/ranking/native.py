@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import stat
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -217,12 +218,27 @@ def _folders() -> list[Path]:
 def _read(name: str) -> bytes | None:
     for folder in _folders():
         try:
+            if not (_trusted(folder) and _trusted(folder / name)):
+                continue
             content = (folder / name).read_bytes()
         except OSError:
             continue
-        if hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]:
+        if _signed(name, content[_DIGEST:]) == content[:_DIGEST]:
             return content[_DIGEST:]
     return None
+
+
+def _signed(name: str, code: bytes) -> bytes:
+    """A hash of code and of what it was compiled from, so that a file cannot stand in for another."""
+    return hashlib.sha256(name.encode() + b"\0" + code).digest()
+
+
+def _trusted(path: Path) -> bool:
+    """Whether nobody else may have put something there: what is read here is run."""
+    if not hasattr(os, "getuid"):
+        return True
+    facts = path.lstat()
+    return facts.st_uid in (0, os.getuid()) and not facts.st_mode & 0o022 and not stat.S_ISLNK(facts.st_mode)
 
 
 def _write(name: str, code: bytes) -> None:
@@ -230,8 +246,12 @@ def _write(name: str, code: bytes) -> None:
     for folder in _folders():
         part = folder / f"{name}.{os.getpid()}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(hashlib.sha256(code).digest() + code)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not _trusted(folder):
+                continue
+            part.write_bytes(_signed(name, code) + code)
+            part.chmod(0o644)
             part.replace(folder / name)
             return
         except OSError:

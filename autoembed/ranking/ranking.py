@@ -16,6 +16,7 @@ from autoembed.ranking.scores import NEEDS_ROWS, Column, Score, measure, require
 from autoembed.ranking.selection import select as take
 from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
+from autoembed.writing import beside
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
@@ -131,7 +132,8 @@ def _part(path: str | Path, part: str, columns: dict[str, Any], fingerprint: str
 
 
 def _write(table: pl.DataFrame, path: Path, fingerprint: str) -> None:
-    table.write_parquet(path, metadata={_FINGERPRINT: fingerprint})
+    with beside(path) as temporary:
+        table.write_parquet(temporary, metadata={_FINGERPRINT: fingerprint})
 
 
 def _read(path: Path, columns: dict[str, Any]) -> tuple[pl.DataFrame, str]:

@@ -26,6 +26,7 @@ from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
 from autoembed.ranking.multi import MultiColumn, count, find
+from autoembed.writing import scratch
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
@@ -184,8 +185,8 @@ def read_table(
     spec = DataSpec.checked({"label": label, **(settings or {})})
     notes: list[str] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="autoembed-") as stage:
-            frame, files = open_rows(spec, path, Path(stage), notes.append)
+        with scratch() as stage:
+            frame, files = open_rows(spec, path, stage, notes.append)
             if frame.collect_schema().get(spec.label, pl.Int8()).is_decimal():
                 frame = frame.with_columns(col(spec.label).cast(pl.Float64))
             label = spec.label

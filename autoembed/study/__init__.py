@@ -12,6 +12,8 @@ ENVIRONMENT = {
     # A token keeps other users of this machine out of the study's Ray; a cluster's clients need the same mode.
     "RAY_AUTH_MODE": "token",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # On a loaded machine a raylet takes longer to start than the 30 s that Ray waits.
+    "RAY_raylet_start_wait_time_s": "120",
     # A trial that asks for no GPU may still see one: `device: auto` then means the same inside and outside of Ray.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -28,6 +30,9 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+# What the user has set.
+CHOSEN = frozenset(name for name in ENVIRONMENT if name in os.environ)
 
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from autoembed.space import SearchSpace
+from autoembed.writing import beside
 
 # What a bare table is searched with until its owner says more.
 START: dict[str, Any] = {
@@ -36,7 +37,7 @@ def write_crossed(out: Path, source: str, data: str | None, label: str, pairs: S
     crosses = section.setdefault("crosses", {})
     before = [list(pair) for pair in crosses.get("pairs", [])]
     crosses["pairs"] = before + [list(pair) for pair in pairs if list(pair) not in before]
-    out.parent.mkdir(parents=True, exist_ok=True)
     text = f"# Written by `autoembed rank {source} --cross {len(pairs)}`.\n"
-    out.write_text(text + yaml.safe_dump(node, sort_keys=False, width=120))
-    SearchSpace.read(out)
+    with beside(out) as temporary:
+        temporary.write_text(text + yaml.safe_dump(node, sort_keys=False, width=120))
+        SearchSpace.read(temporary)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -25,10 +24,10 @@ from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.moved import ARTIFACTS, mend_moved
+from autoembed.study.moved import ARTIFACTS, make_store, mend_moved
 from autoembed.study.page import block_matrix, choice_matrix
 from autoembed.study.retrain import ARMS
-from autoembed.study.run_dir import Ended, RunDir, arm_of, store
+from autoembed.study.run_dir import Ended, RunDir, arm_of, own_store, store
 from autoembed.study.view import SAVED_VIEW, curve, description, saved_view
 from autoembed.trial import TrialResult
 
@@ -53,7 +52,8 @@ class Mirror:
 
     def __init__(self, run: RunDir, space: SearchSpace) -> None:
         self.run, self.uri = run, store(run.path.parent)
-        if self.uri.startswith("sqlite:"):
+        if self.uri == own_store(run.path.parent):
+            make_store(run.path.parent / "mlflow.db")
             mend_moved(run.path.parent)
         self.client = MlflowClient(tracking_uri=self.uri)
         self.experiment = self._experiment()
@@ -80,7 +80,7 @@ class Mirror:
             if found.lifecycle_stage != "active":
                 raise StudyError(f"its experiment {self.run.name!r} is deleted: restore it, or choose another --name")
             return str(found.experiment_id)
-        local = self.uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" not in os.environ
+        local = self.uri == own_store(self.run.path.parent)
         place = (self.run.path.parent / ARTIFACTS / self.run.name).as_uri() if local else None
         return str(self.client.create_experiment(self.run.name, artifact_location=place))
 

@@ -1,11 +1,20 @@
-"""Mends an MLflow store whose folder was moved: MLflow keeps the places of artifacts as absolute paths."""
+"""The MLflow store beside a folder of studies: made whole, and mended where the folder was moved.
+
+MLflow makes its tables in the file itself, which nothing mends if it is killed meanwhile, and keeps the places of
+artifacts as absolute paths.
+"""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+from filelock import FileLock
+
+from autoembed.writing import scratch
 
 ARTIFACTS = "mlartifacts"
 # Every column of MLflow's store that holds the place of an artifact.
@@ -16,6 +25,21 @@ _PLACES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+
+
+def make_store(path: Path) -> None:
+    """Makes an MLflow store in SQLite, unless it is there: beside it first, so that it is whole or not there."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / ".mlflow.lock", timeout=600), scratch(path.parent) as folder:
+        if path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        made = SqlAlchemyStore(f"sqlite:///{folder / path.name}", str(path.parent / ARTIFACTS))
+        made.engine.dispose()
+        os.replace(folder / path.name, path)
 
 
 def mend_moved(runs: Path) -> list[str]:

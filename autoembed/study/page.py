@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from autoembed.study.tables import legible
+from autoembed.writing import beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,8 @@ def write_page(path: Path, ranking: Ranking, title: str) -> None:
     parts.append(f"<p class=note>Data {html.escape(ranking.fingerprint)}. Scores are in nats.</p>")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{head}<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
+    with beside(path) as temporary:
+        temporary.write_text(f"{head}<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n")
 
 
 def score_bars(table: pl.DataFrame) -> Figure:

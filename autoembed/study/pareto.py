@@ -13,6 +13,7 @@ from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import eligible
 from autoembed.study.page import pareto_picture
 from autoembed.study.run_dir import RunDir, Trial
+from autoembed.writing import beside
 
 PICKS = ("knee", "smallest-within X")
 
@@ -58,7 +59,8 @@ def write(run: RunDir, space: SearchSpace) -> None:
     run.write_json("pareto.json", rows)
     arms = {p.trial.arm: [(q.cost, q.quality) for q in found if q.trial.arm == p.trial.arm] for p in found}
     picture = pareto_picture(arms, [(p.cost, p.quality) for p in kept], space.objective.metric, cost)
-    picture.savefig(run.path / "pareto.png", dpi=120)
+    with beside(run.path / "pareto.png") as temporary:
+        picture.savefig(temporary, dpi=120)
 
 
 def pick(kept: Sequence[Point], rule: str) -> Trial:

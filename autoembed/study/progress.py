@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Literal, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bar:
@@ -24,12 +33,14 @@ class Bar:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[note]}"),
             console=self._console,
             disable=not sys.stderr.isatty(),
         )
         self._tasks: dict[str, TaskID] = {}
         self._best: float | None = None
+        self._running: list[str] = []
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -55,23 +66,26 @@ class Bar:
         """Prints a warning above the bars, on a terminal or not."""
         self._console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
-    def trials(self, done: int, total: int) -> None:
-        """Opens the line of the trials, `done` of which had ended before."""
-        self._done, self._total = done, total
+    def trials(self, done: int, total: int, best: float | None = None) -> None:
+        """Opens the line of the trials, `done` of which had ended before, with this best valid AUC."""
+        self._done, self._total, self._best = done, total, best
         self.step("trials", done, total)
 
     def started(self, trial: str, arm: str) -> None:
-        self._show(trial)
+        self._running.append(trial)
+        self._show()
 
     def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
         auc = metrics.get("valid_auc")
         if auc is not None and (self._best is None or auc > self._best):
             self._best = auc
-            self._show(trial)
+            self._show()
 
     def ended(self, trial: str) -> None:
         self._done += 1
-        self._show(trial)
+        if trial in self._running:
+            self._running.remove(trial)
+        self._show()
         best = "none yet" if self._best is None else f"{self._best:.4f}"
         self.line(f"trial {trial} has ended, {self._done} of {self._total}; best valid AUC so far {best}")
 
@@ -80,6 +94,6 @@ class Bar:
         if self._lines:
             print(text, flush=True)
 
-    def _show(self, trial: str) -> None:
+    def _show(self) -> None:
         best = "" if self._best is None else f"best valid AUC {self._best:.4f} · "
-        self.step("trials", self._done, self._total, f"{best}{trial}")
+        self.step("trials", self._done, self._total, f"{best}{', '.join(self._running)}")

@@ -34,6 +34,7 @@ from autoembed.errors import BundleError, StudyError, first_line, unknown
 from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking
 from autoembed.trial import TrialConfig, TrialResult
+from autoembed.writing import as_open_as
 
 State = Literal["done", "pruned", "failed"]
 MARKS: dict[State, str] = {"done": "DONE", "pruned": "PRUNED", "failed": "error.txt"}
@@ -96,6 +97,28 @@ class RunDir:
             facts = {"id": uuid.uuid4().hex}
             self.write_json("study.json", facts)
         return str(facts["id"])
+
+    def begun(self) -> bool:
+        """Whether a trial has ended or run here; StudyError if the folder is another thing than a study's."""
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.is_study():
+            raise StudyError(f"{self.path} is no study's folder: choose another --name or --runs")
+        return any((self.path / "trials").glob("*"))
+
+    def is_study(self) -> bool:
+        """Whether the folder is a study's, or has been left by one that could not begin."""
+        return self.space.is_file() or {path.name for path in self.path.iterdir()} <= {".lock", ".holder.json"}
+
+    def clear(self) -> None:
+        """Removes all of a study but what holds its folder; StudyError if the folder is another thing."""
+        if not self.is_study():
+            raise StudyError(f"{self.path} is no study's folder: choose another --name or --runs")
+        for path in self.path.iterdir():
+            if path.name in (".lock", ".holder.json"):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     @property
     def space(self) -> Path:
@@ -174,6 +197,7 @@ class RunDir:
         write_text(folder / "result.json", result.model_dump_json(indent=1) + "\n")
         result.architecture.write(folder / "architecture.json")
         save_file(weights_of(model), folder / "weights.safetensors")
+        as_open_as(folder / "weights.safetensors", folder / "result.json")
         for name in ("architecture.json", "weights.safetensors"):
             _sync(folder / name)
         write_text(folder / "DONE", json.dumps({name: sha256(folder / name) for name in HASHED}) + "\n")
@@ -248,7 +272,12 @@ class RunDir:
 
 def store(runs: Path) -> str:
     """The MLflow store of the studies in a folder: MLFLOW_TRACKING_URI, or mlflow.db beside them."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_store(runs)
+
+
+def own_store(runs: Path) -> str:
+    """The MLflow store beside the studies in a folder."""
+    return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
 
 
 def trial_id(arm: str, number: int) -> str:

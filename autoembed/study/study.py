@@ -52,6 +52,7 @@ class Request:
     cpus: int | None = None
     address: str | None = None
     lines: bool = False
+    force: bool = False
 
     @property
     def run(self) -> RunDir:
@@ -72,11 +73,18 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
     run = request.run
     if request.resume and not run.space.exists():
         raise StudyError(f"{run.path} holds no study to go on with: leave out --resume, or check --name and --runs")
-    if run.space.exists() and not request.resume:
-        raise StudyError(f"{run.path} holds a study already: go on with it by --resume, or choose another --name")
+    if request.force and request.resume:
+        raise StudyError("--force begins anew and --resume goes on: give one of them")
+    if not (request.resume or request.force) and run.begun():
+        raise StudyError(
+            f"{run.path} holds a study already: go on with it by --resume, replace it by --force, or choose another "
+            "--name"
+        )
     with _room(run), run.locked(), Bar(lines=request.lines) as bar:
-        if run.space.exists():
+        if request.resume:
             _check_same(run, space)
+        else:
+            run.clear()  # what a start that failed, or a study that is to be replaced, has left
         write_text(run.space, _space_text(request))
         made = {"id": run.identity, "autoembed": __version__, "commit": commit_of(request.space.absolute().parent)}
         run.write_json("study.json", made)
@@ -242,7 +250,8 @@ def _run_trials(
     from autoembed.study import tune
 
     before, todo = len(run.ended()), _left(run, space)
-    bar.trials(before, before + sum(todo.values()))
+    done = [trial.result.valid.auc for trial in run.trials()]
+    bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
             tune.run_trials(run, space, dataset, todo, [bar, tracker])

@@ -22,6 +22,7 @@ from ray.job_submission import JobSubmissionClient
 import autoembed
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
+from autoembed.study.ray_access import MODE, has_token, mode_for_cluster
 from autoembed.study.run_dir import require_path
 
 for _name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
@@ -113,6 +114,7 @@ class Cluster:
         self.address = address.rstrip("/")
         if not re.match(r"https?://[^/]+$", self.address):
             raise StudyError(f"--address must be the Ray dashboard's, such as http://HOST:8265, but got {address}")
+        self.mode = mode_for_cluster()
         with self._asking(), _without(ADDRESSES):
             self._client = _Client(self.address)
 
@@ -121,9 +123,14 @@ class Cluster:
         try:
             yield
         except AuthenticationError:
+            if not has_token():
+                raise StudyError(
+                    f"the cluster at {self.address} asks for a token, and this machine has none: set "
+                    "RAY_AUTH_TOKEN_PATH to a file with the cluster's (`ray get-auth-token` prints it there)"
+                ) from None
             raise StudyError(
-                f"the cluster at {self.address} refuses this machine's token: set RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH to the cluster's, or RAY_AUTH_MODE=disabled if it has none"
+                f"the cluster at {self.address} refuses this machine's token: set RAY_AUTH_TOKEN_PATH to a file with "
+                "the cluster's (`ray get-auth-token` prints it there)"
             ) from None
         except OSError as error:
             raise StudyError(
@@ -136,7 +143,9 @@ class Cluster:
     def submit(self, job: Job) -> str:
         """Starts a job; its id."""
         with tempfile.TemporaryDirectory() as folder, self._asking():
-            return str(self._client.submit_job(entrypoint=job.entrypoint(), runtime_env=job.environment(Path(folder))))
+            environment = job.environment(Path(folder))
+            environment["env_vars"] = {MODE: self.mode} | environment["env_vars"]
+            return str(self._client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment))
 
     def status(self, job: str) -> tuple[str, str]:
         """A job's status, and Ray's word on it."""

@@ -139,6 +139,9 @@ def write_all(mirror: Mirror, board: Leaderboard | None, status: str) -> None:
 
 
 def line_of(error: BaseException) -> str:
-    """The first line of an error, without the tail that urllib3 adds."""
+    """The first line of an error, without the tail that urllib3 adds, and what to do about a damaged store."""
     lines = str(error).splitlines()
-    return lines[0].split(" (Caused by")[0][:200] if lines else type(error).__name__
+    line = lines[0].split(" (Caused by")[0][:200] if lines else type(error).__name__
+    if "_alembic_tmp_" in str(error) or "database disk image is malformed" in str(error):
+        line += "; the store is damaged: move its file away, and `autoembed sync RUN` writes each study anew"
+    return line

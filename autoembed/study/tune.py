@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoembed.data.dataset import Dataset
-from autoembed.errors import StudyError
+from autoembed.errors import StudyError, first_line
 from autoembed.space import SearchSpace
 from autoembed.study import forkserver
+from autoembed.study.ray_access import LOOPBACK, guard_token, on_loopback
 from autoembed.study.recorder import RETRIES, Recorder, Watcher
 from autoembed.study.run_dir import RunDir
 from autoembed.study.sampler import searcher
@@ -50,13 +51,13 @@ def cluster(resources: Resources) -> Iterator[None]:
     own: dict[str, Any] = {}
     if not resources.address:
         own = {"num_cpus": resources.cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+        own["_node_ip_address"] = LOOPBACK
+        guard_token()
         if forked := forkserver.command():
             own["runtime_env"] = {"py_executable": forked}
-    try:
-        # Without an address Ray would join any cluster that it finds on the machine.
-        ray.init(address=resources.address or "local", log_to_driver=False, logging_level="CRITICAL", **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StudyError(f"cannot start Ray: {' '.join(str(error).split())}") from None
+    # Without an address Ray would join any cluster that it finds on the machine.
+    options = {"address": resources.address or "local", "log_to_driver": False, "logging_level": "CRITICAL"} | own
+    _start(options, twice=not resources.address)
     # Tune logs a traceback per failed trial; the reason stands in the trial's error.txt and in the summary.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
@@ -65,6 +66,21 @@ def cluster(resources: Resources) -> Iterator[None]:
             yield
     finally:
         _end()
+
+
+def _start(options: Mapping[str, Any], *, twice: bool) -> None:
+    """Starts Ray or joins it, once more if one of our own does not start in time; StudyError if it does not."""
+    try:
+        with on_loopback() if options["address"] == "local" else nullcontext():
+            ray.init(**options)
+    except Exception as error:  # Ray raises its bare class where a process of its own is late
+        ray.shutdown()
+        if twice:
+            logging.getLogger(__name__).warning("Ray did not start (%s): once more", first_line(error))
+            _start(options, twice=False)
+            return
+        there = "start Ray" if options["address"] == "local" else f"join the Ray cluster at {options['address']}"
+        raise StudyError(f"cannot {there}: {' '.join(str(error).split())[:500]}") from None
 
 
 def _end() -> None:

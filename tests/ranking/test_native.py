@@ -112,3 +112,23 @@ def test_columns_are_counted_by_every_way(values, classes):
         column_kernels.count_column(codes, labels, table)
         known = np.bincount(codes * classes + labels, minlength=table.size).reshape(table.shape)
         assert (table - 1 == known).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="has no owners of files")
+@pytest.mark.parametrize("what", ["file", "folder", "link", "name"])
+def test_code_that_another_may_have_put_there_is_not_run(cache, monkeypatch, what):
+    halved()
+    (file,) = cache.iterdir()
+    if what == "file":
+        file.chmod(0o666)
+    elif what == "folder":
+        cache.chmod(0o777)
+    elif what == "link":
+        file.rename(cache / "elsewhere")
+        file.symlink_to(cache / "elsewhere")
+    else:  # the code of another function under this one's name
+        content = file.read_bytes()
+        file.write_bytes(module._signed("other.o", content[32:]) + content[32:])
+    assert module._read(file.name) is None
+    monkeypatch.setattr(halves, "_loaded", {})
+    assert halved() == [1.0, 1.5, 2.0]

@@ -1,0 +1,156 @@
+"""What is damaged or lost: flipped bytes, killed makers of stores and folders, starts that failed."""
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+
+from autoembed.bundle import load_bundle, sha256
+from autoembed.data.dataset import Dataset
+from autoembed.errors import BundleError, DataError, StudyError
+from autoembed.metrics import evaluate
+from autoembed.study import moved
+from autoembed.study.moved import make_store
+from autoembed.study.run_dir import RunDir
+from autoembed.study.study import Request, run_study
+from autoembed.writing import beside, scratch
+
+
+def flip(path, place=-3):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["train.ids.npy", "test.labels.npy", "valid.ids.npy", "counts.npy"])
+def test_a_flipped_byte_of_the_encoded_data_is_found(finished, tmp_path, name):
+    run, _ = finished
+    cache = Path(shutil.copytree(run.path.parent / ".cache", tmp_path / "cache"))
+    folder = next(path for path in cache.iterdir() if (path / "dataset.json").is_file())
+    Dataset.open(folder).verify()
+    flip(folder / name)
+    with pytest.raises(DataError, match=r"is corrupt \(its .*\): remove the folder and build it anew"):
+        Dataset.open(folder).verify()
+
+
+def test_labels_that_are_none_give_no_metric():
+    with pytest.raises(DataError, match="labels must be 0 or 1"):
+        evaluate(np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.2, 0.3]))
+
+
+def test_weights_that_are_not_finite_are_refused(finished, tmp_path):
+    bundle = Path(shutil.copytree(finished[0].best, tmp_path / "bundle"))
+    weights = load_file(bundle / "weights.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, bundle / "weights.safetensors")
+    manifest = (bundle / "manifest.json").read_text()
+    before = sha256(finished[0].best / "weights.safetensors")
+    (bundle / "manifest.json").write_text(manifest.replace(before, sha256(bundle / "weights.safetensors")))
+    with pytest.raises(BundleError, match="are not all finite"):
+        load_bundle(bundle)
+
+
+def test_weights_can_be_read_by_whom_their_neighbours_can(finished):
+    run, board = finished
+    for folder, neighbour in ((run.best, "schema.json"), (run.trial(board.winner), "result.json")):
+        modes = {stat.S_IMODE((folder / name).stat().st_mode) for name in ("weights.safetensors", neighbour)}
+        assert len(modes) == 1
+
+
+def test_a_store_is_whole_or_not_there(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from autoembed.study import moved; "
+        "import mlflow.store.tracking.sqlalchemy_store as s; "
+        "s.SqlAlchemyStore = lambda uri, root: (open(uri.removeprefix('sqlite:///'), 'w').close(), os._exit(9)); "
+        "moved.make_store(Path(sys.argv[1]))"
+    )
+    store = tmp_path / "runs" / "mlflow.db"
+    killed = subprocess.run([sys.executable, "-c", code, store], timeout=300)
+    assert killed.returncode == 9
+    assert not store.exists()
+    left = [path.name for path in store.parent.iterdir() if path.name.startswith(".autoembed-")]
+    assert len(left) == 1
+    make_store(store)
+    assert not [path.name for path in store.parent.iterdir() if path.name.startswith(".autoembed-")]
+    assert MlflowClient(f"sqlite:///{store}").search_experiments()
+    before = store.stat().st_mtime_ns
+    make_store(store)
+    assert store.stat().st_mtime_ns == before
+
+
+def test_a_damaged_store_says_what_to_move_away(finished, cli, tmp_path, monkeypatch):
+    run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "runs" / "tiny")))
+    store = tmp_path / "runs" / "mlflow.db"
+    with sqlite3.connect(store) as made:
+        made.execute("CREATE TABLE _alembic_tmp_trace_tags (key TEXT)")
+        made.execute("CREATE TABLE alembic_version (version_num TEXT)")
+    monkeypatch.setattr(moved, "mend_moved", lambda runs: [])
+    status, _, err = cli("sync", run.path)
+    assert (status, err.count("\n")) == (2, 1)
+
+
+def test_a_folder_of_a_dead_process_is_swept_and_of_a_living_one_is_not(tmp_path):
+    code = "import sys, os; from pathlib import Path; from autoembed.writing import scratch\n"
+    code += "with scratch(Path(sys.argv[1])): os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, tmp_path], timeout=120, check=True)
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch(tmp_path) as own:
+        assert list(tmp_path.iterdir()) == [own]
+        with scratch(tmp_path) as other:
+            assert {own, other} == set(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+
+    def fill():
+        with beside(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        fill()
+    assert (tmp_path / "a.txt").read_text() == "before"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_typo_does_not_take_the_name(write_space, tmp_path, ray_here):
+    space = write_space()
+    right = yaml.safe_load(space.read_text())
+    wrong = right | {"data": {"path": str(tmp_path / "absent.csv")}}
+    space.write_text(yaml.safe_dump(wrong))
+    request = Request(space=space, runs=tmp_path / "runs")
+    with pytest.raises(DataError, match="no such file"):
+        run_study(request)
+    space.write_text(yaml.safe_dump(right | {"budget": {"trials": 1, "width": 2}}))
+    run, board = run_study(request)
+    assert board.trials == (2, 0, 0)
+    with pytest.raises(StudyError, match="go on with it by --resume, replace it by --force"):
+        run_study(request)
+    trial = (run.trial("dnis-1") / "DONE").stat().st_mtime_ns
+    _, again = run_study(Request(space=space, runs=tmp_path / "runs", force=True))
+    assert again.trials == (2, 0, 0)
+    assert (run.trial("dnis-1") / "DONE").stat().st_mtime_ns != trial
+    with pytest.raises(StudyError, match="give one of them"):
+        run_study(Request(space=space, runs=tmp_path / "runs", force=True, resume=True))
+
+
+def test_a_folder_that_is_no_study_is_left_alone(write_space, tmp_path):
+    space = write_space()
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "thesis.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(StudyError, match="is no study's folder: choose another --name or --runs"):
+            run_study(Request(space=space, runs=tmp_path / "runs", force=force))
+    assert (tmp_path / "runs" / "tiny" / "thesis.txt").read_text() == "mine"
