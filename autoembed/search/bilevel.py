@@ -95,7 +95,8 @@ def search(
         if gates.refit:
             _refit(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
     if net.rounds:
-        _prune(net, dataset, train, rows, device=device, seed=seed, report=report, monitor=monitor)
+        own = rows if config.held_out else None
+        _prune(net, dataset, train, own, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
     if settled := net.settle(dataset, device):
         report({f"search_{name}": value for name, value in settled.items()})
@@ -191,7 +192,7 @@ def _prune(
     net: Supernet,
     dataset: Dataset,
     train: TrainConfig,
-    rows: Rows,
+    rows: Rows | None,
     *,
     device: torch.device,
     seed: int,
