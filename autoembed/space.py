@@ -22,7 +22,7 @@ from pydantic import (
 from autoembed.budget import Limit
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.readers import DataSpec
-from autoembed.errors import SpaceError, first_line, unknown
+from autoembed.errors import SpaceError, first_line, hinted, unknown
 from autoembed.metrics import Metrics
 from autoembed.search.method import load
 from autoembed.trial import TrialConfig, TrialResult, check
@@ -83,6 +83,9 @@ class PairSpec(CrossSpec):
         if isinstance(top, int) and top < 1:
             raise ValueError(f"must be at least 1 or all, but got {top}")
         return top
+
+
+_NODES = 1_000_000
 
 
 class FeatureSpec(BaseModel):
@@ -237,6 +240,24 @@ class Variant(BaseModel):
     train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
 
 
+def load_yaml(text: str) -> Any:
+    """Plain data from YAML; yaml.YAMLError as well where aliases make more of a text than anyone would write."""
+    node = yaml.safe_load(text)
+    sizes: dict[int, int] = {}
+
+    def size(part: Any) -> int:
+        if not isinstance(part, (dict, list)):
+            return 1
+        if id(part) not in sizes:
+            sizes[id(part)] = _NODES  # a part that holds itself has no end
+            sizes[id(part)] = 1 + sum(map(size, part.values() if isinstance(part, dict) else part))
+        return sizes[id(part)]
+
+    if size(node) >= _NODES:
+        raise yaml.YAMLError(f"its aliases make more than {_NODES:,} values of it")
+    return node
+
+
 class SearchSpace(BaseModel):
     """A search-space file.
 
@@ -280,10 +301,14 @@ class SearchSpace(BaseModel):
     def read(cls, path: Path) -> SearchSpace:
         """The space in a YAML file; SpaceError names the file and the rule that it breaks."""
         try:
-            node = yaml.safe_load(path.read_text())
+            node = load_yaml(path.read_text())
         except OSError as error:
             raise SpaceError(f"cannot read the search space {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise SpaceError(f"{path}{where} is no valid YAML: {error.problem or error.context}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise SpaceError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(node, dict):
             raise SpaceError(f"{path} must hold a mapping with keys {', '.join(cls.model_fields)}")
@@ -293,13 +318,13 @@ class SearchSpace(BaseModel):
         try:
             space = cls.model_validate(node)
         except ValidationError as error:
-            raise SpaceError(f"{path}: {first_line(error)}") from None
+            raise SpaceError(f"{path}: {hinted(first_line(error, cls))}") from None
         try:
             for arm in space.arms():
                 for config in space.corners(arm):
                     space.require_pairs(check(config))
         except SpaceError as error:
-            raise SpaceError(f"{path}: {error}") from None
+            raise SpaceError(f"{path}: {hinted(str(error))}") from None
         return space
 
     def require_pairs(self, config: TrialConfig) -> None:

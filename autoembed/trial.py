@@ -322,7 +322,7 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
     try:
         trial = TrialConfig.model_validate(dict(config))
     except ValidationError as error:
-        raise SpaceError(first_line(error)) from None
+        raise SpaceError(first_line(error, TrialConfig)) from None
     base.configure(trial.backbone)
     for stage in trial.stages:
         method = configure(stage)
