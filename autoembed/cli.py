@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoembed import __version__
-from autoembed.errors import AutoembedError, DataError, StudyError
+from autoembed.errors import AutoembedError, DataError, StudyError, in_one_line
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
@@ -48,6 +50,19 @@ Settings = Annotated[
     typer.Option("--set", help="KEY=VALUE of a space's data section, such as separator=';' or format=csv; repeatable."),
 ]
 Which = Annotated[str | None, typer.Option(help="A trial's id, or an arm for its best; the study's best by default.")]
+
+
+def _opening(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that opens a run folder, which may be a stranger's: it imports no module that the folder names."""
+
+    @functools.wraps(command)
+    def opened(*words: object, **named: object) -> None:
+        from autoembed.search.method import without_imports
+
+        with without_imports():
+            command(*words, **named)
+
+    return opened
 
 
 def _version(wanted: bool) -> None:
@@ -347,7 +362,9 @@ def _rank_fields(
         raise DataError(f"--model goes with --data, --top, --out and --runs only, but got {', '.join(others)}")
     if top is not None and top < 1:
         raise DataError(f"--top must be at least 1, but got {top}")
-    with Bar() as bar:
+    from autoembed.search.method import without_imports
+
+    with Bar() as bar, without_imports():
         table, title = score_fields(model, runs, data, bar)
     show_fields(stdout(), table, title, top)
     if out is not None:
@@ -365,6 +382,7 @@ def _separators(multi: list[str]) -> dict[str, str]:
 
 
 @app.command()
+@_opening
 def compare(
     first: Annotated[
         Path, typer.Argument(help="A study's folder, a ranking that `autoembed rank --out` wrote, or a table to rank.")
@@ -404,6 +422,7 @@ def compare(
 
 
 @app.command()
+@_opening
 def retrain(
     run: Run,
     trial: Which = None,
@@ -436,6 +455,7 @@ def retrain(
 
 
 @app.command()
+@_opening
 def export(
     run: Run,
     out: Annotated[Path, typer.Argument(help="The bundle's folder, made anew.")],
@@ -607,6 +627,7 @@ def _settings(options: list[str]) -> dict[str, object]:
 
 
 @app.command()
+@_opening
 def show(
     path: Annotated[Path, typer.Argument(help="A study's folder, a bundle, or an architecture's JSON file.")],
     trial: Which = None,
@@ -683,6 +704,7 @@ def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, pictu
 
 
 @app.command()
+@_opening
 def sync(run: Run) -> None:
     """Write a study's folder to MLflow: what is missing there, and nothing twice."""
     from autoembed.space import SearchSpace
@@ -761,10 +783,14 @@ def main() -> None:
         sys.exit(2)
     except Exception as error:
         show_usage = getattr(error, "show", None)
-        if show_usage is None:
+        if show_usage is not None:
+            show_usage()
+            sys.exit(getattr(error, "exit_code", 2))
+        line = in_one_line(error)
+        if line is None:
             raise
-        show_usage()
-        sys.exit(getattr(error, "exit_code", 2))
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
     finally:
         gc.enable()  # `rank` does without
     if status == INTERRUPTED:

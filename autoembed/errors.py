@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -49,6 +50,29 @@ def first_line(error: BaseException, model: type[BaseModel] | None = None) -> st
             line = f"unknown key: must be one of {', '.join(sorted(known))}" if known else "unknown key"
         return hinted(f"{place}: {line}", repr(detail.get("input")))
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """What to tell a user of an error of the system or of a library; None of one that is a fault of this package."""
+    kind = type(error).__module__.partition(".")[0]
+    if isinstance(error, OSError):
+        reason = error.strerror or first_line(error)
+        name = f": {error.filename}" if error.filename else ""
+        hint = {
+            errno.ENOSPC: " (free some space, then try again)",
+            errno.EDQUOT: " (free some space, then try again)",
+            errno.EACCES: " (choose another place, or change who may write there)",
+            errno.EROFS: " (choose another place)",
+            errno.EMFILE: " (raise the limit: ulimit -n)",
+        }.get(error.errno or 0, "")
+        return f"{reason}{name}{hint}"
+    if isinstance(error, MemoryError):
+        return "memory ran out: take fewer rows or columns, smaller batches, or a larger machine"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read"
+    if kind in ("polars", "pyarrow", "safetensors", "sqlalchemy", "sqlite3", "mlflow", "ray", "optuna"):
+        return f"{kind}: {first_line(error)}"
+    return None
 
 
 def hinted(line: str, given: str = "") -> str:

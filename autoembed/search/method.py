@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -145,8 +147,31 @@ class Method:
     Supernet: type[Supernet]
 
 
+class Unloaded(MethodConfig):
+    """Options of a method from outside whose module is not imported: whatever stands there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+_IMPORTS = ContextVar("imports", default=True)
+
+
+@contextmanager
+def without_imports() -> Iterator[None]:
+    """Within it no module is imported because a file names it: a run folder may be a stranger's."""
+    before = _IMPORTS.set(False)
+    try:
+        yield
+    finally:
+        _IMPORTS.reset(before)
+
+
 def load(method: str) -> Method:
     """A method by file name, or by dotted module name; SpaceError lists the known ones."""
+    if "." in method and not _IMPORTS.get():
+        from autoembed.search.supernet import Supernet
+
+        return Method(Config=Unloaded, Supernet=Supernet)
     if "." in method:
         try:
             module = importlib.import_module(method)

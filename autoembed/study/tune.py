@@ -19,6 +19,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, first_line
 from autoembed.space import SearchSpace
 from autoembed.study import forkserver
+from autoembed.study.last_word import last_word
 from autoembed.study.ray_access import LOOPBACK, guard_token, on_loopback
 from autoembed.study.recorder import RETRIES, Recorder, Watcher
 from autoembed.study.run_dir import RunDir
@@ -62,7 +63,7 @@ def cluster(resources: Resources) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         # Ray's own handler, which ray.init has just set, would abort the process.
-        with ended_by_sigterm():
+        with last_word(), ended_by_sigterm():
             yield
     finally:
         _end()

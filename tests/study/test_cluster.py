@@ -94,7 +94,7 @@ def head(tmp_path_factory):
 
         try:
             address = f"http://127.0.0.1:{dashboard}"
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 600
             while command("job", "status", "none", "--address", address)[2].count("does not exist") == 0:
                 assert nodes[0].process.poll() is None, Path(nodes[0].log.name).read_text()
                 assert time.monotonic() < deadline, "the job server did not come up"
@@ -118,7 +118,7 @@ def command(*words, **named):
     return done.returncode, done.stdout, done.stderr
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

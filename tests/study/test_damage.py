@@ -1,5 +1,6 @@
 """What is damaged or lost: flipped bytes, killed makers of stores and folders, starts that failed."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -102,7 +103,7 @@ def test_a_damaged_store_says_what_to_move_away(finished, cli, tmp_path, monkeyp
 def test_a_folder_of_a_dead_process_is_swept_and_of_a_living_one_is_not(tmp_path):
     code = "import sys, os; from pathlib import Path; from autoembed.writing import scratch\n"
     code += "with scratch(Path(sys.argv[1])): os._exit(0)"
-    subprocess.run([sys.executable, "-c", code, tmp_path], timeout=120, check=True)
+    subprocess.run([sys.executable, "-c", code, tmp_path], timeout=600, check=True)
     assert len(list(tmp_path.iterdir())) == 1
     with scratch(tmp_path) as own:
         assert list(tmp_path.iterdir()) == [own]
@@ -154,3 +155,70 @@ def test_a_folder_that_is_no_study_is_left_alone(write_space, tmp_path):
         with pytest.raises(StudyError, match="is no study's folder: choose another --name or --runs"):
             run_study(Request(space=space, runs=tmp_path / "runs", force=force))
     assert (tmp_path / "runs" / "tiny" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_folder_imports_no_module_that_it_names(finished, cli, tmp_path, monkeypatch):
+    run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "runs" / "tiny")))
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    space = yaml.safe_load(run.space.read_text())
+    space["baselines"] = ["uniform", {"method": "evil.code", "option": 1}]
+    run.space.write_text(yaml.safe_dump(space))
+    assert cli("show", run.path)[0] == 0
+    assert "imported" not in cli("export", run.path, tmp_path / "bundle", "--trial", "dnis-1", "--data", "")[2]
+    assert "evil" not in sys.modules
+
+
+def test_errors_of_the_system_and_of_libraries_are_one_line(cli, tmp_path, monkeypatch, finished):
+    import errno
+
+    from autoembed import bundle
+
+    faults = {
+        OSError(errno.ENOSPC, "No space left on device", "/x"): "No space left on device: /x (free some space",
+        PermissionError(errno.EACCES, "Permission denied", "/x"): "Permission denied: /x (choose another place",
+        MemoryError(): "memory ran out",
+        RecursionError("deep"): "nested too deeply",
+    }
+    for fault, line in faults.items():
+
+        def fail(path, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(bundle, "load_bundle", fail)
+        status, _, err = cli("predict", finished[0].best, tmp_path / "t.csv")
+        assert (status, err.count("\n")) == (2, 1), err
+        assert line in err
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_a_process_that_ends_at_once_has_a_last_word(says_goodbye):
+    end = "pass" if says_goodbye else "import os; os._exit(1)"
+    code = f"from autoembed.study.last_word import last_word\nwith last_word():\n    {end}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == (0 if says_goodbye else 1)
+    assert ("go on with `autoembed search ... --resume`" in ended.stderr) == (not says_goodbye)
+
+
+def test_ray_listens_on_loopback_and_its_token_is_its_users(tmp_path, monkeypatch):
+    """In a process of its own, as this one has a Ray already."""
+    code = """
+import json, psutil, ray, stat, sys
+from pathlib import Path
+from autoembed.study.tune import Resources, cluster
+with cluster(Resources(cpus=1)):
+    ray.get(ray.remote(lambda: 1).remote())
+    me = psutil.Process()
+    open_ = [c for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")]
+    found = {c.laddr.ip for c in open_ if c.status == "LISTEN"}
+token = Path.home() / ".ray" / "auth_token"
+print(json.dumps([sorted(found), [oct(stat.S_IMODE(path.stat().st_mode)) for path in (token.parent, token)]]))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=800, env=environment, check=True
+    )
+    listening, modes = json.loads(done.stdout.splitlines()[-1])
+    assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert modes == ["0o700", "0o600"]

@@ -28,7 +28,7 @@ def script(tmp_path):
 def run(script, **environment):
     """(what a worker prints that Ray starts so, stderr)"""
     command = [*shlex.split(forkserver.command()), str(script), *WORDS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
     return done.stdout, done.stderr
 
 
@@ -43,7 +43,7 @@ def test_workers_are_forks_that_hold_together_what_they_import(ray_here):
             return os.getpid(), os.getppid(), private, "torch" in sys.modules, sys.argv[0].endswith("default_worker.py")
 
     workers = [ray.remote(num_cpus=0)(Worker).remote() for _ in range(2)]
-    looks = ray.get([worker.look.remote() for worker in workers], timeout=60)
+    looks = ray.get([worker.look.remote() for worker in workers], timeout=300)
     assert looks[0][0] != looks[1][0]
     assert looks[0][1] == looks[1][1]
     assert all(private < 60 * 1024 and torch and name for _, _, private, torch, name in looks)
@@ -144,7 +144,7 @@ try:
 except ConnectionError:
     print("closed")
 """
-    done = subprocess.run(["python3", "-c", code], user=NOBODY, capture_output=True, cwd="/", env=PLAIN, timeout=30)
+    done = subprocess.run(["python3", "-c", code], user=NOBODY, capture_output=True, cwd="/", env=PLAIN, timeout=300)
     assert done.stdout in (b"b''\n", b"closed\n"), done.stderr
     assert process.poll() is None
     assert not psutil.Process(process.pid).children()

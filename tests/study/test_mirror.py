@@ -349,7 +349,7 @@ def test_mlflow_serves_the_champion(finished, unused_port):
             data=json.dumps(rows).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             scores = json.loads(answer.read())
     finally:
         end(server)

@@ -1,0 +1,29 @@
+"""A line of ours where Ray ends a study's process by itself: without its raylet it exits with a line of C++."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LINE = (
+    "error: the study's process ended at once: it was killed, or a process of its Ray was, or memory ran out. What has "
+    "ended is kept: go on with `autoembed search ... --resume`"
+)
+# Reads until the study says goodbye, or is gone without a word.
+_CODE = "import sys\nif not sys.stdin.buffer.read(): sys.stderr.write(sys.argv[1] + '\\n')"
+
+
+@contextmanager
+def last_word() -> Iterator[None]:
+    """Within it, a process of its own tells on stderr if this one ends without reaching the end of the block."""
+    command = [sys.executable, "-I", "-S", "-c", _CODE, LINE]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert watcher.stdin is not None
+    try:
+        yield
+    finally:
+        with watcher.stdin as pipe:
+            pipe.write(b"bye")
+        watcher.wait()
