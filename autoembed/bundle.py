@@ -36,7 +36,7 @@ from autoembed.errors import AutoembedError, BundleError, DataError, first_line
 from autoembed.nn.model import Model, build_model
 from autoembed.plans import Array
 from autoembed.training import pick_device
-from autoembed.writing import as_open_as
+from autoembed.writing import as_open_as, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 VERSION = 1
@@ -197,6 +197,19 @@ def write_bundle(
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def copy_bundle(source: Path, path: Path) -> Path:
+    """Copies a bundle in one step, as `write_bundle` writes one; BundleError if it is damaged or the place is taken."""
+    load_bundle(source)
+    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is no bundle: choose another place")
+    with scratch(path.parent) as temporary:
+        copied = Path(shutil.copytree(source, temporary / "bundle"))
+        if path.exists():
+            shutil.rmtree(path)
+        copied.rename(path)
     return path
 
 

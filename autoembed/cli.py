@@ -467,18 +467,34 @@ def export(
     data: Data = None,
 ) -> None:
     """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
+    from autoembed.bundle import copy_bundle
     from autoembed.study.progress import Bar
     from autoembed.study.report import stdout
+    from autoembed.study.run_dir import RunDir
     from autoembed.study.study import export as exported
 
     if pick is not None:
         if trial is not None:
             raise StudyError("--trial and --pick each name a trial: give one of them")
         trial = _picked(run, pick)
-    with Bar() as bar:
-        folder, space, dataset, chosen = _opened(run, trial, data, bar)
-    path = exported(folder, space, dataset, chosen, out)
+    folder = RunDir.existing(run)
+    chosen = _trial(folder, trial)
+    if data is None and _is_best(folder, chosen):
+        path = copy_bundle(folder.best, out)  # the data need not be there any more
+    else:
+        with Bar() as bar:
+            folder, space, dataset, chosen = _opened(run, trial, data, bar)
+        path = exported(folder, space, dataset, chosen, out)
     stdout().print(f"bundle of {chosen} written to {path}", soft_wrap=True)
+
+
+def _is_best(run: RunDir, trial: str) -> bool:
+    """Whether the study's own bundle is that of a trial."""
+    import json
+
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads((run.best / "manifest.json").read_text())["provenance"]["trial"] == trial)
+    return False
 
 
 @app.command()

@@ -69,12 +69,17 @@ class Leaderboard(_Frozen):
     best_test_auc: float | None = None
 
     @classmethod
-    def read(cls, run: RunDir) -> Leaderboard | None:
-        """The leaderboard as it was written at the end of the study, or None; StudyError if it is corrupt."""
-        content = run.read_json(FILE)
+    def read(cls, run: RunDir, *, rebuilt: bool = False) -> Leaderboard | None:
+        """The leaderboard as it was written at the end of the study, or None; StudyError if it is corrupt.
+
+        Where it is `rebuilt`, a corrupt one is as if it were not there.
+        """
+        content = run.read_json(FILE, rebuilt=rebuilt)
         try:
             return None if content is None else cls.model_validate(content)
         except ValidationError as error:
+            if rebuilt:
+                return None
             raise StudyError(f"{run.path / FILE} is corrupt ({first_line(error)}): delete it and --resume") from None
 
     @property
@@ -112,7 +117,7 @@ def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
 
 def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
     """Compares the arms, and reads the test split for each arm's best trial, once: what was read before is kept."""
-    before = Leaderboard.read(run)
+    before = Leaderboard.read(run, rebuilt=True)
     known = {row.trial: row.test for row in before.rows} if before else {}
     counts = Counter((ended.arm, ended.state) for ended in run.ended())
     trials = run.trials()

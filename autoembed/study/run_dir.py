@@ -160,14 +160,19 @@ class RunDir:
     def write_json(self, name: str, content: Any) -> None:
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file of the folder, or None if it is not there; StudyError if it is corrupt."""
+    def read_json(self, name: str, *, rebuilt: bool = False) -> Any:
+        """The content of a JSON file of the folder, or None if it is not there; StudyError if it is corrupt.
+
+        One that is `rebuilt` from others is as if it were not there.
+        """
         path = self.path / name
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            if rebuilt and not isinstance(error, OSError):
+                return None
             raise StudyError(f"cannot read {path}: {first_line(error)}") from None
 
     def begin_trial(self, trial_id: str, config: TrialConfig) -> None:

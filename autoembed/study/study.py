@@ -114,7 +114,7 @@ def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
 
 def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
     """The leaderboard of a study of which nothing is left to run, to write or to mirror; else None."""
-    board, mirror = Leaderboard.read(run), run.read_json("mlflow.json") or {}
+    board, mirror = Leaderboard.read(run, rebuilt=True), run.read_json("mlflow.json", rebuilt=True) or {}
     ended = {trial.id for trial in run.ended()}
     if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
         return None

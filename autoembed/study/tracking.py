@@ -32,7 +32,7 @@ class Tracker:
     def __init__(self, run: RunDir, space: SearchSpace, warn: Callable[[str], None]) -> None:
         self.run, self.space, self._warn = run, space, warn
         # Until the end has been written, the mirror is not known to be whole.
-        run.write_json("mlflow.json", (run.read_json("mlflow.json") or {}) | {"status": None})
+        run.write_json("mlflow.json", (run.read_json("mlflow.json", rebuilt=True) or {}) | {"status": None})
         self._mirror: Mirror | None = None
         self._off = self._closing = False
         self._board: Leaderboard | None = None

@@ -1,5 +1,6 @@
 """What is damaged or lost: flipped bytes, killed makers of stores and folders, starts that failed."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -170,8 +172,6 @@ def test_a_run_folder_imports_no_module_that_it_names(finished, cli, tmp_path, m
 
 
 def test_errors_of_the_system_and_of_libraries_are_one_line(cli, tmp_path, monkeypatch, finished):
-    import errno
-
     from autoembed import bundle
 
     faults = {
@@ -222,3 +222,61 @@ print(json.dumps([sorted(found), [oct(stat.S_IMODE(path.stat().st_mode)) for pat
     listening, modes = json.loads(done.stdout.splitlines()[-1])
     assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert modes == ["0o700", "0o600"]
+
+
+def test_the_best_bundle_is_exported_without_the_data(finished, cli, tmp_path):
+    run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "runs" / "tiny")))
+    space = yaml.safe_load(run.space.read_text())
+    run.space.write_text(yaml.safe_dump(space | {"data": {"path": str(tmp_path / "gone.csv")}}))
+    status, _, err = cli("export", run.path, tmp_path / "bundle")
+    assert (status, err) == (0, "")
+    assert load_bundle(tmp_path / "bundle").manifest == load_bundle(run.best).manifest
+    assert "no such file" in cli("export", run.path, tmp_path / "other", "--trial", "uniform-1")[2]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").touch()
+    assert "exists and is no bundle" in cli("export", run.path, tmp_path / "mine")[2]
+
+
+@pytest.mark.parametrize("name", ["leaderboard.json", "mlflow.json"])
+def test_what_can_be_rebuilt_is_rebuilt(write_space, tmp_path, ray_here, name):
+    space = write_space(budget={"trials": 1, "width": 2})
+    run, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+    whole = (run.path / name).read_text()
+    (run.path / name).write_text(whole[: len(whole) // 2])
+    _, again = run_study(Request(space=space, runs=tmp_path / "runs", resume=True))
+    assert again == board
+    assert json.loads((run.path / name).read_text()) == json.loads(whole)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["rank", "{table}", "--label", "y", "--out"], "ranking.parquet"),
+        (["rank", "{table}", "--label", "y", "--html"], "ranking.html"),
+        (["rank", "{table}", "--label", "y", "--cross", "1", "--space"], "crossed.yaml"),
+        (["predict", "{best}", "{rows}", "--out"], "scores.parquet"),
+        (["predict", "{best}", "{rows}", "--out"], "scores.csv"),
+        (["export", "{run}"], "bundle"),
+    ],
+)
+def test_a_write_that_fails_leaves_nothing_under_a_final_name(
+    finished, cli, tmp_path, monkeypatch, number, words, name
+):
+    run, _ = finished
+    rows = load_bundle(run.best).example()
+    rows.write_parquet(tmp_path / "rows.parquet")
+    frame = pl.DataFrame({"y": [0, 1] * 50, "a": [row % 7 for row in range(100)], "b": [row % 5 for row in range(100)]})
+    frame.write_parquet(tmp_path / "t.parquet")
+    places = {"table": tmp_path / "t.parquet", "rows": tmp_path / "rows.parquet", "best": run.best, "run": run.path}
+    (tmp_path / "out").mkdir()
+
+    def fail(*words, **named):
+        raise OSError(number, os.strerror(number), str(tmp_path / "out" / name))
+
+    for module, function in ((os, "replace"), (Path, "rename")):
+        monkeypatch.setattr(module, function, fail)
+    status, _, err = cli(*(word.format(**places) for word in words), tmp_path / "out" / name)
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: {os.strerror(number)}")
+    assert os.listdir(tmp_path / "out") == []
