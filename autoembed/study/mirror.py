@@ -307,8 +307,11 @@ class Mirror:
         self.client.set_registered_model_alias(name, CHAMPION, version)
 
     def begin(self) -> None:
-        """Shows the study as running, and settles what an earlier driver left."""
+        """Shows the study as running, and settles what an earlier driver left: trials that had not ended run again."""
         self.client.update_run(self.parent, status="RUNNING")
+        ended = {"", *(trial.id for trial in self.run.ended())}
+        for trial in [name for name in self._runs if name not in ended]:
+            self.client.delete_run(self._runs.pop(trial).info.run_id)
         self.catch_up()
 
     def end(self, status: str) -> None:

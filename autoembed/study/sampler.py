@@ -16,6 +16,8 @@ from autoembed.space import Range, SearchSpace
 from autoembed.study.run_dir import RunDir, trial_id
 from autoembed.study.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER
 
+AGAIN = "again"  # of a trial that is run again: the name that it had
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -104,13 +106,21 @@ def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def suggester(arm: str, space: SearchSpace) -> Callable[[Any], dict[str, Any]]:
-    """A define-by-run space: draws the ranges that earlier choices leave, and names the trial by Optuna's number."""
+    """A define-by-run space: draws the ranges that earlier choices leave, and names the trial."""
 
     def suggest(trial: Any) -> dict[str, Any]:
         values = space.draw(arm, lambda place, leaf: draw(trial, place, leaf))
-        return {"trial": trial_id(arm, trial.number + 1), "arm": arm, "values": values}
+        return {"trial": _name(trial, trial.study), "arm": arm, "values": values}
 
     return suggest
+
+
+def _name(trial: Any, study: optuna.Study) -> str:
+    """A trial's name by its number; one that was interrupted keeps its name when it is run again."""
+    if AGAIN in trial.user_attrs:
+        return str(trial.user_attrs[AGAIN])
+    before = study.get_trials(deepcopy=False)[: trial.number]
+    return trial_id(study.study_name, 1 + sum(AGAIN not in other.user_attrs for other in before))
 
 
 def draw(trial: Any, place: str, leaf: Range) -> Any:
@@ -127,7 +137,7 @@ def draw(trial: Any, place: str, leaf: Range) -> Any:
 def _reconcile(study: optuna.Study, run: RunDir, space: SearchSpace) -> None:
     """Settles trials that a killed driver left running: by the run folder if they ended, else again in the queue."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        name = trial_id(study.study_name, trial.number + 1)
+        name = _name(trial, study)
         state = run.state(name)
         if state == "done":
             result = run.read_trial(name).result
@@ -140,5 +150,5 @@ def _reconcile(study: optuna.Study, run: RunDir, space: SearchSpace) -> None:
             study.tell(trial.number, state=TrialState.PRUNED)
         else:
             study.tell(trial.number, state=TrialState.FAIL)
-            if state is None and trial.params:
-                study.enqueue_trial(trial.params)
+            if state is None:
+                study.enqueue_trial(trial.params, user_attrs={AGAIN: name})

@@ -280,3 +280,23 @@ def test_a_write_that_fails_leaves_nothing_under_a_final_name(
     assert status == 2
     assert err.splitlines()[-1].startswith(f"error: {os.strerror(number)}")
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_trial_that_was_interrupted_keeps_its_number_and_values(write_space, tmp_path):
+    import optuna
+
+    from autoembed.space import SearchSpace
+    from autoembed.study.sampler import _search
+
+    space, run = SearchSpace.read(write_space()), RunDir(tmp_path / "study")
+    run.path.mkdir()
+    storage = optuna.storages.RDBStorage(run.optuna)
+    begun = [_search(run, space, "dnis", storage)]
+    first, second = (begun[0].suggest(name) for name in ("a", "b"))
+    assert (first["trial"], second["trial"]) == ("dnis-1", "dnis-2")
+    run.mark("dnis-1", "pruned", "behind")
+    for _ in range(2):  # killed, resumed, killed and resumed once more
+        begun.append(_search(run, space, "dnis", storage))
+        again = begun[-1].suggest("c")
+        assert again == second
+    assert begun[-1].suggest("d")["trial"] == "dnis-3"
