@@ -178,7 +178,13 @@ def _table(path: Path, spec: DataSpec) -> tuple[list[Path], list[str]]:
         raise DataError(f"no such file: {path}")
     files, left = _visible(path)
     if spec.format != "auto":
-        return files, left
+        # By their ends where these tell; files of Hive have none.
+        own = [file for file in files if _format_by_name(file.name) == spec.format] or [
+            file for file in files if not file.name.upper().startswith(("README", "LICENSE"))
+        ]
+        if not own:
+            raise DataError(f"{path} holds no file")
+        return own, left + [str(file.relative_to(path)) for file in files if file not in own]
     kinds: dict[str, list[Path]] = {}
     for file in files:
         kinds.setdefault(_format_by_name(file.name) or "", []).append(file)

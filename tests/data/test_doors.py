@@ -377,3 +377,15 @@ def test_csv_parquet_and_frames_give_equal_ids(tmp_path_factory, columns):
     assert (ids == one.vocabulary.encode(clean(texts.lazy(), spec).collect())).all()
     ranked = [rank_table(folder / name, label="click").table.sort("feature") for name in ("t.parquet", "t.csv")]
     assert ranked[0]["cardinality"].to_list() == ranked[1]["cardinality"].to_list()
+
+
+def test_a_given_format_reads_files_without_an_ending_but_no_readme(tmp_path, clicks):
+    folder = tmp_path / "hive"
+    folder.mkdir()
+    for part in range(2):
+        (folder / f"00000{part}_0").write_text(clicks.write_csv(separator="\x01"))
+    (folder / "README.md").write_text("what this is")
+    assert rows_of(folder, tmp_path, format="csv", separator="\x01") == 2 * ROWS
+    clicks.write_csv(folder / "t.csv")
+    found = table_of(folder, tmp_path, format="csv")
+    assert any("left out: 000000_0, 000001_0, README.md" in note for note in found.notes)
