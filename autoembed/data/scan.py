@@ -172,7 +172,7 @@ def _csv(
 def _lines(path: Path) -> pl.LazyFrame:
     """The lines of a text file, null where they are blank."""
     return pl.scan_csv(
-        path, separator="\x01", quote_char=None, has_header=False, infer_schema=False, new_columns=[_LINE], glob=False
+        path, separator="\x1f", quote_char=None, has_header=False, infer_schema=False, new_columns=[_LINE], glob=False
     )
 
 
