@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -91,8 +91,10 @@ class Bundle:
         return self.score(frame)[1]
 
     @torch.no_grad()
-    def score(self, frame: Any, *, batch: int = 16384, device: str = "auto") -> tuple[Array, pl.DataFrame]:
-        """What `predict` gives, and what `coverage` does, of one pass over the rows."""
+    def score(
+        self, frame: Any, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
+    ) -> tuple[Array, pl.DataFrame]:
+        """What `predict` gives, and what `coverage` does, of one pass over the rows; `progress` gets those done."""
         where = pick_device(device)
         model = self.model.to(where).eval()
         rows_of = _lazy(frame)
@@ -116,6 +118,8 @@ class Bundle:
             for start in range(0, rows.height, batch):
                 part = torch.sigmoid(model(ids[start : start + batch])).float().cpu().numpy()
                 scores[place + start : place + start + len(part)] = part
+                if progress:
+                    progress(place + start + len(part))
         return scores, self._shares(counted, max(len(scores), 1))
 
     def _shares(self, counted: Array, rows: int) -> pl.DataFrame:

@@ -595,20 +595,24 @@ def predict(
     """Score a raw table with a bundle; values that training did not see are scored as unknown."""
     from autoembed.bundle import load_bundle
     from autoembed.scoring import score_table
+    from autoembed.study.progress import Bar
     from autoembed.study.report import show_coverage, stdout
 
     if out.suffix not in (".parquet", ".csv"):
         raise DataError(f"--out must end in .parquet or .csv, but got {out}")
     if max_unknown is not None and not 0 <= max_unknown <= 1:
         raise DataError(f"--max-unknown must be a share from 0 to 1, but got {max_unknown:g}")
-    scored = score_table(
-        load_bundle(bundle),
-        table,
-        keep=[name for name in keep.split(",") if name],
-        device=device,
-        settings=_settings(settings or []),
-        max_unknown=max_unknown,
-    )
+    with Bar() as bar:
+        bar.step("predict", 0, 1)
+        scored = score_table(
+            load_bundle(bundle),
+            table,
+            keep=[name for name in keep.split(",") if name],
+            device=device,
+            settings=_settings(settings or []),
+            max_unknown=max_unknown,
+            progress=bar.step if sys.stderr.isatty() else None,
+        )
     console = stdout()
     for note in scored.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -13,6 +14,7 @@ from autoembed.data.files import locate, signature
 from autoembed.data.readers import labelled, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col
+from autoembed.data.vocabulary import Progress
 from autoembed.errors import DataError
 from autoembed.metrics import evaluate
 from autoembed.plans import Array
@@ -41,6 +43,7 @@ def score_table(
     device: str = "auto",
     settings: Mapping[str, Any] | None = None,
     max_unknown: float | None = None,
+    progress: Progress | None = None,
 ) -> Scored:
     """Scores all rows of a table.
 
@@ -51,6 +54,7 @@ def score_table(
         device: auto, cpu, cuda or cuda:N.
         settings: keys of the `data:` section that go before those that the bundle was made with.
         max_unknown: the share of unknown values of a field above which nothing is scored.
+        progress: called with (stage, done, total).
 
     Raises:
         DataError: the table lacks a column, has one that would be overwritten, or has too many unknown values.
@@ -67,7 +71,11 @@ def score_table(
             raise DataError(
                 f"--keep {PREDICTION} would stand beside the new predictions under one name: rename the column"
             )
-        scores, coverage = bundle.score(frame, device=device)
+        step = None
+        if progress:
+            total = int(frame.select(pl.len()).collect(engine="streaming").item())
+            step = partial(_told, progress, total)
+        scores, coverage = bundle.score(frame, device=device, progress=step)
         if max_unknown is not None:
             _check(coverage, max_unknown)
         prediction = pl.Series(PREDICTION, scores)
@@ -85,6 +93,10 @@ def score_table(
         warnings=tuple(_warnings(coverage)),
         quality=quality,
     )
+
+
+def _told(progress: Progress, total: int, done: int) -> None:
+    progress("predict", done, total)
 
 
 def _check(coverage: pl.DataFrame, limit: float) -> None:
