@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 
 class Bar:
@@ -30,11 +31,12 @@ class Bar:
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[note]}"),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=13)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            expand=True,
             console=self._console,
             disable=not sys.stderr.isatty(),
         )
@@ -55,6 +57,8 @@ class Bar:
     def step(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Sets how far a phase is."""
         if phase not in self._tasks:
+            for task in self._tasks.values():  # a stage that follows another says that this one is over
+                self._progress.update(task, completed=self._progress.tasks[task].total)
             self._tasks[phase] = self._progress.add_task(f"{phase:<14}", note="")
         self._progress.update(self._tasks[phase], completed=done, total=total, note=note)
 
