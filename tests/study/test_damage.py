@@ -200,6 +200,7 @@ def test_a_process_that_ends_at_once_has_a_last_word(says_goodbye):
     assert ("go on with `autoembed search ... --resume`" in ended.stderr) == (not says_goodbye)
 
 
+@pytest.mark.slow
 def test_ray_listens_on_loopback_and_its_token_is_its_users(tmp_path, monkeypatch):
     """In a process of its own, as this one has a Ray already."""
     code = """

@@ -245,7 +245,7 @@ def test_the_scheduler_is_a_name_or_has_options(write_space):
         assert (found.name, found.stops_searches) == (name, stops)
     with pytest.raises(SpaceError, match=r"scheduler.name: Input should be 'asha', 'median' or 'none'"):
         SearchSpace.read(write_space(scheduler="ash"))
-    with pytest.raises(SpaceError, match=r"scheduler.searches: Extra inputs"):
+    with pytest.raises(SpaceError, match=r"scheduler.searches: unknown key: must be one of name, search"):
         SearchSpace.read(write_space(scheduler={"searches": False}))
 
 
