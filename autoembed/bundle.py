@@ -12,8 +12,8 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -175,11 +175,7 @@ def write_bundle(
         metrics: what to record of the model's quality.
         provenance: the study, the trial and the fingerprint of the data.
     """
-    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise BundleError(f"{path} exists and is no bundle: choose another place")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _replacing(path) as temporary:
         architecture.write(temporary / "architecture.json")
         kept = schema.keep(architecture.columns)
         (temporary / "schema.json").write_text(kept.model_dump_json(indent=1) + "\n")
@@ -195,26 +191,28 @@ def write_bundle(
             provenance=dict(provenance),
         )
         (temporary / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
-        temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def copy_bundle(source: Path, path: Path) -> Path:
     """Copies a bundle in one step, as `write_bundle` writes one; BundleError if it is damaged or the place is taken."""
     load_bundle(source)
+    with _replacing(path) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+    return path
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of `path` at the end; BundleError if something else than a bundle is there."""
     if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle: choose another place")
     with scratch(path.parent) as temporary:
-        copied = Path(shutil.copytree(source, temporary / "bundle"))
+        yield temporary
+        temporary.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
-        copied.rename(path)
-    return path
+        temporary.rename(path)
 
 
 def load_bundle(path: str | Path) -> Bundle:

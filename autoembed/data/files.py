@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -214,6 +215,7 @@ def _by_name(directory: Path, spec: DataSpec) -> Located:
             hidden += own
     if not found:
         files, left = _table(directory, spec)
+        _refuse_mixed(directory, files)
         located = Located(train=files)
         located.left = tuple(left)
         return located
@@ -222,6 +224,19 @@ def _by_name(directory: Path, spec: DataSpec) -> Located:
     located = Located(found)
     located.left = (*hidden, *(child.name for child in children if child not in used))
     return located
+
+
+def _refuse_mixed(directory: Path, files: list[Path]) -> None:
+    """DataError if names such as clicks_train.csv and clicks_test.csv say that the files are no fragments of one."""
+    said = {}
+    for file in files:
+        words = {_SPLIT_NAMES.get(word) for word in re.split(r"[^a-z]+", _unpacked(file.name))}
+        said.setdefault(frozenset(words - {None}), file.name)
+    if len(said) > 1:
+        raise DataError(
+            f"{directory} holds {' and '.join(said.values())}, which look like parts of a split: say which is train, "
+            "valid and test under data.files, or name one file"
+        )
 
 
 def _split_of(path: Path) -> Split | None:

@@ -13,7 +13,7 @@ import polars.selectors as cs
 from autoembed.data.files import format_of, separator_of
 from autoembed.data.plain import plain_text
 from autoembed.data.spec import DataSpec
-from autoembed.data.values import key
+from autoembed.data.values import col, key
 from autoembed.errors import DataError
 
 CRITEO_NUMERIC = tuple(f"I{i}" for i in range(1, 14))
@@ -37,7 +37,7 @@ def scan(
         DataError: a file is corrupt, ragged or empty, or its columns are not as the spec says.
     """
     parts: dict[tuple[object, ...], list[Path]] = {}
-    schemas: dict[tuple[object, ...], pl.Schema] = {}
+    firsts: dict[tuple[object, ...], Path] = {}
     for path in paths:
         form = format_of(path, spec)
         keys = _partition(path)
@@ -48,14 +48,14 @@ def scan(
                 check(held)
                 return _with_keys(held, keys)
             file = path if form == "parquet" else _staged(path, spec, form, keys, stage, tell)
-            schema = pl.Schema(pl.read_parquet_schema(file))
+            schema = pl.scan_parquet(file, glob=False).collect_schema()
         except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
             raise unreadable(path, error) from error
         same = (tuple(schema.items()), tuple(keys) if form == "parquet" else ())
         parts.setdefault(same, []).append(file)
-        schemas[same] = schema
+        firsts.setdefault(same, path)
     frames = [_parquet(files, list(same[1])) for same, files in parts.items()]  # type: ignore[call-overload]
-    return frames[0] if len(frames) == 1 else _joined(frames, [files[0] for files in parts.values()], tell)
+    return frames[0] if len(frames) == 1 else _joined(frames, list(firsts.values()), spec, tell)
 
 
 def unreadable(path: Path | str, error: BaseException) -> DataError:
@@ -95,13 +95,21 @@ def _keyed(file: Path) -> list[str]:
     return [part for part in file.parts[:-1] if "=" in part]
 
 
-def _joined(frames: list[pl.LazyFrame], firsts: list[Path], tell: Tell) -> pl.LazyFrame:
-    """Fragments of other columns or types as one table: what one lacks is missing there, what differs becomes text."""
+def _joined(frames: list[pl.LazyFrame], firsts: list[Path], spec: DataSpec, tell: Tell) -> pl.LazyFrame:
+    """Fragments of other columns or types as one table: what one lacks is missing there, what differs becomes text.
+
+    DataError if some have a label and others have none: they are tables of other things.
+    """
     schemas = [frame.collect_schema() for frame in frames]
     names = list(dict.fromkeys(name for schema in schemas for name in schema.names()))
     mixed = {name for name in names if len({str(schema[name]) for schema in schemas if name in schema}) > 1}
     for name in names:
         lacks = [first.name for first, schema in zip(firsts, schemas, strict=True) if name not in schema]
+        if lacks and name == spec.label:
+            raise DataError(
+                f"{lacks[0]} lacks the label {name!r} that other files of the table have: name the files of the table "
+                "under data.files"
+            )
         if lacks:
             tell(f"column {name!r} is not in every file ({lacks[0]} lacks it): it is missing in their rows")
     if mixed:
@@ -110,7 +118,7 @@ def _joined(frames: list[pl.LazyFrame], firsts: list[Path], tell: Tell) -> pl.La
     for frame, schema in zip(frames, schemas, strict=True):
         columns = []
         for name in names:
-            column = cs.by_name(name).as_expr() if name in schema else pl.lit(None).alias(name)
+            column = col(name) if name in schema else pl.lit(None).alias(name)
             columns.append(key(column, schema[name]) if name in mixed and name in schema else column)
         whole.append(frame.select(columns))
     return pl.concat(whole, how="vertical_relaxed")

@@ -183,7 +183,7 @@ class Vocabulary:
     def read(cls, path: str | Path) -> Vocabulary:
         """What `write` wrote; DataError if the file is none."""
         try:
-            table = pl.read_parquet(path)
+            table = pl.read_parquet(path, glob=False)
             crosses = json.loads(pl.read_parquet_metadata(path).get(_CROSSES, "{}"))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error

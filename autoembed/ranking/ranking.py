@@ -138,7 +138,7 @@ def _write(table: pl.DataFrame, path: Path, fingerprint: str) -> None:
 
 def _read(path: Path, columns: dict[str, Any]) -> tuple[pl.DataFrame, str]:
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
         fingerprint = pl.read_parquet_metadata(path).get(_FINGERPRINT)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"cannot read the ranking {path}: {str(error).strip().splitlines()[0]}") from error

@@ -11,7 +11,7 @@ that was reached, each time that the bytes have fallen by a part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -58,12 +58,13 @@ class Supernet(supernet.Supernet):
 
     def uniform(self, limit: int) -> Architecture | None:
         """The best of the uniform architectures in each of the precisions, by the loss on held-out rows."""
-        found = [self.uniform_in(bits, limit) for bits in self.precisions()]
-        return min((one for one in found if one is not None), key=self.loss_of, default=None)
+        return self._best_of(self.uniform_in(bits, limit) for bits in self.precisions())
 
     def frequent(self, limit: int) -> Architecture | None:
         """Widths by frequency in the best of the precisions, by the loss on held-out rows."""
-        found = [self.frequent_in(bits, limit) for bits in self.precisions()]
+        return self._best_of(self.frequent_in(bits, limit) for bits in self.precisions())
+
+    def _best_of(self, found: Iterable[Architecture | None]) -> Architecture | None:
         return min((one for one in found if one is not None), key=self.loss_of, default=None)
 
     def choose(self, limit: int | None) -> Architecture:

@@ -174,6 +174,7 @@ class Estimate:
         able = np.flatnonzero(saved > 0)
         if not len(able):
             return float("inf"), -1
+        # A fall of the loss counts as no rise: it may be chance, and what hurts for certain has been pruned before.
         price = np.maximum(self.cautious(block, able, self.caution), 0.0) / np.minimum(saved[able], max(needed, 1))
         best = int(np.lexsort((saved[able], price))[0])
         return float(price[best]), int(able[best])

@@ -9,6 +9,9 @@ import numpy as np
 import polars as pl
 import ray
 
+from autoembed.data.readers import DataSpec, clean, open_rows
+from autoembed.data.scan import scan
+from autoembed.errors import DataError
 from autoembed.ranking.counts import LabelCounts, PairCounts, count_pair
 from autoembed.ranking.pairs import score_counts
 from autoembed.ranking.ranking import Ranking, score_columns
@@ -26,14 +29,20 @@ def rank_fragments(
     the memory of one fragment. Ray must be initialised.
 
     Raises:
-        DataError: as `rank_table`; the score must be one that needs counts only.
+        DataError: as `rank_table`, or fragments differ in columns or types; the score must be one that needs counts
+            only.
     """
-    paths = sorted(Path(directory).rglob("*.parquet"))
-    plan = Plan.of(pl.scan_parquet(paths, glob=False), label, fixed=True)
+    spec = DataSpec(label=label, format="parquet")
+    frame, paths = open_rows(spec, directory, Path())
+    schema = frame.collect_schema()
+    for path in paths:
+        if _rows(spec, path).collect_schema() != schema:
+            raise DataError(f"{path} has other columns or types than the rest of {directory}: rank it on one machine")
+    plan = Plan.of(frame, label, fixed=True)
     places = [(plan.names.index(a), plan.names.index(b)) for a, b in pairs]
     shared = ray.put(plan)
     count = ray.remote(_count)
-    waiting = [count.remote(shared, str(path), places) for path in paths]
+    waiting = [count.remote(shared, spec, path, places) for path in paths]
     total: Part | None = None
     while waiting:
         done, waiting = ray.wait(waiting)
@@ -49,7 +58,11 @@ def rank_fragments(
     return Ranking(table=ranked, fingerprint=table.fingerprint, pairs=score_counts(pairs, final))
 
 
-def _count(plan: Plan, path: str, places: Sequence[tuple[int, int]]) -> Part:
-    columns, labels = plan.encode(pl.read_parquet(path, glob=False))
+def _rows(spec: DataSpec, path: Path) -> pl.LazyFrame:
+    return clean(scan([path], spec, Path()), spec)
+
+
+def _count(plan: Plan, spec: DataSpec, path: Path, places: Sequence[tuple[int, int]]) -> Part:
+    columns, labels = plan.encode(_rows(spec, path).collect())
     classes = len(set(plan.classes.values()))
     return plan.count(columns, labels), [count_pair(columns[a], columns[b], labels, classes) for a, b in places]

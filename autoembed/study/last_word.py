@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 LINE = (
     "error: the study's process ended at once: it was killed, or a process of its Ray was, or memory ran out. What has "
@@ -24,6 +24,6 @@ def last_word() -> Iterator[None]:
     try:
         yield
     finally:
-        with watcher.stdin as pipe:
+        with suppress(OSError), watcher.stdin as pipe:  # it may have been killed itself
             pipe.write(b"bye")
         watcher.wait()

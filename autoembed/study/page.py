@@ -57,7 +57,8 @@ def score_bars(table: pl.DataFrame) -> Figure:
     shown = table.head(_BARS)
     figure, axes = _figure(8, 0.6 + 0.24 * len(shown))
     colours = ["#4c9be8" if z > 3 else "#bbbbbb" for z in shown["z"]]
-    axes.barh(shown["feature"].to_list(), shown["score"].to_list(), color=colours)
+    axes.barh(range(len(shown)), shown["score"].to_list(), color=colours)
+    axes.set_yticks(range(len(shown)), shown["feature"].to_list(), parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("score (grey: within 3 sd of noise of the same cardinality)")
     axes.margins(y=0.01)

@@ -39,6 +39,13 @@ from autoembed.writing import as_open_as
 State = Literal["done", "pruned", "failed"]
 MARKS: dict[State, str] = {"done": "DONE", "pruned": "PRUNED", "failed": "error.txt"}
 HASHED = ("result.json", "weights.safetensors")
+_HOLD = (".lock", ".holder.json")
+# What a study writes, beside its tables of the ranking and of fields.
+_OWN = {
+    *("study.json", "space.yaml", "dataset.json", "mlflow.json", "optuna.db", "leaderboard.json", "retrain.json"),
+    *("arms.json", "arms.partial.json", "pareto.json", "pareto.png", "trials", "best", "ray", "warm", *_HOLD),
+}
+_TABLES = ("ranking.", "field_scores.")
 CURVES = "curves.jsonl"
 
 
@@ -106,14 +113,15 @@ class RunDir:
 
     def is_study(self) -> bool:
         """Whether the folder is a study's, or has been left by one that could not begin."""
-        return self.space.is_file() or {path.name for path in self.path.iterdir()} <= {".lock", ".holder.json"}
+        names = {path.name for path in self.path.iterdir()}
+        return {"study.json", "space.yaml"} <= names or all(map(_is_own, names))
 
     def clear(self) -> None:
-        """Removes all of a study but what holds its folder; StudyError if the folder is another thing."""
+        """Removes what a study has written, but what holds the folder; StudyError if the folder is another thing."""
         if not self.is_study():
             raise StudyError(f"{self.path} is no study's folder: choose another --name or --runs")
         for path in self.path.iterdir():
-            if path.name in (".lock", ".holder.json"):
+            if path.name in _HOLD or not _is_own(path.name):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -273,6 +281,10 @@ class RunDir:
             if not path.name.rpartition("-")[2].isdecimal():
                 raise StudyError(f"{path} is no trial's folder (ARM-NUMBER): move it away")
         return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN or name.startswith(_TABLES)
 
 
 def store(runs: Path) -> str:

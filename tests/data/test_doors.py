@@ -16,7 +16,7 @@ from autoembed.data.readers import read
 from autoembed.data.spec import DataSpec
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError
-from autoembed.ranking.ranking import rank_table
+from autoembed.ranking.ranking import Ranking, rank_table
 
 ROWS = 120
 
@@ -98,10 +98,42 @@ def test_parts_patterns_and_lists_are_one_table(tmp_path, clicks):
         rows_of(folder, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("clicks_train.csv", "clicks_test.csv"), "clicks_test.csv and clicks_train.csv, which look like parts"),
+        (("clicks.csv", "clicks-valid.csv.gz"), "look like parts of a split"),
+        (("clicks.csv", "users.csv"), "users.csv lacks the label 'click'"),
+    ],
+)
+def test_tables_of_other_things_are_no_fragments(tmp_path, clicks, names, line):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in names:
+        text = (clicks.drop("click") if "users" in name else clicks).write_csv().encode()
+        (folder / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    with pytest.raises(DataError, match=line):
+        rank_table(folder, label="click")
+    with pytest.raises(DataError, match=line):
+        rows_of(folder, tmp_path)
+
+
+def test_fragments_that_all_say_train_are_one_table(tmp_path, clicks):
+    (tmp_path / "here").mkdir()
+    for part in range(2):
+        clicks.write_csv(tmp_path / "here" / f"part-train-{part}.csv")
+    assert rows_of(tmp_path / "here", tmp_path) == 2 * ROWS
+
+
 def test_a_file_with_brackets_in_its_name_is_that_file(tmp_path, clicks):
     (tmp_path / "a[1]").mkdir()
     clicks.write_csv(tmp_path / "a[1]" / "t*.csv")
     assert rows_of(tmp_path / "a[1]" / "t*.csv", tmp_path) == ROWS
+    clicks.write_parquet(tmp_path / "a[1]" / "t.parquet")
+    assert rows_of(tmp_path / "a[1]" / "t.parquet", tmp_path) == ROWS
+    ranking = rank_table(tmp_path / "a[1]" / "t.parquet", label="click")
+    ranking.write(tmp_path / "a[1]" / "ranking.parquet")
+    assert Ranking.read(tmp_path / "a[1]" / "ranking.parquet").table.equals(ranking.table)
 
 
 def test_fragments_of_other_columns_and_types_are_joined_and_told(tmp_path, clicks):

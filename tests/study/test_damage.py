@@ -156,7 +156,17 @@ def test_a_folder_that_is_no_study_is_left_alone(write_space, tmp_path):
     for force in (False, True):
         with pytest.raises(StudyError, match="is no study's folder: choose another --name or --runs"):
             run_study(Request(space=space, runs=tmp_path / "runs", force=force))
+    (tmp_path / "runs" / "tiny" / "space.yaml").write_text("not a study's: it has no study.json beside it")
+    with pytest.raises(StudyError, match="is no study's folder"):
+        run_study(Request(space=space, runs=tmp_path / "runs", force=True))
     assert (tmp_path / "runs" / "tiny" / "thesis.txt").read_text() == "mine"
+
+
+def test_clearing_a_study_leaves_what_others_have_put_there(finished, tmp_path):
+    run = RunDir(Path(shutil.copytree(finished[0].path, tmp_path / "tiny")))
+    (run.path / "notes.md").write_text("mine")
+    run.clear()
+    assert {path.name for path in run.path.iterdir()} - {".lock", ".holder.json"} == {"notes.md"}
 
 
 def test_a_run_folder_imports_no_module_that_it_names(finished, cli, tmp_path, monkeypatch):

@@ -41,6 +41,13 @@ def test_everything_at_once(table, tmp_path, cli):
     assert dataset.schema.names[-1] in ("b*c", "c*b")
 
 
+def test_a_name_with_signs_of_formulas_is_drawn_as_it_is(tmp_path, cli):
+    pl.DataFrame({"$a$ $b_$": [1, 2] * 20, "label": [0, 1] * 20}).write_parquet(tmp_path / "t.parquet")
+    status, _, err = cli("rank", tmp_path / "t.parquet", "--html", tmp_path / "r.html")
+    assert status == 0, err
+    assert "$a$ $b_$" in (tmp_path / "r.html").read_text()
+
+
 def test_crossing_a_space_keeps_what_it_says(table, tmp_path, cli):
     node = {
         "data": {"path": str(table), "crosses": {"pairs": [["a", "noise"]], "min_count": 7}},
