@@ -113,7 +113,8 @@ class Bundle:
             encoded = self.vocabulary.encode(rows)
             counted[0] += (encoded == 0).sum(axis=0)
             counted[1] += ((encoded == missing) & (missing > 0)).sum(axis=0)
-            counted[1, missing == 0] += _missing(rows, self.vocabulary.names)[missing == 0]
+            for at in np.flatnonzero(missing == 0):
+                counted[1, at] += _gone(rows, self.vocabulary.names[at])
             ids = torch.from_numpy(encoded).to(where)
             for start in range(0, rows.height, batch):
                 part = torch.sigmoid(model(ids[start : start + batch])).float().cpu().numpy()
@@ -264,13 +265,11 @@ def _lazy(frame: Any) -> pl.LazyFrame:
     return pl.DataFrame(columns).lazy()
 
 
-def _missing(rows: pl.DataFrame, names: tuple[str, ...]) -> Array:
-    """How many rows of each column have no value, 0 of a column that is not there: int [F]."""
-    found = [0 if name not in rows.columns else _gone(rows[name]) for name in names]
-    return np.array(found, dtype=np.int64)
-
-
-def _gone(column: pl.Series) -> int:
+def _gone(rows: pl.DataFrame, name: str) -> int:
+    """How many rows have no value in a column, 0 if the column is not there."""
+    if name not in rows.columns:
+        return 0
+    column = rows[name]
     return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoembed import __version__
-from autoembed.errors import AutoembedError, DataError, StudyError, in_one_line
+from autoembed.errors import AutoembedError, DataError, StudyError, in_one_line, printable
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
@@ -799,7 +799,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except AutoembedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         show_usage = getattr(error, "show", None)
@@ -809,7 +809,7 @@ def main() -> None:
         line = in_one_line(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(2)
     finally:
         gc.enable()  # `rank` does without

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+_LONGEST = 2000
 _POWER = r"'[-+]?\d+e[-+]?\d+'"
 
 
@@ -73,6 +74,12 @@ def in_one_line(error: BaseException) -> str | None:
     if kind in ("polars", "pyarrow", "safetensors", "sqlalchemy", "sqlite3", "mlflow", "ray", "optuna"):
         return f"{kind}: {first_line(error)}"
     return None
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: signs that would steer it are escaped, and what is longer than a page is cut."""
+    shown = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text[: _LONGEST + 1])
+    return shown if len(text) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
 def hinted(line: str, given: str = "") -> str:

@@ -30,6 +30,7 @@ from autoembed.trial import TrialConfig, TrialResult, check
 COSTS = ("bytes", "parameters", "latency_ms")
 Minimize = Literal["valid.logloss", "bytes", "parameters", "latency_ms"]
 KINDS = ("choice", "uniform", "log", "int", "log_int")
+_NODES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,6 @@ class PairSpec(CrossSpec):
         if isinstance(top, int) and top < 1:
             raise ValueError(f"must be at least 1 or all, but got {top}")
         return top
-
-
-_NODES = 1_000_000
 
 
 class FeatureSpec(BaseModel):

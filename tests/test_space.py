@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from autoembed.budget import Limit
-from autoembed.errors import SpaceError
+from autoembed.errors import SpaceError, printable
 from autoembed.space import Range, SearchSpace
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
@@ -140,3 +140,8 @@ def test_files_that_are_no_yaml_are_named(tmp_path):
     (tmp_path / "tag.yaml").write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(SpaceError, match="no valid YAML"):
         SearchSpace.read(tmp_path / "tag.yaml")
+
+
+def test_an_error_steers_no_terminal_and_has_an_end():
+    assert printable("no column 'a\x1b[31m'\nnext") == "no column 'a\\x1b[31m'\nnext"
+    assert printable("x" * 20_000) == "x" * 2000 + "..."

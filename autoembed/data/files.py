@@ -228,7 +228,7 @@ def _by_name(directory: Path, spec: DataSpec) -> Located:
 
 def _refuse_mixed(directory: Path, files: list[Path]) -> None:
     """DataError if names such as clicks_train.csv and clicks_test.csv say that the files are no fragments of one."""
-    said = {}
+    said: dict[frozenset[Split | None], str] = {}
     for file in files:
         words = {_SPLIT_NAMES.get(word) for word in re.split(r"[^a-z]+", _unpacked(file.name))}
         said.setdefault(frozenset(words - {None}), file.name)

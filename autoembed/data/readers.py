@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ import polars as pl
 from autoembed.data.files import Located, Where, format_of, locate, told
 from autoembed.data.labels import label_of
 from autoembed.data.planted import LOGIT, planted
-from autoembed.data.scan import CRITEO_NUMERIC, Tell, scan, unreadable
+from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
 from autoembed.data.splits import Part, split
@@ -22,6 +22,7 @@ from autoembed.data.values import MISSING, WHOLE, all_whole, check_dtype, col, i
 from autoembed.errors import DataError
 
 _SHOWN = 8
+_SEEN = 1000  # rows that tell most columns of text from numbers
 
 __all__ = ["DataSpec", "SplitSpec", "Table", "clean", "labelled", "read", "read_rows"]
 
@@ -92,21 +93,45 @@ def read_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line
     return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell)
 
 
-def open_rows(
-    spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line: None
-) -> tuple[pl.LazyFrame, list[Path]]:
-    """All rows of a table, and its files; of a directory with train, valid and test those of train."""
+class Opened(NamedTuple):
+    """All rows of a table, its files, and whether the rows lie in memory."""
+
+    frame: pl.LazyFrame
+    files: list[Path]
+    held: bool
+
+
+def open_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line: None) -> Opened:
+    """All rows of a table; of a directory with train, valid and test those of train. Small text is held in memory."""
     files = locate(spec, path)
     if len(files) > 1:
         tell(f"of {', '.join(files)} only train is ranked")
         files = Located(train=files["train"])
     tell(f"read {told(files)}")
-    frame = _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell, hold=True)
+    held = can_hold(files["train"], spec)
+    frame = _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell, hold=held)
     names = frame.collect_schema().names()
     unknown = [name for name in spec.drop if name not in names]
     if unknown:
         raise _unknown(unknown, "drop", names)
-    return frame.select(col(name) for name in names if name not in spec.drop), files["train"]
+    return Opened(frame.select(col(name) for name in names if name not in spec.drop), files["train"], held)
+
+
+def with_numbers(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+    """A table of text alone with its numbers as numbers, as their types were lost; any other table as it is.
+
+    Numbers are the text columns of `names` of which every value is a number, and all are whole ones in their usual
+    writing or not all are whole: 07 is no number.
+    """
+    types = frame.collect_schema()
+    if any(types[name] != pl.String for name in names):
+        return frame
+    whole = _plain_whole(frame, names)
+    real = _fractions(frame, [name for name in names if name not in whole])
+    return frame.with_columns(
+        *(col(name).cast(pl.Int64) for name in names if name in whole),
+        *(col(name).cast(pl.Float64, strict=False) for name in names if name in real),
+    )
 
 
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
@@ -242,22 +267,48 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
 
 def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
     """The text columns whose every value is a number, and not every value a plain whole number."""
-    if not names:
+    head = frame.select(col(name) for name in names).head(_SEEN).collect()
+    left = [name for name in names if head[name].cast(pl.Float64, strict=False).null_count() <= _absent(head[name])]
+    if not left:
         return set()
     facts = frame.select(
         pl.struct(
             (col(name).cast(pl.Float64, strict=False).is_not_null() & ~col(name).is_in(MISSING)).sum().alias("numbers"),
-            col(name).str.contains(WHOLE).sum().alias("whole"),
             (~col(name).is_in(MISSING)).sum().alias("present"),
         ).alias(name)
-        for name in names
+        for name in left
     ).collect(engine="streaming")
-    found = set()
-    for name in names:
-        fact = facts[name][0]
-        if fact["numbers"] == fact["present"] > fact["whole"]:
-            found.add(name)
-    return found
+    found = {name for name in left if facts[name][0]["numbers"] == facts[name][0]["present"] > 0}
+    seen = {name for name in found if (~head[name].str.contains(WHOLE) & ~head[name].is_in(MISSING)).any()}
+    if found == seen:
+        return found
+    rest = [name for name in left if name in found - seen]
+    odd = frame.select((~col(name).str.contains(WHOLE) & ~col(name).is_in(MISSING)).any() for name in rest)
+    parts = odd.collect(engine="streaming")
+    return seen | {name for name in rest if parts[name][0]}
+
+
+def _absent(column: pl.Series) -> int:
+    return column.null_count() + int(column.is_in(MISSING).sum())
+
+
+def _plain_whole(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
+    """The text columns whose every value is a whole number as it is usually written: no two texts are the same."""
+
+    def facts(rows: pl.LazyFrame, names: Sequence[str]) -> pl.DataFrame:
+        return rows.select(_is_plain_whole(col(name)).alias(name) for name in names).collect(engine="streaming")
+
+    head = facts(frame.head(_SEEN), names)
+    left = [name for name in names if head[name][0]]
+    found = facts(frame, left)
+    present = frame.select(col(name).is_not_null().any() for name in left).collect(engine="streaming")
+    return {name for name in left if found[name][0] and present[name][0]}
+
+
+def _is_plain_whole(text: pl.Expr) -> pl.Expr:
+    odd = text.str.starts_with("+") | text.str.starts_with("-0")
+    odd |= text.str.starts_with("0") & (text.str.len_bytes() > 1)
+    return (text.cast(pl.Int64, strict=False).null_count() == text.null_count()) & ~odd.any()
 
 
 def _whole(frame: pl.LazyFrame, types: Mapping[str, pl.DataType]) -> set[str]:

@@ -30,8 +30,8 @@ def scan(
     """The raw columns of one table, lazily; files of other columns or types than the first are told of.
 
     Text formats are converted to Parquet in `stage` once, in a stream, so that later passes read single columns; their
-    columns are text. With `hold` a single small text file is held in memory. Parquet is read in place. Folders
-    `key=value` right above a file are columns.
+    columns are text. With `hold` the one text file is held in memory instead (see `can_hold`). Parquet is read in
+    place. Folders `key=value` right above a file are columns.
 
     Raises:
         DataError: a file is corrupt, ragged or empty, or its columns are not as the spec says.
@@ -42,7 +42,7 @@ def scan(
         form = format_of(path, spec)
         keys = _partition(path)
         try:
-            if hold and len(paths) == 1 and form == "csv" and path.stat().st_size < _HELD:
+            if hold:
                 frame, check = _frame(path, spec, form, stage, tell)
                 held = frame.collect(engine="streaming").lazy()
                 check(held)
@@ -56,6 +56,11 @@ def scan(
         firsts.setdefault(same, path)
     frames = [_parquet(files, list(same[1])) for same, files in parts.items()]  # type: ignore[call-overload]
     return frames[0] if len(frames) == 1 else _joined(frames, list(firsts.values()), spec, tell)
+
+
+def can_hold(paths: Sequence[Path], spec: DataSpec) -> bool:
+    """Whether a table is one small text file, which is best read into memory at once."""
+    return len(paths) == 1 and format_of(paths[0], spec) == "csv" and paths[0].stat().st_size < _HELD
 
 
 def unreadable(path: Path | str, error: BaseException) -> DataError:
@@ -184,17 +189,21 @@ def _lines(path: Path) -> pl.LazyFrame:
     )
 
 
+def _holds(path: Path, sign: bytes) -> bool:
+    """Whether a file holds a sign anywhere."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            if sign in block:
+                return True
+    return False
+
+
 def _quote(path: Path, separator: str, header: bool, tell: Tell) -> str | None:
     """The quote of a file whose spec leaves it open: none where a quote would swallow lines and plain ones fit."""
-    line = pl.col(_LINE)
-    lines, quotes = (
-        _lines(path)
-        .select(line.count(), line.str.contains('"', literal=True).sum().alias("quotes"))
-        .collect(engine="streaming")
-        .row(0)
-    )
-    if not quotes:
+    if not _holds(path, b'"'):
         return '"'
+    line = pl.col(_LINE)
+    lines = _lines(path).select(line.count()).collect(engine="streaming").item()
     try:
         rows = (
             pl.scan_csv(path, separator=separator, has_header=header, infer_schema=False, glob=False)

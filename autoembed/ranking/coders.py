@@ -113,32 +113,15 @@ def coders(frame: pl.LazyFrame, names: Sequence[str], fixed: bool = False) -> li
     types = frame.collect_schema()
     for name in names:
         check_dtype(name, types[name])
-    # A table of text alone: its numbers have lost their type.
-    lost = all(types[name] == pl.String for name in names)
-    numbered = _numbered(frame, list(names)) if lost else set()
-    whole = [name for name in names if _is_whole(types[name]) or name in numbered]
+    whole = [name for name in names if _is_whole(types[name])]
     ends: tuple[int | None, ...] = ()
     if whole:
-        values = [col(name).cast(pl.Int64) if name in numbered else col(name).to_physical() for name in whole]
+        values = [col(name).to_physical() for name in whole]
         least = [value.min().alias(f"{at}<") for at, value in enumerate(values)]
         most = [value.max().alias(f"{at}>") for at, value in enumerate(values)]
         ends = frame.select(*least, *most).collect(engine="streaming").row(0)
     ranges = {name: (ends[at], ends[at + len(whole)]) for at, name in enumerate(whole)}
     return [_coder(frame, name, types[name], ranges.get(name), fixed) for name in names]
-
-
-def _numbered(frame: pl.LazyFrame, names: list[str]) -> set[str]:
-    """The columns of text whose every value is a whole number as it is usually written: no two texts are the same."""
-    if not names:
-        return set()
-    facts = []
-    for name in names:
-        text, number = col(name), col(name).cast(pl.Int64, strict=False)
-        odd = text.str.starts_with("+") | text.str.starts_with("-0")
-        odd |= text.str.starts_with("0") & (text.str.len_bytes() > 1)
-        facts.append(((number.null_count() == text.null_count()) & ~odd.any() & text.is_not_null().any()).alias(name))
-    found = frame.select(facts).collect(engine="streaming")
-    return {name for name in names if found[name][0]}
 
 
 def _is_whole(dtype: pl.DataType) -> bool:

@@ -179,14 +179,14 @@ def read_table(
     Raises:
         DataError: the file, its columns or its label are not as they must be, in one line.
     """
-    from autoembed.data.readers import open_rows
+    from autoembed.data.readers import open_rows, with_numbers
     from autoembed.data.spec import DataSpec
 
     spec = DataSpec.checked({"label": label, **(settings or {})})
     notes: list[str] = []
     try:
         with scratch() as stage:
-            frame, files = open_rows(spec, path, stage, notes.append)
+            frame, files, held = open_rows(spec, path, stage, notes.append)
             if frame.collect_schema().get(spec.label, pl.Int8()).is_decimal():
                 frame = frame.with_columns(col(spec.label).cast(pl.Float64))
             label = spec.label
@@ -196,6 +196,9 @@ def read_table(
                 raise DataError(
                     f"beside the label {label!r}, one column must hold one value per row, but all hold several"
                 )
+            single = with_numbers(single, [name for name in single.collect_schema().names() if name != label])
+            if held:
+                single = single.collect().lazy()
             table = _read(single, label, keep, threads, progress, fingerprint_of(files, label))
             table = replace(table, notes=tuple(notes))
             if not several:

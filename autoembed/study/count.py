@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import ray
 
-from autoembed.data.readers import DataSpec, clean, open_rows
+from autoembed.data.readers import DataSpec, clean, open_rows, with_numbers
 from autoembed.data.scan import scan
 from autoembed.errors import DataError
 from autoembed.ranking.counts import LabelCounts, PairCounts, count_pair
@@ -33,11 +33,12 @@ def rank_fragments(
             only.
     """
     spec = DataSpec(label=label, format="parquet")
-    frame, paths = open_rows(spec, directory, Path())
+    frame, paths, _ = open_rows(spec, directory, Path())
     schema = frame.collect_schema()
     for path in paths:
         if _rows(spec, path).collect_schema() != schema:
             raise DataError(f"{path} has other columns or types than the rest of {directory}: rank it on one machine")
+    frame = with_numbers(frame, [name for name in schema.names() if name != label])
     plan = Plan.of(frame, label, fixed=True)
     places = [(plan.names.index(a), plan.names.index(b)) for a, b in pairs]
     shared = ray.put(plan)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from autoembed.space import SearchSpace
+from autoembed.space import SearchSpace, load_yaml
 from autoembed.writing import beside
 
 # What a bare table is searched with until its owner says more.
@@ -28,7 +28,7 @@ def write_crossed(out: Path, source: str, data: str | None, label: str, pairs: S
     Pairs that a space crosses already stay. SpaceError if what comes out is no valid space.
     """
     if source.endswith((".yaml", ".yml")):
-        node: dict[str, Any] = yaml.safe_load(Path(source).read_text())
+        node: dict[str, Any] = load_yaml(Path(source).read_text())
     else:
         node = {"data": {"path": str(Path(source).expanduser().absolute()), "label": label}, **START}
     section = node.setdefault("data", {})

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -22,7 +21,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from autoembed.bundle import load_bundle
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
-from autoembed.space import SearchSpace
+from autoembed.space import SearchSpace, load_yaml
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.moved import ARTIFACTS, make_store, mend_moved
 from autoembed.study.page import block_matrix, choice_matrix
@@ -239,7 +238,7 @@ class Mirror:
         if self._whole(run):
             return
         self._inputs(self.parent)
-        given = yaml.safe_load(self.run.space.read_text())
+        given = load_yaml(self.run.space.read_text())
         # What is there stays: some keys may differ when a study goes on.
         new = {name: value for name, value in flat(given).items() if name not in run.data.params}
         self.client.log_batch(self.parent, params=[Param(name, str(value)[:6000]) for name, value in new.items()])

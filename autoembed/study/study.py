@@ -21,7 +21,7 @@ from autoembed.errors import SpaceError, StudyError
 from autoembed.nn.model import Model
 from autoembed.pruning import FILE, kept_fields
 from autoembed.ranking.ranking import rank
-from autoembed.space import SearchSpace
+from autoembed.space import SearchSpace, load_yaml
 from autoembed.study import leaderboard, pareto
 from autoembed.study.commit import commit_of
 from autoembed.study.leaderboard import Leaderboard
@@ -170,7 +170,7 @@ def _space_text(request: Request) -> str:
     text = request.space.read_text()
     if request.trials is None and request.device is None:
         return text
-    node = yaml.safe_load(text)
+    node = load_yaml(text)
     if request.trials is not None:
         node["budget"] = {**node.get("budget", {}), "trials": request.trials}
     if request.device is not None:

@@ -74,6 +74,8 @@ def _start(options: Mapping[str, Any], *, twice: bool) -> None:
     try:
         with on_loopback() if options["address"] == "local" else nullcontext():
             ray.init(**options)
+    except ValueError as error:  # what it was asked for is wrong, and will be so again
+        raise StudyError(f"cannot start Ray: {first_line(error)}") from None
     except Exception as error:  # Ray raises its bare class where a process of its own is late
         ray.shutdown()
         if twice:
