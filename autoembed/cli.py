@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoembed import __version__
-from autoembed.errors import AutoembedError, DataError, StudyError, in_one_line, printable
+from autoembed.errors import AutoembedError, DataError, StudyError, in_one_line, printable, speak_of_flags
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
@@ -796,6 +796,7 @@ def _trial(run: RunDir, wanted: str | None) -> str:
 
 def main() -> None:
     """Runs the command line; an error of the user's is one line on stderr and status 2, Ctrl-C status 130."""
+    speak_of_flags()
     try:
         status = app(standalone_mode=False)
     except AutoembedError as error:

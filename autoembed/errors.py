@@ -37,6 +37,23 @@ class StudyError(AutoembedError):
     """A study cannot start, go on or be found."""
 
 
+_flags = False
+
+
+def speak_of_flags() -> None:
+    """Makes `option` name the command line's options; until then it names arguments."""
+    global _flags
+    _flags = True
+
+
+def option(name: str, value: object = None) -> str:
+    """An option as its user knows it: `--name`, `--name X` and `--resume` on the command line, and for a caller in
+    Python `name`, `name='X'` and `resume=True`."""
+    if _flags:
+        return f"--{name.replace('_', '-')}" + ("" if value is None or value is True else f" {value}")
+    return name if value is None else f"{name}={value!r}"
+
+
 def first_line(error: BaseException, model: type[BaseModel] | None = None) -> str:
     """The first rule broken, in one line, of a pydantic or JSON error; of any other the first line, or its kind.
 

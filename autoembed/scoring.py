@@ -15,7 +15,7 @@ from autoembed.data.readers import labelled, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col
 from autoembed.data.vocabulary import Progress
-from autoembed.errors import DataError
+from autoembed.errors import DataError, option
 from autoembed.metrics import evaluate
 from autoembed.plans import Array
 from autoembed.writing import scratch
@@ -66,10 +66,10 @@ def score_table(
         present = frame.collect_schema().names()
         missing = [name for name in keep if name not in present]
         if missing:
-            raise DataError(f"unknown column {missing[0]!r} in --keep: the table has {', '.join(present)}")
+            raise DataError(f"unknown column {missing[0]!r} in {option('keep')}: the table has {', '.join(present)}")
         if PREDICTION in keep:
             raise DataError(
-                f"--keep {PREDICTION} would stand beside the new predictions under one name: rename the column"
+                f"{option('keep', PREDICTION)} would stand beside the new predictions under one name: rename the column"
             )
         step = None
         if progress:
@@ -106,7 +106,7 @@ def _check(coverage: pl.DataFrame, limit: float) -> None:
             f"{name!r} {share:.1%}" for name, share in over.select("field", "unknown").head(5).iter_rows()
         )
         raise DataError(
-            f"more than --max-unknown {limit:g} of the values are unknown to the model in {named}: no scores"
+            f"more than {option('max_unknown', limit)} of the values are unknown to the model in {named}: no scores"
         )
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from autoembed import errors
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
@@ -33,6 +34,12 @@ def planted_pairs(planted, tmp_path_factory):
         ("noise_0", "noise_1"),
     ]
     return planted.cross(pairs, CrossSpec(min_count=3), tmp_path_factory.mktemp("crossed"), candidates=True)
+
+
+@pytest.fixture(autouse=True)
+def _library_errors(monkeypatch):
+    """Errors name arguments, unless the test calls the command line."""
+    monkeypatch.setattr(errors, "_flags", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,7 +69,7 @@ def test_unknown_values_warn_and_can_be_refused(made, tmp_path):
     frame.with_columns(site=pl.lit("new")).write_parquet(tmp_path / "t.parquet")
     scored = score_table(bundle, str(tmp_path / "t.parquet"))
     assert scored.warnings == ("'site': 100.0% of the values are unknown to the model (of train's 0.0%)",)
-    with pytest.raises(DataError, match=r"more than --max-unknown 0.2 of the values are unknown .* 'site' 100.0%"):
+    with pytest.raises(DataError, match=r"more than max_unknown=0.2 of the values are unknown .* 'site' 100.0%"):
         score_table(bundle, str(tmp_path / "t.parquet"), max_unknown=0.2)
 
 
@@ -110,7 +110,7 @@ def test_frames_of_pandas_are_scored(made):
 def test_no_kept_column_is_overwritten(made, tmp_path):
     _, frame, bundle = made
     frame.with_columns(prediction=pl.lit("mine")).write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="--keep prediction would stand beside the new predictions"):
+    with pytest.raises(DataError, match="keep='prediction' would stand beside the new predictions"):
         score_table(bundle, str(tmp_path / "t.parquet"), keep=["prediction"])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoembed.data.spec import SPLITS, DataSpec, Format, Split
-from autoembed.errors import DataError
+from autoembed.errors import DataError, option
 
 _KINDS: dict[str, Format] = {
     ".csv": "csv",
@@ -54,7 +54,7 @@ def locate(spec: DataSpec, data: Where | None) -> Located:
     """
     where = data if data is not None else spec.path
     if where is None:
-        raise DataError("no data: name a file or a directory with --data, or set data.path or data.planted")
+        raise DataError(f"no data: name a file or a directory by {option('data')}, or set data.path or data.planted")
     if not isinstance(where, (str, Path)):
         return Located(train=[file for one in where for file in _named(Path(), one, spec)])
     path = place(where)
@@ -62,7 +62,9 @@ def locate(spec: DataSpec, data: Where | None) -> Located:
         found = _matching(str(path))
         if found:
             return Located(train=found)
-        raise DataError(f"no such file or directory: {where} (give the place of the data with --data or data.path)")
+        raise DataError(
+            f"no such file or directory: {where} (name the place of the data by {option('data')} or data.path)"
+        )
     if path.is_file():
         if spec.files:
             raise DataError(f"data.files names files inside a directory, but {path} is a file: give the directory")

@@ -19,7 +19,7 @@ from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
 from autoembed.data.splits import Part, split
 from autoembed.data.times import typed_time
 from autoembed.data.values import MISSING, WHOLE, all_whole, check_dtype, col, is_measured, key
-from autoembed.errors import DataError
+from autoembed.errors import DataError, option
 
 _SHOWN = 8
 _SEEN = 1000  # rows that tell most columns of text from numbers
@@ -61,7 +61,7 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
     notes: list[str] = []
     if spec.planted is not None:
         if data is not None:
-            raise DataError("the data is planted (data.planted), so --data must not be given")
+            raise DataError(f"the data is planted (data.planted), so {option('data')} must not be given")
         frame, truth = planted(spec.planted)
         spec = spec.model_copy(update={"label": "label"})
         frames = _same_columns({"train": frame.lazy()}, spec)

@@ -17,7 +17,7 @@ import torch
 from autoembed.data.dataset import Dataset
 from autoembed.data.vocabulary import Progress
 from autoembed.draws import prepare
-from autoembed.errors import StudyError, TrialError
+from autoembed.errors import StudyError, TrialError, option
 from autoembed.frontier.curves import Curves
 from autoembed.frontier.picture import draw_curves
 from autoembed.frontier.points import OF, Of, Plan, Point, measure
@@ -54,15 +54,15 @@ class Request:
 
     def plan(self) -> Plan:
         """StudyError where a number or a word is not what it must be."""
-        for name, number in {"--seeds": self.seeds, "--trials": self.trials, "--jobs": self.jobs}.items():
+        for name, number in {"seeds": self.seeds, "trials": self.trials, "jobs": self.jobs}.items():
             if number is not None and number < 1:
-                raise StudyError(f"{name} must be at least 1, but got {number}")
+                raise StudyError(f"{option(name)} must be at least 1, but got {number}")
         if self.first_seed < 0:
-            raise StudyError(f"--first-seed must be at least 0, but got {self.first_seed}")
+            raise StudyError(f"{option('first_seed')} must be at least 0, but got {self.first_seed}")
         if self.of not in OF:
-            raise StudyError(f"--of must be {' or '.join(OF)}, but got {self.of!r}")
+            raise StudyError(f"{option('of')} must be {' or '.join(OF)}, but got {self.of!r}")
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            raise StudyError(f"--bytes must be different whole numbers above 0, but got {self.sizes}")
+            raise StudyError(f"{option('bytes')} must be different whole numbers above 0, but got {self.sizes}")
         of: Of = "embeddings" if self.of == "embeddings" else "model"
         return Plan(sizes=tuple(sorted(self.sizes)), of=of, trials=self.trials)
 
@@ -176,7 +176,7 @@ def _results(
                 yield futures[future], *future.result()
         except BrokenProcessPool:
             raise TrialError(
-                "a process that measured ended without a word, as it does when memory runs out: lower --jobs"
+                f"a process that measured ended without a word, as it does when memory runs out: lower {option('jobs')}"
             ) from None
 
 

@@ -66,20 +66,20 @@ class Store:
                 self._data[line["seed"]] = line["data"], line.get("encoding")
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             reason = str(error).splitlines()[0]
-            raise StudyError(f"{self.path} is corrupt ({reason}): remove it, or choose another --out") from None
+            raise StudyError(f"{self.path} is corrupt ({reason}): remove it, or choose another folder") from None
         return bool(lines)
 
     def _check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         for key in (*now, *before):
             if before.get(key) != now.get(key):
-                raise StudyError(f"{self.path} was begun with another {key}: restore it, or choose another --out")
+                raise StudyError(f"{self.path} was begun with another {key}: restore it, or choose another folder")
 
     def check_data(self, seed: int, dataset: Dataset) -> None:
         """StudyError if what is done with a seed was measured on other data."""
         before, encoding = self._data.get(seed, (dataset.fingerprint, None))
         if before != dataset.fingerprint:
             reason = data_changed(self.path, dataset, before, encoding)
-            raise StudyError(f"{reason}: restore them or that version, or choose another --out")
+            raise StudyError(f"{reason}: restore them or that version, or choose another folder")
 
     def add(self, arm: str, seed: int, points: list[Point], seconds: float, fingerprint: str) -> None:
         """Keeps the points of an arm and a seed."""
@@ -112,7 +112,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise StudyError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+        raise StudyError(f"another process is at work in {folder}: wait for it, or choose another folder") from None
     try:
         yield
     finally:

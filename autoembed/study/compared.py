@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoembed.errors import StudyError
+from autoembed.errors import StudyError, option
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard, Row
 from autoembed.study.run_dir import RunDir
@@ -44,7 +44,7 @@ def show_compared(console: Console, first: Path, second: Path) -> None:
 def _board(run: RunDir) -> Leaderboard:
     found = Leaderboard.read(run)
     if found is None:
-        raise StudyError(f"{run.path} has no leaderboard yet: go on with `autoembed search ... --resume`")
+        raise StudyError(f"{run.path} has no leaderboard yet: go on with it by {option('resume', True)}")
     return found
 
 

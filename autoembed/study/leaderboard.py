@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoembed.architecture import Architecture
 from autoembed.data.dataset import Dataset
-from autoembed.errors import StudyError, first_line
+from autoembed.errors import StudyError, first_line, option
 from autoembed.metrics import Metrics, auc_error, evaluate
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, Trial
@@ -80,7 +80,9 @@ class Leaderboard(_Frozen):
         except ValidationError as error:
             if rebuilt:
                 return None
-            raise StudyError(f"{run.path / FILE} is corrupt ({first_line(error)}): delete it and --resume") from None
+            raise StudyError(
+                f"{run.path / FILE} is corrupt ({first_line(error)}): delete it, then {option('resume', True)}"
+            ) from None
 
     @property
     def trials(self) -> tuple[int, int, int]:

@@ -77,7 +77,7 @@ class Mirror:
         found = self.client.get_experiment_by_name(self.run.name)
         if found is not None:
             if found.lifecycle_stage != "active":
-                raise StudyError(f"its experiment {self.run.name!r} is deleted: restore it, or choose another --name")
+                raise StudyError(f"its experiment {self.run.name!r} is deleted: restore it, or choose another name")
             return str(found.experiment_id)
         local = self.uri == own_store(self.run.path.parent)
         place = (self.run.path.parent / ARTIFACTS / self.run.name).as_uri() if local else None

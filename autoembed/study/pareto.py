@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoembed.errors import StudyError
+from autoembed.errors import StudyError, option
 from autoembed.plans import Array
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import eligible
@@ -80,14 +80,18 @@ def pick(kept: Sequence[Point], rule: str) -> Trial:
         try:
             room = float(number)
         except ValueError:
-            raise StudyError(f"--pick needs a number, as in 'smallest-within 0.001', but got {rule!r}") from None
+            raise StudyError(
+                f"{option('pick')} needs a number, as in 'smallest-within 0.001', but got {rule!r}"
+            ) from None
         best = kept[-1].quality
         return next(point for point in kept if abs(point.quality - best) <= room + 1e-12).trial
     for point in kept:
         if point.trial.id == rule:
             return point.trial
     names = ", ".join(point.trial.id for point in kept)
-    raise StudyError(f"--pick must be {', '.join(PICKS)} or a trial of the Pareto front, {names}, but got {rule!r}")
+    raise StudyError(
+        f"{option('pick')} must be {', '.join(PICKS)} or a trial of the Pareto front, {names}, but got {rule!r}"
+    )
 
 
 def _scaled(values: Array, falling: bool) -> Array:

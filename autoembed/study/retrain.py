@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from autoembed.data.dataset import Dataset
-from autoembed.errors import StudyError
+from autoembed.errors import StudyError, option
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
 from autoembed.retraining import retrain
@@ -32,7 +32,7 @@ def retrain_seeds(
     The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json.
     """
     if seeds < 1:
-        raise StudyError(f"--seeds must be at least 1, but got {seeds}")
+        raise StudyError(f"{option('seeds')} must be at least 1, but got {seeds}")
     rows: list[dict[str, Any]] = []
     bar.step("retrain", 0, seeds)
     for row in _over_seeds(run, run.read_trial(trial_id), dataset, range(1, seeds + 1), device):
@@ -53,7 +53,10 @@ def retrain_arms(
     all. Written to arms.json; what an interrupted call has done stands in arms.partial.json and is not done again.
     """
     if seeds < 2:
-        raise StudyError(f"--trial all compares arms over seeds, so --seeds must be at least 2, but got {seeds}")
+        raise StudyError(
+            f"{option('trial', 'all')} compares arms over seeds, so {option('seeds')} must be at least 2, but got "
+            f"{seeds}"
+        )
     done = eligible(run.trials(), space)
     owns = {arm: [trial for trial in done if trial.arm == arm] for arm in space.arms()}
     chosen = {arm: best(own, space) for arm, own in owns.items() if own}

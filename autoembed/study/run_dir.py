@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from autoembed.bundle import load_model, sha256, weights_of
 from autoembed.data.schema import FeatureSchema
-from autoembed.errors import BundleError, StudyError, first_line, unknown
+from autoembed.errors import BundleError, StudyError, first_line, option, unknown
 from autoembed.nn.model import Model
 from autoembed.ranking.ranking import Ranking
 from autoembed.trial import TrialConfig, TrialResult
@@ -108,7 +108,7 @@ class RunDir:
     def begun(self) -> bool:
         """Whether a trial has ended or run here; StudyError if the folder is another thing than a study's."""
         if self.path.is_dir() and any(self.path.iterdir()) and not self.is_study():
-            raise StudyError(f"{self.path} is no study's folder: choose another --name or --runs")
+            raise StudyError(f"{self.path} is no study's folder: choose another name or folder")
         return any((self.path / "trials").glob("*"))
 
     def is_study(self) -> bool:
@@ -119,7 +119,7 @@ class RunDir:
     def clear(self) -> None:
         """Removes what a study has written, but what holds the folder; StudyError if the folder is another thing."""
         if not self.is_study():
-            raise StudyError(f"{self.path} is no study's folder: choose another --name or --runs")
+            raise StudyError(f"{self.path} is no study's folder: choose another name or folder")
         for path in self.path.iterdir():
             if path.name in _HOLD or not _is_own(path.name):
                 continue
@@ -254,7 +254,7 @@ class RunDir:
         if self.state(trial_id) != "done":
             done = [ended.id for ended in self.ended() if ended.state == "done"]
             raise StudyError(unknown("trial", trial_id, done) if done else f"no trial of {self.path} is done yet")
-        advice = f"delete {folder} and go on with --resume"
+        advice = f"delete {folder} and go on with {option('resume', True)}"
         try:
             sums = json.loads((folder / "DONE").read_text())
             for name in HASHED:
@@ -320,7 +320,9 @@ def write_text(path: Path, text: str) -> None:
 def require_path(runs: Path) -> None:
     """StudyError for a URI: trials write to the run folder as to any other."""
     if re.match(r"\w+:/", str(runs)):
-        raise StudyError(f"--runs must be a path, which a cluster's nodes share, but got the URI {runs}: mount it")
+        raise StudyError(
+            f"{option('runs')} must be a path, which a cluster's nodes share, but got the URI {runs}: mount it"
+        )
 
 
 def no_space(error: BaseException | None) -> bool:

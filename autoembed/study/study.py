@@ -17,7 +17,7 @@ from autoembed.budget import Limit
 from autoembed.bundle import write_bundle
 from autoembed.data.dataset import Dataset, build_dataset, data_changed
 from autoembed.data.vocabulary import ENCODING
-from autoembed.errors import SpaceError, StudyError
+from autoembed.errors import SpaceError, StudyError, option
 from autoembed.nn.model import Model
 from autoembed.pruning import FILE, kept_fields
 from autoembed.ranking.ranking import rank
@@ -59,7 +59,7 @@ class Request:
         """The study's folder; StudyError if its name is none."""
         name = self.name or self.space.stem
         if Path(name).name != name or name.startswith("."):
-            raise StudyError(f"--name must be a plain folder name, but got {name!r}")
+            raise StudyError(f"{option('name')} must be a plain folder name, but got {name!r}")
         require_path(self.runs)
         return RunDir(self.runs / name)
 
@@ -72,13 +72,15 @@ def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
     space = _space(request)
     run = request.run
     if request.resume and not run.space.exists():
-        raise StudyError(f"{run.path} holds no study to go on with: leave out --resume, or check --name and --runs")
+        raise StudyError(
+            f"{run.path} holds no study to go on with: leave out {option('resume', True)}, or check name and folder"
+        )
     if request.force and request.resume:
-        raise StudyError("--force begins anew and --resume goes on: give one of them")
+        raise StudyError(f"{option('force', True)} begins anew and {option('resume', True)} goes on: give one of them")
     if not (request.resume or request.force) and run.begun():
         raise StudyError(
-            f"{run.path} holds a study already: go on with it by --resume, replace it by --force, or choose another "
-            "--name"
+            f"{run.path} holds a study already: go on with it by {option('resume', True)}, replace it by "
+            f"{option('force', True)}, or choose another name"
         )
     with _room(run), run.locked(), Bar(lines=request.lines) as bar:
         if request.resume:
@@ -101,7 +103,8 @@ def _room(run: RunDir) -> Iterator[None]:
     except Exception as error:
         if no_space(error):
             raise StudyError(
-                f"no space is left on the disk of {run.path}: free some and go on with --resume; what has ended is kept"
+                f"no space is left on the disk of {run.path}: free some and go on with {option('resume', True)}; "
+                "what has ended is kept"
             ) from None
         raise
 
@@ -158,7 +161,7 @@ def _space(request: Request) -> SearchSpace:
     space = SearchSpace.read(request.space)
     if request.trials is not None:
         if request.trials < 1:
-            raise StudyError(f"--trials must be at least 1, but got {request.trials}")
+            raise StudyError(f"{option('trials')} must be at least 1, but got {request.trials}")
         space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": request.trials})})
     if request.device is not None:
         space = space.model_copy(update={"device": request.device})
@@ -183,7 +186,7 @@ def _check_same(run: RunDir, space: SearchSpace) -> None:
     for key in now:
         if before[key] != now[key]:
             raise StudyError(
-                f"{run.path} was begun with another search space ({key} differs): restore it, or choose another --name"
+                f"{run.path} was begun with another search space ({key} differs): restore it, or choose another name"
             )
 
 
@@ -219,7 +222,7 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None =
     else:
         if facts["fingerprint"] != dataset.fingerprint:
             reason = data_changed(run.path, dataset, facts["fingerprint"], facts.get("encoding"))
-            raise StudyError(f"{reason}: restore them or that version, or choose another --name")
+            raise StudyError(f"{reason}: restore them or that version, or choose another name")
         kept, pairs = facts["fields"], facts["pairs"]
     dataset = dataset.keep(kept, cache)
     if space.features.pairs is None:
@@ -260,7 +263,7 @@ def _run_trials(
     if not any(trial.state == "done" for trial in ended):
         failed, stopped = ([trial for trial in ended if trial.state == state] for state in ("failed", "pruned"))
         if not ended:
-            raise StudyError(f"no trial of {run.path} has ended: go on with --resume")
+            raise StudyError(f"no trial of {run.path} has ended: go on with {option('resume', True)}")
         if not stopped:
             raise StudyError(f"all {len(ended)} trials failed; the first, {failed[0].id}: {failed[0].reason}")
         raise StudyError(
@@ -282,7 +285,7 @@ def resize(
     """Searches once more as a trial did and reads an architecture off within each limit; a bundle for each in `out`."""
     config = run.read_trial(trial_id).result.config
     if not limits:
-        raise StudyError("give at least one --width or --bytes")
+        raise StudyError(f"give at least one {option('width')} or {option('bytes')}")
     bar.step("resize", 0, 1)
     found, refused = [], None
     for one in run_limits(config, limits, dataset, lambda values: None):

@@ -16,7 +16,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoembed.data.dataset import Dataset
-from autoembed.errors import StudyError, first_line
+from autoembed.errors import StudyError, first_line, option
 from autoembed.space import SearchSpace
 from autoembed.study import forkserver
 from autoembed.study.last_word import last_word
@@ -129,7 +129,9 @@ def require_shared(run: RunDir) -> None:
                 continue
         except ray.exceptions.RayError as error:
             raise StudyError(f"node {address} of the cluster cannot run autoembed: {_last_line(error)}") from None
-        raise StudyError(f"node {address} does not see {run.path}: choose --runs on storage that all nodes share")
+        raise StudyError(
+            f"node {address} does not see {run.path}: choose {option('runs')} on storage that all nodes share"
+        )
 
 
 def _sees(path: Path, identity: str) -> bool:

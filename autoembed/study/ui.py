@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 from mlflow import MlflowClient
 
-from autoembed.errors import StudyError
+from autoembed.errors import StudyError, option
 from autoembed.study.moved import mend_moved
 from autoembed.study.run_dir import store
 from autoembed.study.signals import ended_by_sigterm
@@ -75,7 +75,7 @@ def _check_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise StudyError(f"port {port} cannot be had ({error.strerror}): choose another --port") from None
+            raise StudyError(f"port {port} cannot be had ({error.strerror}): choose another {option('port')}") from None
 
 
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:

@@ -343,7 +343,7 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path, go):
 
 
 def test_places_that_do_not_exist_are_named(tmp_path, go, small):
-    with pytest.raises(DataError, match="no data: name a file or a directory with --data"):
+    with pytest.raises(DataError, match="no data: name a file or a directory by data"):
         go()
     with pytest.raises(DataError, match=r"no such file or directory: .*nowhere"):
         go(tmp_path / "nowhere")

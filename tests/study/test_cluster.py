@@ -289,7 +289,7 @@ def test_no_job_server_is_one_line(cli, unused_port, monkeypatch):
     ("change", "line"),
     [
         ({"runs": Path("runs")}, "--runs must be an absolute path"),
-        ({"runs": Path("s3://bucket/runs")}, "--runs must be a path, .* but got the URI s3:"),
+        ({"runs": Path("s3://bucket/runs")}, "runs must be a path, .* but got the URI s3:"),
         ({"options": {"--data": "clicks.parquet"}}, "--data must be an absolute path .* but got clicks.parquet"),
         ({"modules": [Path("none")]}, "--module must name"),
         ({"space": Path("none.yaml")}, "cannot read the search space none.yaml"),
@@ -303,7 +303,7 @@ def test_what_cannot_work_on_a_cluster_is_told_before_anything_is_sent(write_spa
 
 
 def test_search_refuses_a_uri(write_space):
-    with pytest.raises(StudyError, match="--runs must be a path"):
+    with pytest.raises(StudyError, match="runs must be a path"):
         run_study(Request(space=write_space(), runs=Path("s3://bucket/runs")))
 
 

@@ -139,7 +139,7 @@ def test_a_typo_does_not_take_the_name(write_space, tmp_path, ray_here):
     space.write_text(yaml.safe_dump(right | {"budget": {"trials": 1, "width": 2}}))
     run, board = run_study(request)
     assert board.trials == (2, 0, 0)
-    with pytest.raises(StudyError, match="go on with it by --resume, replace it by --force"):
+    with pytest.raises(StudyError, match="go on with it by resume=True, replace it by force=True"):
         run_study(request)
     trial = (run.trial("dnis-1") / "DONE").stat().st_mtime_ns
     _, again = run_study(Request(space=space, runs=tmp_path / "runs", force=True))
@@ -154,7 +154,7 @@ def test_a_folder_that_is_no_study_is_left_alone(write_space, tmp_path):
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "thesis.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(StudyError, match="is no study's folder: choose another --name or --runs"):
+        with pytest.raises(StudyError, match="is no study's folder: choose another name or folder"):
             run_study(Request(space=space, runs=tmp_path / "runs", force=force))
     (tmp_path / "runs" / "tiny" / "space.yaml").write_text("not a study's: it has no study.json beside it")
     with pytest.raises(StudyError, match="is no study's folder"):

@@ -274,7 +274,7 @@ def test_a_damaged_trial_is_named_with_what_to_do(write_space, ray_here, tmp_pat
     with (run.trial("dnis-1") / "weights.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(
-        BundleError, match=r"weights.safetensors has changed .*: delete .*dnis-1 and go on with --resume"
+        BundleError, match=r"weights.safetensors has changed .*: delete .*dnis-1 and go on with (--resume|resume=True)"
     ):
         run.trials()
     (run.trial("dnis-1") / "DONE").unlink()

@@ -122,7 +122,7 @@ def test_the_logged_model_has_a_signature_and_predicts(finished):
 def test_a_finished_study_is_not_run_again(finished):
     run, board = finished
     space = run.path.parents[1] / "tiny.yaml"
-    with pytest.raises(StudyError, match="holds a study already: go on with it by --resume"):
+    with pytest.raises(StudyError, match="holds a study already: go on with it by resume=True"):
         run_study(Request(space=space, runs=run.path.parent))
     before = {path: path.stat().st_mtime_ns for path in run.path.glob("trials/*/DONE")}
     _, again = run_study(Request(space=space, runs=run.path.parent, resume=True))
