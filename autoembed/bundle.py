@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
 from autoembed.architecture import Architecture
+from autoembed.data.frames import to_lazy
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.values import col
 from autoembed.data.vocabulary import Vocabulary
-from autoembed.errors import AutoembedError, BundleError, DataError, first_line
+from autoembed.errors import AutoembedError, BundleError, first_line
 from autoembed.nn.model import Model, build_model
 from autoembed.plans import Array
 from autoembed.training import pick_device
@@ -97,7 +98,7 @@ class Bundle:
         """What `predict` gives, and what `coverage` does, of one pass over the rows; `progress` gets those done."""
         where = pick_device(device)
         model = self.model.to(where).eval()
-        rows_of = _lazy(frame)
+        rows_of = to_lazy(frame)
         present = rows_of.collect_schema().names()
         needed = [name for name in self.vocabulary.columns if name in present]
         lazy = clean(rows_of.select(col(name) for name in needed), self.spec)
@@ -245,24 +246,6 @@ def load_bundle(path: str | Path) -> Bundle:
         spec=spec,
         manifest=manifest,
     )
-
-
-def _lazy(frame: Any) -> pl.LazyFrame:
-    """A frame of Polars, eager or lazy, or of pandas, lazily; a pandas column of mixed kinds is text."""
-    if isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
-        return frame.lazy()
-    if not hasattr(frame, "columns") or not hasattr(frame, "dtypes"):
-        raise DataError(f"rows must be a Polars or pandas frame, but got {type(frame).__name__}")
-    columns: dict[str, pl.Series] = {}
-    for place, name in enumerate(frame.columns):
-        column = frame.iloc[:, place]
-        try:
-            columns[str(name)] = pl.Series(pl.from_pandas(column))
-        except (pl.exceptions.PolarsError, ValueError, TypeError):  # ArrowInvalid is a ValueError
-            gone = column.isna().tolist()
-            texts = [None if lost else str(value) for value, lost in zip(column.tolist(), gone, strict=True)]
-            columns[str(name)] = pl.Series(texts, dtype=pl.String)
-    return pl.DataFrame(columns).lazy()
 
 
 def _gone(rows: pl.DataFrame, name: str) -> int:

@@ -94,7 +94,8 @@ def test_a_limit_of_bytes_holds_and_is_used(planted_pairs, stage):
     limit = 100_000 if stage is OPTINTER else 60_000  # it narrows no field
     result, _ = run(planted_pairs, stage, limit={"bytes": limit})
     assert result.cost.bytes <= limit
-    assert stage is OPTINTER or result.cost.bytes > 0.8 * limit
+    # DNIS closes what held-out rows do not miss, however many bytes are left.
+    assert stage is OPTINTER or result.cost.bytes > (0.5 if stage is DNIS else 0.8) * limit
 
 
 def test_a_limit_of_bytes_that_holds_nothing_is_refused(planted_pairs):

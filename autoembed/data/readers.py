@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from autoembed.data.files import Located, Where, format_of, locate, told
+from autoembed.data.frames import to_lazy
 from autoembed.data.labels import label_of
 from autoembed.data.planted import LOGIT, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
@@ -110,11 +111,20 @@ def open_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line
     tell(f"read {told(files)}")
     held = can_hold(files["train"], spec)
     frame = _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell, hold=held)
+    return Opened(_without_dropped(frame, spec), files["train"], held)
+
+
+def open_frame(spec: DataSpec, frame: Any) -> Opened:
+    """All rows of a frame of Polars or pandas, as `open_rows` has those of a file."""
+    return Opened(_without_dropped(clean(to_lazy(frame), spec), spec).collect().lazy(), [], held=True)
+
+
+def _without_dropped(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     names = frame.collect_schema().names()
     unknown = [name for name in spec.drop if name not in names]
     if unknown:
         raise _unknown(unknown, "drop", names)
-    return Opened(frame.select(col(name) for name in names if name not in spec.drop), files["train"], held)
+    return frame.select(col(name) for name in names if name not in spec.drop)
 
 
 def with_numbers(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:

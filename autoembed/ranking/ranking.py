@@ -181,7 +181,7 @@ def rank(
 
 
 def rank_table(
-    path: str | Path,
+    source: Any,
     *,
     label: str = "label",
     score: str = "adjusted_mi",
@@ -193,7 +193,7 @@ def rank_table(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
-    """As `rank`, of all rows of a file or a directory of fragments as they stand (see `table.read_table`).
+    """As `rank`, of all rows of a frame, a file or a directory of fragments as they stand (see `table.read_table`).
 
     No value is pooled as rare, and the label may have up to 255 classes. Memory is one chunk of rows and the counts;
     codes are kept for pairs only, beyond 0.5 GB in a temporary file. Columns of lists, and text columns that
@@ -201,7 +201,7 @@ def rank_table(
     """
     require(score)
     threads = threads or _cores()
-    table = read_table(path, label, _keeps(score, pairs, select), threads, progress, separators, settings)
+    table = read_table(source, label, _keeps(score, pairs, select), threads, progress, separators, settings)
     return _ranked(table, score, pairs, select, stability, threads, progress)
 
 

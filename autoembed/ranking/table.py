@@ -30,6 +30,7 @@ from autoembed.writing import scratch
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
+    from autoembed.data.readers import Opened
     from autoembed.data.schema import Field
     from autoembed.data.vocabulary import Vocabulary
 
@@ -157,7 +158,7 @@ def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:
 
 
 def read_table(
-    path: str | Path,
+    source: Any,
     label: str,
     keep: bool = False,
     threads: int = 1,
@@ -168,7 +169,7 @@ def read_table(
     """All rows of a file, a pattern or a directory of fragments; of a directory with train, valid and test, train.
 
     Args:
-        path: CSV, Parquet, or whatever `data.path` may be.
+        source: CSV, Parquet, or whatever `data.path` may be; or a frame of Polars or pandas.
         label: its column: 0 and 1, or up to 255 classes.
         keep: whether to keep the codes, for pairs and for scores that need rows.
         threads: columns counted at a time.
@@ -179,35 +180,48 @@ def read_table(
     Raises:
         DataError: the file, its columns or its label are not as they must be, in one line.
     """
-    from autoembed.data.readers import open_rows, with_numbers
+    from autoembed.data.frames import is_frame
+    from autoembed.data.readers import open_frame, open_rows
     from autoembed.data.spec import DataSpec
 
     spec = DataSpec.checked({"label": label, **(settings or {})})
     notes: list[str] = []
     try:
         with scratch() as stage:
-            frame, files, held = open_rows(spec, path, stage, notes.append)
-            if frame.collect_schema().get(spec.label, pl.Int8()).is_decimal():
-                frame = frame.with_columns(col(spec.label).cast(pl.Float64))
-            label = spec.label
-            several = find(frame.collect_schema(), separators or {})
-            single = frame.drop(several)
-            if several and len(single.collect_schema()) < 2:
-                raise DataError(
-                    f"beside the label {label!r}, one column must hold one value per row, but all hold several"
-                )
-            single = with_numbers(single, [name for name in single.collect_schema().names() if name != label])
-            if held:
-                single = single.collect().lazy()
-            table = _read(single, label, keep, threads, progress, fingerprint_of(files, label))
-            table = replace(table, notes=tuple(notes))
-            if not several:
-                return table
-            rows, classes = _classes(frame, label)
-            multi = count(frame, several, separators or {}, label, classes, rows)
-            return replace(table, multi=multi)
+            opened = open_frame(spec, source) if is_frame(source) else open_rows(spec, source, stage, notes.append)
+            mark = fingerprint_of(opened.files, spec.label) if opened.files else _mark_of(opened.frame, spec.label)
+            table = _coded(opened, spec.label, keep, threads, progress, separators or {}, mark)
+            return replace(table, notes=tuple(notes))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable("the frame" if is_frame(source) else source, error) from error
+
+
+def _coded(
+    opened: Opened,
+    label: str,
+    keep: bool,
+    threads: int,
+    progress: Progress | None,
+    separators: Mapping[str, str],
+    mark: str,
+) -> CodedTable:
+    from autoembed.data.readers import with_numbers
+
+    frame = opened.frame
+    if frame.collect_schema().get(label, pl.Int8()).is_decimal():
+        frame = frame.with_columns(col(label).cast(pl.Float64))
+    several = find(frame.collect_schema(), separators)
+    single = frame.drop(several)
+    if several and len(single.collect_schema()) < 2:
+        raise DataError(f"beside the label {label!r}, one column must hold one value per row, but all hold several")
+    single = with_numbers(single, [name for name in single.collect_schema().names() if name != label])
+    if opened.held:
+        single = single.collect().lazy()
+    table = _read(single, label, keep, threads, progress, mark)
+    if not several:
+        return table
+    rows, classes = _classes(frame, label)
+    return replace(table, multi=count(frame, several, separators, label, classes, rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +336,13 @@ def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
         return rows, {value: int(text.lower() in ONES) for value, text in counted.select("value", "text").iter_rows()}
     order = {text: place for place, text in enumerate(sorted(texts))}
     return rows, {value: order[text] for value, text in counted.select("value", "text").iter_rows()}
+
+
+def _mark_of(frame: pl.LazyFrame, label: str) -> str:
+    """16 hex digits of a table in memory: its columns and rows, and its label."""
+    rows = frame.collect()
+    facts = f"{label} {rows.schema} {rows.height} {rows.hash_rows(seed=0).sum()}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def fingerprint_of(files: Iterable[Path], label: str) -> str:
