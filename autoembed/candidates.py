@@ -10,11 +10,11 @@ from typing import Literal
 from autoembed.architecture import Architecture
 from autoembed.budget import Limit
 from autoembed.errors import SpaceError
+from autoembed.methods import members, tower
+from autoembed.methods.method import SearchConfig
+from autoembed.methods.supernet import Answer, Supernet
 from autoembed.nn.model import Model, cost_of
 from autoembed.plans import Ensemble
-from autoembed.search import members, tower
-from autoembed.search.method import SearchConfig
-from autoembed.search.supernet import Answer, Supernet
 from autoembed.storage import ProjectedStorage
 from autoembed.training import TrainConfig
 

@@ -23,8 +23,8 @@ from autoembed.budget import Limit
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, first_line, hinted, unknown
+from autoembed.methods.method import load
 from autoembed.metrics import Metrics
-from autoembed.search.method import load
 from autoembed.trial import TrialConfig, TrialResult, check
 
 COSTS = ("bytes", "parameters", "latency_ms")
@@ -310,20 +310,35 @@ class SearchSpace(BaseModel):
             raise SpaceError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(node, dict):
             raise SpaceError(f"{path} must hold a mapping with keys {', '.join(cls.model_fields)}")
+        try:
+            return cls.parse(node)
+        except SpaceError as error:
+            raise SpaceError(f"{path}: {error}") from None
+
+    @classmethod
+    def parse(cls, node: Mapping[str, Any]) -> SearchSpace:
+        """The space that a mapping describes, as a file would; SpaceError names the rule that it breaks."""
         for key in node:
             if key not in cls.model_fields:
-                raise SpaceError(f"{path}: {unknown('key', str(key), list(cls.model_fields))}")
+                raise SpaceError(unknown("key", str(key), list(cls.model_fields)))
         try:
-            space = cls.model_validate(node)
+            return cls.model_validate(node).checked()
         except ValidationError as error:
-            raise SpaceError(f"{path}: {hinted(first_line(error, cls))}") from None
-        try:
-            for arm in space.arms():
-                for config in space.corners(arm):
-                    space.require_pairs(check(config))
+            raise SpaceError(hinted(first_line(error, cls))) from None
         except SpaceError as error:
-            raise SpaceError(f"{path}: {hinted(str(error))}") from None
-        return space
+            raise SpaceError(hinted(str(error))) from None
+
+    def checked(self) -> SearchSpace:
+        """The space; SpaceError unless every choice and both ends of every range make a valid trial."""
+        for arm in self.arms():
+            for config in self.corners(arm):
+                self.require_pairs(check(config))
+        return self
+
+    def text(self) -> str:
+        """The space as YAML, from which `read` makes it again."""
+        node = self.model_dump(mode="json", exclude_unset=True)
+        return str(yaml.safe_dump(node, sort_keys=False, width=120))
 
     def require_pairs(self, config: TrialConfig) -> None:
         """SpaceError if a stage chooses for pairs and `features.pairs` proposes none."""

@@ -19,6 +19,10 @@ from autoembed.budget import Limit, uniform_bytes
 from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError, first_line
+from autoembed.methods import tower
+from autoembed.methods.bilevel import search
+from autoembed.methods.method import SearchConfig, configure, load
+from autoembed.methods.warm import WarmStarts
 from autoembed.metrics import Metrics
 from autoembed.nn.backbones import base
 from autoembed.nn.model import (
@@ -29,10 +33,6 @@ from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
 from autoembed.retraining import latency, retrain
-from autoembed.search import tower
-from autoembed.search.bilevel import search
-from autoembed.search.method import SearchConfig, configure, load
-from autoembed.search.warm import WarmStarts
 from autoembed.storage import Step
 from autoembed.training import (
     Fit,

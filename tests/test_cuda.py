@@ -4,16 +4,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tests.search import test_kinds as kinds
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
 from autoembed.errors import SpaceError, TrialError
+from autoembed.methods.method import load, names
 from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, cost_of, measure
-from autoembed.search.method import load, names
 from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import Limit, check, run_limits, run_trial
-from tests.search import test_kinds as kinds
 
 pytestmark = [
     pytest.mark.cuda,

@@ -12,9 +12,9 @@ import autoembed
 PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
-    "errors", "writing", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "metrics", "shuffle",
-    "training", "knockout", "search", "bundle", "scoring", "candidates", "retraining", "distill", "trial", "space",
-    "pruning", "draws", "frontier", "study", "cli",
+    "errors", "writing", "ranges", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "metrics", "shuffle",
+    "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining", "distill", "trial", "space",
+    "estimator", "pruning", "draws", "frontier", "study", "api", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 
@@ -44,8 +44,7 @@ def imports(path):
 def test_a_module_imports_only_from_above_it(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if own in ("__init__",):
-        assert not [name for name in imports(path) if name.startswith("autoembed")]
-        return
+        return  # its imports are for type checkers, and lazy: tests/test_front.py
     assert own in ORDER, f"{own} has no place in the order"
     for name in imports(path):
         top = name.split(".")[0]

@@ -174,7 +174,7 @@ def test_every_training_of_a_trial_follows_the_objective(planted, monkeypatch):
         return fit(*args, **options)
 
     monkeypatch.setattr("autoembed.retraining.fit", watch)
-    monkeypatch.setattr("autoembed.search.bilevel.fit", watch)
+    monkeypatch.setattr("autoembed.methods.bilevel.fit", watch)
     trial = config(stages=[{"method": "magnitude", "warm_epochs": 1}], monitor="valid_logloss")
     result, _ = run_trial(trial, planted, lambda values: None)
     retrain(result.architecture, planted, trial.train, CPU, 1, lambda values: None, monitor=result.config.monitor)

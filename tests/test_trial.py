@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from autoembed.errors import SpaceError
+from autoembed.methods.bilevel import search
+from autoembed.methods.method import configure, load
+from autoembed.methods.supernet import Supernet
 from autoembed.nn.model import cost_of
-from autoembed.search.bilevel import search
-from autoembed.search.method import configure, load
-from autoembed.search.supernet import Supernet
 from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
 

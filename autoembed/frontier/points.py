@@ -12,9 +12,9 @@ from autoembed.budget import Limit
 from autoembed.data.dataset import Dataset
 from autoembed.draws import draw
 from autoembed.errors import SpaceError, TrialError
+from autoembed.methods.warm import WarmStarts
 from autoembed.metrics import evaluate
 from autoembed.nn.model import Model
-from autoembed.search.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
 from autoembed.trial import TrialConfig, TrialResult, run_limits

@@ -23,7 +23,7 @@ from autoembed.frontier.picture import draw_curves
 from autoembed.frontier.points import OF, Of, Plan, Point, measure
 from autoembed.frontier.store import Store, locked
 from autoembed.frontier.tables import Facts, markdown
-from autoembed.search.warm import WarmStarts
+from autoembed.methods.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.writing import beside
 

@@ -72,6 +72,16 @@ class Ranking:
             raise ValueError(f"k must be at least 1, but got {k=}")
         return tuple(self.table["feature"].head(k))
 
+    def _repr_html_(self) -> str:
+        parts = [self.table._repr_html_()]
+        if self.pairs is not None:
+            parts.append(self.pairs._repr_html_())
+        if self.findings:
+            columns = ("severity", "rule", "column", "advice", "value")
+            found = {name: [str(getattr(finding, name)) for finding in self.findings] for name in columns}
+            parts.append(pl.DataFrame(found)._repr_html_())
+        return "".join(parts)
+
     def above(self, z: float) -> tuple[str, ...]:
         """The columns whose score is more than z standard deviations above noise of the same counts, best first."""
         return tuple(self.table.filter(pl.col("z") > z)["feature"])

@@ -11,13 +11,13 @@ from autoembed.errors import BundleError
 from autoembed.knockout import field_scores
 from autoembed.nn.model import build_model
 from autoembed.space import SearchSpace
-from autoembed.study.progress import Bar
+from autoembed.study.engine import prepare
+from autoembed.study.progress import Display
 from autoembed.study.run_dir import RunDir
-from autoembed.study.study import prepare
 from autoembed.training import pick_device
 
 
-def score_fields(path: Path, runs: Path, data: str | None, bar: Bar) -> tuple[pl.DataFrame, str]:
+def score_fields(path: Path, runs: Path, data: str | None, bar: Display) -> tuple[pl.DataFrame, str]:
     """`knockout.field_scores` on the valid split of a study's best bundle, or of a bundle, and a title for them.
 
     Args:

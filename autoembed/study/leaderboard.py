@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoembed.architecture import Architecture
@@ -83,6 +84,25 @@ class Leaderboard(_Frozen):
             raise StudyError(
                 f"{run.path / FILE} is corrupt ({first_line(error)}): delete it, then {option('resume', True)}"
             ) from None
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """A row for each arm: its best trial by valid, its metrics and cost."""
+        rows = []
+        for row in self.rows:
+            metrics = {
+                f"{split}_{name}": getattr(getattr(row, split), name, None)
+                for split in ("valid", "test")
+                for name in ("auc", "logloss")
+            }
+            rows.append(
+                {"arm": row.arm, "trial": row.trial, **metrics}
+                | row.model_dump(exclude={"arm", "trial", "valid", "test"})
+            )
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
 
     @property
     def trials(self) -> tuple[int, int, int]:

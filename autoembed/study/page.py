@@ -198,6 +198,13 @@ def _matrix(names: Sequence[str], cells: Any) -> Any:
     return matrix
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
+
+
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from autoembed.errors import StudyError, option
 from autoembed.plans import Array
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import eligible
-from autoembed.study.page import pareto_picture
+from autoembed.study.page import pareto_picture, png
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.writing import beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICKS = ("knee", "smallest-within X")
 
@@ -45,22 +50,53 @@ def front(found: Sequence[Point], space: SearchSpace) -> list[Point]:
     return kept
 
 
-def of_run(run: RunDir, space: SearchSpace) -> tuple[list[Point], list[Point]]:
-    """The points of a study's trials, and of its front."""
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """The Pareto front of a study's trials: all `points`, and those `kept`, by rising cost."""
+
+    points: list[Point]
+    kept: list[Point]
+    metric: str
+    cost: str
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """A row for each trial of the front: trial, the metric, the cost."""
+        rows = [{"trial": p.trial.id, self.metric: p.quality, self.cost: p.cost} for p in self.kept]
+        return pl.DataFrame(rows, schema={"trial": pl.String, self.metric: pl.Float64, self.cost: pl.Float64})
+
+    @property
+    def figure(self) -> Figure:
+        """All trials by cost and quality, arm by arm, and the line of the front."""
+        arms: dict[str, list[tuple[float, float]]] = {}
+        for point in self.points:
+            arms.setdefault(point.trial.arm, []).append((point.cost, point.quality))
+        return pareto_picture(arms, [(p.cost, p.quality) for p in self.kept], self.metric, self.cost)
+
+    def pick(self, rule: str) -> Trial:
+        """A trial of the front, as `pareto.pick`."""
+        return pick(self.kept, rule)
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+    def _repr_png_(self) -> bytes:
+        return png(self.figure)
+
+
+def of_run(run: RunDir, space: SearchSpace) -> Front:
+    """The front of a study's trials that hold its limit on latency."""
     found = points(eligible(run.trials(), space), space)
-    return found, front(found, space)
+    objective = space.objective
+    return Front(points=found, kept=front(found, space), metric=objective.metric, cost=objective.cost or "bytes")
 
 
 def write(run: RunDir, space: SearchSpace) -> None:
     """Writes the front as pareto.json and a picture of all trials as pareto.png to the run folder."""
-    found, kept = of_run(run, space)
-    cost = space.objective.cost or "bytes"
-    rows = [{"trial": p.trial.id, space.objective.metric: p.quality, cost: p.cost} for p in kept]
-    run.write_json("pareto.json", rows)
-    arms = {p.trial.arm: [(q.cost, q.quality) for q in found if q.trial.arm == p.trial.arm] for p in found}
-    picture = pareto_picture(arms, [(p.cost, p.quality) for p in kept], space.objective.metric, cost)
+    found = of_run(run, space)
+    run.write_json("pareto.json", found.table.to_dicts())
     with beside(run.path / "pareto.png") as temporary:
-        picture.savefig(temporary, dpi=120)
+        found.figure.savefig(temporary, dpi=120)
 
 
 def pick(kept: Sequence[Point], rule: str) -> Trial:

@@ -1,11 +1,12 @@
-"""What a study shows while it runs: a bar on a terminal's stderr, nothing elsewhere."""
+"""What a study shows while it runs: bars on a terminal, or records of the logger `autoembed`."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,67 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+
+class Display(Protocol):
+    """Who is told how far a study is; a context, which ends with what it shows."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]: ...
+    def step(self, phase: str, done: int, total: int, note: str = "") -> None: ...
+    def tell(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def line(self, text: str) -> None: ...
+    def trials(self, done: int, total: int, best: float | None = None) -> None: ...
+    def started(self, trial: str, arm: str) -> None: ...
+    def reported(self, trial: str, metrics: Mapping[str, float]) -> None: ...
+    def ended(self, trial: str) -> None: ...
+
+
+class Log:
+    """Tells the logger `autoembed`: notes and trials as information, warnings as warnings."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("autoembed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        return False
+
+    def step(self, phase: str, done: int, total: int, note: str = "") -> None:
+        self._logger.debug("%s: %d of %d %s", phase, done, total, note)
+
+    def tell(self, text: str) -> None:
+        self._logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        self._logger.warning("%s", text)
+
+    def line(self, text: str) -> None:
+        self._logger.info("%s", text)
+
+    def trials(self, done: int, total: int, best: float | None = None) -> None:
+        self._logger.info("%d of %d trials have ended before", done, total)
+
+    def started(self, trial: str, arm: str) -> None:
+        self._logger.info("trial %s has started", trial)
+
+    def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
+        self._logger.debug("trial %s: %s", trial, metrics)
+
+    def ended(self, trial: str) -> None:
+        self._logger.info("trial %s has ended", trial)
+
+
+def display(progress: bool) -> Display:
+    """Bars on a terminal if `progress` is asked for, else the log."""
+    return Bar() if progress else Log()
 
 
 class Bar:

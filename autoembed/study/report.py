@@ -412,18 +412,19 @@ def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
     console.print(f"  written to {path}", soft_wrap=True)
 
 
-def show_seeds(console: Console, rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
+def show_seeds(console: Console, trial: str, rows: pl.DataFrame, path: Path) -> None:
     """Prints a retraining over seeds with mean and standard deviation."""
     names = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
     table = make_table(
-        f"{summary['trial']}: its architecture retrained from fresh weights",
+        f"{trial}: its architecture retrained from fresh weights",
         *("seed", *(name.replace("_", "\n").replace("auc", "AUC") for name in names), "best\nepoch", "s"),
     )
-    for row in rows:
+    for row in rows.iter_rows(named=True):
         cells = (f"{row[name]:.4f}" for name in names)
         table.add_row(str(row["seed"]), *cells, str(row["best_epoch"]), f"{row['seconds']:.1f}")
     table.add_section()
-    for what in ("mean", "sd"):
-        table.add_row(what, *(f"{summary[what][name]:.4f}" for name in names), "", "", style="bold")
+    spread = {"mean": rows.select(names).mean(), "sd": rows.select(names).std().fill_null(0.0)}
+    for what, values in spread.items():
+        table.add_row(what, *(f"{value:.4f}" for value in values.row(0)), "", "", style="bold")
     print_table(console, table)
     console.print(f"  written to {path}", soft_wrap=True)

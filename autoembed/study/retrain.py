@@ -13,7 +13,7 @@ from autoembed.nn.model import RoutedModel
 from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
 from autoembed.study.leaderboard import Leaderboard, best, eligible
-from autoembed.study.progress import Bar
+from autoembed.study.progress import Display
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.training import pick_device, predict
 from autoembed.trial import teacher_of
@@ -25,11 +25,12 @@ METRICS = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
 
 
 def retrain_seeds(
-    run: RunDir, trial_id: str, dataset: Dataset, seeds: int, device: str | None, bar: Bar
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Trains a trial's compact model from fresh weights with seeds 1, 2, ...; a row per seed, and mean and sd.
+    run: RunDir, trial_id: str, dataset: Dataset, seeds: int, device: str | None, bar: Display
+) -> list[dict[str, Any]]:
+    """Trains a trial's compact model from fresh weights with seeds 1, 2, ...; a row per seed.
 
-    The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json.
+    The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json, with mean
+    and sd.
     """
     if seeds < 1:
         raise StudyError(f"{option('seeds')} must be at least 1, but got {seeds}")
@@ -38,13 +39,12 @@ def retrain_seeds(
     for row in _over_seeds(run, run.read_trial(trial_id), dataset, range(1, seeds + 1), device):
         rows.append(row)
         bar.step("retrain", len(rows), seeds)
-    summary = _summary(trial_id, rows)
-    run.write_json(FILE, {**summary, "seeds": rows})
-    return rows, summary
+    run.write_json(FILE, {**_summary(trial_id, rows), "seeds": rows})
+    return rows
 
 
 def retrain_arms(
-    run: RunDir, space: SearchSpace, dataset: Dataset, seeds: int, device: str | None, bar: Bar
+    run: RunDir, space: SearchSpace, dataset: Dataset, seeds: int, device: str | None, bar: Display
 ) -> dict[str, Any]:
     """The same for the best trial of each arm, with what sets the arms apart.
 

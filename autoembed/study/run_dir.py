@@ -1,7 +1,8 @@
 """The run folder of a study: the truth about it. MLflow only mirrors what stands here.
 
-runs/<study>/ study.json, space.yaml, dataset.json, ranking.parquet, ranking.html, mlflow.json, optuna.db,
-  leaderboard.json, retrain.json, arms.json, arms.partial.json, pareto.json, pareto.png
+runs/<study>/ study.json, space.yaml, data.parquet (if the data were a frame), dataset.json, ranking.parquet,
+  ranking.html, mlflow.json, optuna.db, leaderboard.json, retrain.json, arms.json, arms.partial.json, pareto.json,
+  pareto.png
   trials/<id>/ config.json, curves.jsonl, result.json, architecture.json, weights.safetensors, and
     DONE | PRUNED | error.txt
   best/ (a bundle), ray/ (Ray's own state), warm/ (warm starts that trials share, while they run)
@@ -28,6 +29,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from autoembed.architecture import Architecture
 from autoembed.bundle import load_model, sha256, weights_of
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, StudyError, first_line, option, unknown
@@ -43,7 +45,18 @@ _HOLD = (".lock", ".holder.json")
 # What a study writes, beside its tables of the ranking and of fields.
 _OWN = {
     *("study.json", "space.yaml", "dataset.json", "mlflow.json", "optuna.db", "leaderboard.json", "retrain.json"),
-    *("arms.json", "arms.partial.json", "pareto.json", "pareto.png", "trials", "best", "ray", "warm", *_HOLD),
+    *(
+        "data.parquet",
+        "arms.json",
+        "arms.partial.json",
+        "pareto.json",
+        "pareto.png",
+        "trials",
+        "best",
+        "ray",
+        "warm",
+        *_HOLD,
+    ),
 }
 _TABLES = ("ranking.", "field_scores.")
 CURVES = "curves.jsonl"
@@ -51,14 +64,28 @@ CURVES = "curves.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A trial that ended well: its folder's name and its result."""
+    """A trial that ended well: its id, its folder and its result."""
 
     id: str
+    path: Path
     result: TrialResult
 
     @property
     def arm(self) -> str:
         return self.result.config.arm
+
+    @property
+    def config(self) -> TrialConfig:
+        return self.result.config
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.result.architecture
+
+    @property
+    def curves(self) -> pl.DataFrame:
+        """What the trial reported epoch by epoch: `time` in milliseconds, the epoch of a phase, its metrics."""
+        return pl.DataFrame(_points(self.path), infer_schema_length=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +160,11 @@ class RunDir:
         return self.path / "space.yaml"
 
     @property
+    def frame(self) -> Path:
+        """The data, where they were given as a frame."""
+        return self.path / "data.parquet"
+
+    @property
     def warm(self) -> Path:
         return self.path / "warm"
 
@@ -198,11 +230,7 @@ class RunDir:
 
     def curves(self, trial_id: str) -> list[dict[str, Any]]:
         """What a trial reported, epoch by epoch; a line that is still being written is left out."""
-        try:
-            lines = (self.trial(trial_id) / CURVES).read_text().split("\n")[:-1]
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines]
+        return _points(self.trial(trial_id))
 
     def finish_trial(self, trial_id: str, result: TrialResult, model: Model) -> None:
         """Writes a trial so that a kill at any moment leaves it either without DONE or whole."""
@@ -263,7 +291,7 @@ class RunDir:
             result = TrialResult.model_validate_json((folder / "result.json").read_text())
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise BundleError(f"trial {trial_id} cannot be read ({first_line(error)}): {advice}") from None
-        return Trial(id=trial_id, result=result)
+        return Trial(id=trial_id, path=folder, result=result)
 
     def load_model(self, trial: Trial, schema: FeatureSchema) -> Model:
         """The retrained compact model of a trial, on the CPU."""
@@ -281,6 +309,14 @@ class RunDir:
             if not path.name.rpartition("-")[2].isdecimal():
                 raise StudyError(f"{path} is no trial's folder (ARM-NUMBER): move it away")
         return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
+
+
+def _points(folder: Path) -> list[dict[str, Any]]:
+    try:
+        lines = (folder / CURVES).read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
 
 
 def _is_own(name: str) -> bool:

@@ -1,327 +1,235 @@
-"""A study from its search-space file to the leaderboard and the best bundle."""
+"""A study as one object: what it found, and what can be made of it."""
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
+import polars as pl
 
-from autoembed import __version__
-from autoembed.budget import Limit
-from autoembed.bundle import write_bundle
-from autoembed.data.dataset import Dataset, build_dataset, data_changed
-from autoembed.data.vocabulary import ENCODING
-from autoembed.errors import SpaceError, StudyError, option
-from autoembed.nn.model import Model
-from autoembed.pruning import FILE, kept_fields
-from autoembed.ranking.ranking import rank
-from autoembed.space import SearchSpace, load_yaml
-from autoembed.study import leaderboard, pareto
-from autoembed.study.commit import commit_of
-from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.page import write_page
-from autoembed.study.progress import Bar
-from autoembed.study.retrain import due, retrain_arms
-from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
-from autoembed.trial import TrialResult, run_limits
-
-if TYPE_CHECKING:
-    from autoembed.study.tracking import Tracker
-
-# What may differ on --resume: how much is run and where, but not what a trial is.
-FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True, "final": True}
+from autoembed.bundle import Bundle, copy_bundle, load_bundle
+from autoembed.data.dataset import Dataset
+from autoembed.errors import StudyError, option
+from autoembed.methods.method import without_imports
+from autoembed.space import SearchSpace
+from autoembed.study import bundles, pareto
+from autoembed.study.engine import Request, prepare, run_study
+from autoembed.study.leaderboard import Leaderboard, best
+from autoembed.study.pareto import Front
+from autoembed.study.progress import Display, Log
+from autoembed.study.retrain import retrain_arms, retrain_seeds
+from autoembed.study.run_dir import Ended, RunDir, Trial
+from autoembed.trial import TrialResult, limits
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the user asked for on the command line."""
+class Study:
+    """A study that has been begun. `Study.open` finds one by its folder, `autoembed.search` runs one.
 
-    space: Path
-    data: str | None = None
-    runs: Path = Path("runs")
-    name: str | None = None
-    resume: bool = False
-    trials: int | None = None
-    device: str | None = None
-    cpus: int | None = None
-    address: str | None = None
-    lines: bool = False
-    force: bool = False
+    Everything is read from the study's folder when it is asked for, so a study that is running can be looked at.
+
+    Args:
+        run: its folder.
+        data: the data, where they are no longer where the study found them.
+        shown: is told how far an action is; the logger `autoembed` by default.
+    """
+
+    def __init__(self, run: RunDir, *, data: str | None = None, shown: Display | None = None) -> None:
+        self.run = run
+        self._data, self._shown = data, shown or Log()
+
+    @classmethod
+    def open(cls, path: str | Path, *, data: str | None = None, shown: Display | None = None) -> Study:
+        """The study in a folder; StudyError if there is none. No module that the folder names is imported."""
+        study = cls(RunDir.existing(Path(path)), data=data, shown=shown)
+        with without_imports():
+            study.space  # noqa: B018  (a space that cannot be read is told at once)
+        return study
+
+    def __repr__(self) -> str:
+        ended = self.ended
+        return f"Study({str(self.path)!r}: {len(ended)} trials have ended, arms {', '.join(self.space.arms())})"
 
     @property
-    def run(self) -> RunDir:
-        """The study's folder; StudyError if its name is none."""
-        name = self.name or self.space.stem
-        if Path(name).name != name or name.startswith("."):
-            raise StudyError(f"{option('name')} must be a plain folder name, but got {name!r}")
-        require_path(self.runs)
-        return RunDir(self.runs / name)
+    def path(self) -> Path:
+        return self.run.path
 
+    @property
+    def name(self) -> str:
+        return self.run.name
 
-def run_study(request: Request) -> tuple[RunDir, Leaderboard]:
-    """Runs a study, or what is left of it, and returns its folder and leaderboard.
+    @cached_property
+    def space(self) -> SearchSpace:
+        """What is searched."""
+        return SearchSpace.read(self.run.space)
 
-    StudyError if the folder exists without `resume`, if data or space changed since, or if every trial failed.
-    """
-    space = _space(request)
-    run = request.run
-    if request.resume and not run.space.exists():
-        raise StudyError(
-            f"{run.path} holds no study to go on with: leave out {option('resume', True)}, or check name and folder"
-        )
-    if request.force and request.resume:
-        raise StudyError(f"{option('force', True)} begins anew and {option('resume', True)} goes on: give one of them")
-    if not (request.resume or request.force) and run.begun():
-        raise StudyError(
-            f"{run.path} holds a study already: go on with it by {option('resume', True)}, replace it by "
-            f"{option('force', True)}, or choose another name"
-        )
-    with _room(run), run.locked(), Bar(lines=request.lines) as bar:
-        if request.resume:
-            _check_same(run, space)
-        else:
-            run.clear()  # what a start that failed, or a study that is to be replaced, has left
-        write_text(run.space, _space_text(request))
-        made = {"id": run.identity, "autoembed": __version__, "commit": commit_of(request.space.absolute().parent)}
-        run.write_json("study.json", made)
-        dataset = prepare(run, space, request.data, bar)
-        board = _complete(run, space) or _tracked(run, space, dataset, request, bar)
-    return run, board
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The encoded data, cut down to the columns that the ranking keeps; StudyError if they have changed."""
+        return prepare(self.run, self.space, self._data, self._shown)
 
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials that ended well, by arm and number."""
+        return self.run.trials()
 
-@contextmanager
-def _room(run: RunDir) -> Iterator[None]:
-    """Turns whatever a full disk led to into one line that says what to do."""
-    try:
-        yield
-    except Exception as error:
-        if no_space(error):
+    @property
+    def ended(self) -> list[Ended]:
+        """Every trial that has ended, with its state and the reason if it was pruned or has failed."""
+        return self.run.ended()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the study has a leaderboard."""
+        return Leaderboard.read(self.run) is not None
+
+    @property
+    def leaderboard(self) -> Leaderboard:
+        """The best trial of each arm by valid, and what it reaches on test; StudyError before the study has ended."""
+        board = Leaderboard.read(self.run)
+        if board is None:
+            raise StudyError(f"{self.path} has no leaderboard yet: go on with it by {option('resume', True)}")
+        return board
+
+    @property
+    def best(self) -> Trial:
+        """The best trial by the objective on valid; StudyError if none has ended well."""
+        return self.trial()
+
+    @property
+    def pareto(self) -> Front:
+        """The trials that no other one beats in quality and cost."""
+        return pareto.of_run(self.run, self.space)
+
+    def trial(self, which: str | None = None) -> Trial:
+        """A trial by its id, an arm's best, or the study's best; StudyError lists what there is."""
+        trials = self.trials
+        if which is None:
+            return best(trials, self.space)
+        if which in self.space.arms():
+            own = [trial for trial in trials if trial.arm == which]
+            if not own:
+                raise StudyError(f"arm {which!r} of {self.path} has no trial that is done")
+            return best(own, self.space)
+        return self.run.read_trial(which)
+
+    def pick(self, rule: str) -> Trial:
+        """A trial of the Pareto front: knee, "smallest-within 0.001" (of the best metric), or an id.
+
+        StudyError if the study was searched for quality alone.
+        """
+        if self.space.objective.cost is None:
             raise StudyError(
-                f"no space is left on the disk of {run.path}: free some and go on with {option('resume', True)}; "
-                "what has ended is kept"
-            ) from None
-        raise
-
-
-def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
-    """Trials to run per arm: the budget's, or one where nothing varies, less those that have ended in any way."""
-    ended = Counter(trial.arm for trial in run.ended())
-    return {arm: max(0, (space.budget.trials if space.ranges(arm) else 1) - ended[arm]) for arm in space.arms()}
-
-
-def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
-    """The leaderboard of a study of which nothing is left to run, to write or to mirror; else None."""
-    board, mirror = Leaderboard.read(run, rebuilt=True), run.read_json("mlflow.json", rebuilt=True) or {}
-    ended = {trial.id for trial in run.ended()}
-    if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
-        return None
-    mirrored = mirror.get("tracking_uri") == store(run.path.parent) and mirror.get("status") == "FINISHED"
-    if not mirrored or not (run.best / "manifest.json").is_file() or due(run, space, board):
-        return None
-    return board
-
-
-def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar) -> Leaderboard:
-    """Trials, leaderboard and best bundle, mirrored to MLflow, where nothing is left running."""
-    from autoembed.study.tracking import Tracker
-
-    run.sweep()
-    tracker = Tracker(run, space, bar.warn)
-    status = "FAILED"
-    try:
-        tracker.data()
-        _run_trials(run, space, dataset, request, bar, tracker)
-        bar.step("final", 0, 3)
-        board = leaderboard.build(run, space, dataset)
-        if space.objective.cost:
-            pareto.write(run, space)
-        bar.step("final", 1, 3)
-        export(run, space, dataset, board.winner, run.best)
-        if space.final and due(run, space, board):
-            retrain_arms(run, space, dataset, space.final.seeds, None, bar)
-        tracker.result(board)
-        bar.step("final", 2, 3)
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-    bar.step("final", 3, 3)
-    return board
-
-
-def _space(request: Request) -> SearchSpace:
-    space = SearchSpace.read(request.space)
-    if request.trials is not None:
-        if request.trials < 1:
-            raise StudyError(f"{option('trials')} must be at least 1, but got {request.trials}")
-        space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": request.trials})})
-    if request.device is not None:
-        space = space.model_copy(update={"device": request.device})
-    return space
-
-
-def _space_text(request: Request) -> str:
-    """The search-space file as it was run: verbatim, unless options of the command line went before it."""
-    text = request.space.read_text()
-    if request.trials is None and request.device is None:
-        return text
-    node = load_yaml(text)
-    if request.trials is not None:
-        node["budget"] = {**node.get("budget", {}), "trials": request.trials}
-    if request.device is not None:
-        node["device"] = request.device
-    return f"# As run, with options of the command line.\n{yaml.safe_dump(node, sort_keys=False)}"
-
-
-def _check_same(run: RunDir, space: SearchSpace) -> None:
-    before, now = (s.model_dump(exclude=FREE) for s in (SearchSpace.read(run.space), space))  # type: ignore[arg-type]
-    for key in now:
-        if before[key] != now[key]:
-            raise StudyError(
-                f"{run.path} was begun with another search space ({key} differs): restore it, or choose another name"
+                f"{option('pick')} goes by quality and cost, and {self.path} was searched for quality alone: add a "
+                f"cost to its objective, such as {{maximize: valid.auc, minimize: bytes}}, or name a {option('trial')}"
             )
+        return self.pareto.pick(rule)
+
+    def export(self, out: str | Path, trial: str | None = None, *, pick: str | None = None) -> Bundle:
+        """Writes a trial's architecture, weights and vocabulary as a bundle.
+
+        The study's own best bundle is copied, for which the data need not be there.
+
+        Args:
+            out: the bundle's folder; a bundle that is there is replaced.
+            trial: as in `trial`.
+            pick: as in `pick`, in place of `trial`.
+
+        Raises:
+            StudyError: there is no such trial, or the data have changed.
+            BundleError: something else than a bundle is in the way.
+        """
+        if pick is not None and trial is not None:
+            raise StudyError(f"{option('trial')} and {option('pick')} each name a trial: give one of them")
+        chosen = self.trial(trial) if pick is None else self.pick(pick)
+        if self._data is None and bundles.trial_of(self.run.best) == chosen.id:
+            return load_bundle(copy_bundle(self.run.best, Path(out)))
+        return load_bundle(bundles.export(self.run, self.space, self.dataset, chosen.id, Path(out)))
+
+    def retrain(self, trial: str | None = None, *, seeds: int = 3, device: str | None = None) -> pl.DataFrame:
+        """Trains a trial's architecture from fresh weights with seeds 1, 2, ...; a row per seed.
+
+        Columns: seed, valid_auc, valid_logloss, test_auc, test_logloss, best_epoch, seconds. Test is read once a seed,
+        for the weights of the best epoch by valid.
+        """
+        return pl.DataFrame(retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown))
+
+    def retrain_arms(self, *, seeds: int = 3, device: str | None = None) -> dict[str, Any]:
+        """The same for the best trial of each arm, and paired tests against the best; see `retrain.retrain_arms`."""
+        return retrain_arms(self.run, self.space, self.dataset, seeds, device, self._shown)
+
+    def resize(
+        self, out: str | Path, trial: str | None = None, *, widths: Sequence[float] = (), sizes: Sequence[int] = ()
+    ) -> list[tuple[TrialResult, Path]]:
+        """Searches once as a trial did, and writes a retrained bundle for each of several limits to `out`.
+
+        Args:
+            out: the folder of the bundles.
+            trial: as in `trial`.
+            widths: limits as embedding parameters of a model of that many dims.
+            sizes: limits in bytes of the whole model.
+        """
+        wanted = limits(widths=widths, sizes=sizes)
+        return bundles.resize(self.run, self.space, self.dataset, self.trial(trial).id, wanted, Path(out), self._shown)
+
+    def sync(self) -> str:
+        """Writes to MLflow what it lacks of the study; its URI."""
+        from autoembed.study.tracking import sync
+
+        with self.run.locked():
+            return sync(self.run, self.space)
 
 
-def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Bar | None = None) -> Dataset:
-    """The study's dataset: encoded, ranked and cut down to the columns that the ranking keeps.
+def search(
+    space: str | Path | SearchSpace,
+    data: Any = None,
+    *,
+    runs: str | Path = "runs",
+    name: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    trials: int | None = None,
+    device: str | None = None,
+    cpus: int | None = None,
+    address: str | None = None,
+    progress: bool = False,
+) -> Study:
+    """Searches architectures, retrains them, and compares them with the baselines.
 
-    A folder that has a dataset.json is held to it: StudyError if the data have changed.
+    Args:
+        space: a search space, or its YAML file.
+        data: in place of `data.path`: a file, a directory, or a frame of Polars or pandas, of which the study's folder
+            keeps a copy.
+        runs: the folder of the studies.
+        name: of the study's folder in it; that of the file by default.
+        resume: go on with the study of that name.
+        force: replace the study of that name.
+        trials: per arm, in place of `budget.trials`.
+        device: in place of `device`.
+        cpus: how many to use; all by default.
+        address: of a running Ray cluster; the study starts a Ray of its own by default.
+        progress: show bars on a terminal. The logger `autoembed` is told otherwise.
+
+    Raises:
+        SpaceError: the search space breaks a rule.
+        DataError: the data do.
+        StudyError: there is a study of that name, or none of its trials ended well.
     """
-    facts = run.read_json("dataset.json")
-    if facts and data is None and facts["data"]:
-        data = facts["data"]
-    cache = run.path.parent / ".cache"
-    dataset = build_dataset(space.data, data, cache, bar.step if bar else None)
-    if bar:
-        for note in dataset.notes:
-            bar.tell(note)
-    if facts is None:
-        if bar:
-            bar.step("rank", 0, 1)
-        ranking = rank(dataset)
-        kept = kept_fields(space, ranking, dataset, run.path / FILE, bar.step if bar else None)
-        pairs = []
-        if space.features.pairs is not None:
-            # Pairs are of kept columns: those of a pruned one could not be built.
-            ranked = rank(dataset.keep(kept, cache), pairs=space.features.pairs.top).pairs
-            assert ranked is not None
-            ranking, pairs = replace(ranking, pairs=ranked), [list(pair) for pair in ranked.select("a", "b").rows()]
-        ranking.write(run.path / "ranking.parquet")
-        write_page(run.path / "ranking.html", ranking, f"{run.name}: columns by adjusted mutual information")
-        run.write_json("dataset.json", _facts(space, dataset, data, kept, pairs))
-        if bar:
-            bar.step("rank", 1, 1)
-    else:
-        if facts["fingerprint"] != dataset.fingerprint:
-            reason = data_changed(run.path, dataset, facts["fingerprint"], facts.get("encoding"))
-            raise StudyError(f"{reason}: restore them or that version, or choose another name")
-        kept, pairs = facts["fields"], facts["pairs"]
-    dataset = dataset.keep(kept, cache)
-    if space.features.pairs is None:
-        return dataset
-    return dataset.cross([(a, b) for a, b in pairs], space.features.pairs, cache, candidates=True)
+    from autoembed.study.progress import display
 
-
-def _facts(
-    space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str], pairs: list[list[str]]
-) -> dict[str, Any]:
-    return {
-        "name": space.data.name(data),
-        "fingerprint": dataset.fingerprint,
-        "encoding": ENCODING,
-        "data": _absolute(data),
-        "source": str(data or space.data.path or "planted"),
-        "rows": {split: dataset.rows(split) for split in dataset.splits},
-        "fields": kept,
-        "pairs": pairs,
-        "schema": dataset.schema.model_dump(mode="json"),
-    }
-
-
-def _run_trials(
-    run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Bar, tracker: Tracker
-) -> None:
-    """Runs what the budget still asks for; StudyError if no trial at all ended well."""
-    from autoembed.study import tune
-
-    before, todo = len(run.ended()), _left(run, space)
-    done = [trial.result.valid.auc for trial in run.trials()]
-    bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
-    if any(todo.values()):
-        with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
-            tune.run_trials(run, space, dataset, todo, [bar, tracker])
-    shutil.rmtree(run.warm, ignore_errors=True)
-    ended = run.ended()
-    if not any(trial.state == "done" for trial in ended):
-        failed, stopped = ([trial for trial in ended if trial.state == state] for state in ("failed", "pruned"))
-        if not ended:
-            raise StudyError(f"no trial of {run.path} has ended: go on with {option('resume', True)}")
-        if not stopped:
-            raise StudyError(f"all {len(ended)} trials failed; the first, {failed[0].id}: {failed[0].reason}")
-        raise StudyError(
-            f"none of {len(ended)} trials ended well, {len(stopped)} were stopped; the first, {stopped[0].id}: "
-            f"{stopped[0].reason}: try other ranges, more valid rows, or scheduler: {{search: false}}"
-        )
-
-
-def export(run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, path: Path) -> Path:
-    """A bundle of a trial's architecture and weights."""
-    trial = run.read_trial(trial_id)
-    model = run.load_model(trial, dataset.schema)
-    return _bundle(path, run, space, dataset, trial.id, trial.result, model)
-
-
-def resize(
-    run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, limits: Sequence[Limit], out: Path, bar: Bar
-) -> list[tuple[TrialResult, Path]]:
-    """Searches once more as a trial did and reads an architecture off within each limit; a bundle for each in `out`."""
-    config = run.read_trial(trial_id).result.config
-    if not limits:
-        raise StudyError(f"give at least one {option('width')} or {option('bytes')}")
-    bar.step("resize", 0, 1)
-    found, refused = [], None
-    for one in run_limits(config, limits, dataset, lambda values: None):
-        if isinstance(one, SpaceError):
-            refused = refused or one
-            continue
-        result, model = one
-        limit = result.config.limit
-        name = f"{limit.bytes}-bytes" if limit.bytes else f"width-{limit.width:g}"
-        path = _bundle(out / name, run, space, dataset, trial_id, result, model)
-        found.append((result, path))
-    bar.step("resize", 1, 1)
-    if refused is not None:
-        raise refused
-    return found
-
-
-def _bundle(
-    path: Path, run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, result: TrialResult, model: Model
-) -> Path:
-    return write_bundle(
-        path,
-        schema=dataset.schema,
-        vocabulary=dataset.vocabulary,
-        architecture=result.architecture,
-        model=model,
-        data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
-        metrics={"valid": result.valid.model_dump()},
-        provenance={
-            "study": run.name,
-            "trial": trial_id,
-            "fingerprint": dataset.fingerprint,
-            "sources": list(dataset.sources),
-        },
+    request = Request(
+        space=space if isinstance(space, SearchSpace) else Path(space),
+        data=data,
+        runs=Path(runs),
+        name=name,
+        resume=resume,
+        force=force,
+        trials=trials,
+        device=device,
+        cpus=cpus,
+        address=address,
     )
-
-
-def _absolute(data: str | None) -> str | None:
-    return data if data is None or data.startswith("package:") else str(Path(data).absolute())
+    shown = display(progress)
+    run, _ = run_study(request, shown)
+    return Study(run, shown=shown)

@@ -14,10 +14,10 @@ from ray import tune
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
+from autoembed.methods.method import configure
+from autoembed.methods.warm import WarmStarts
 from autoembed.metrics import auc_error
 from autoembed.plans import Array
-from autoembed.search.method import configure
-from autoembed.search.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space
 from autoembed.trial import TrialConfig, run_trial

@@ -20,9 +20,9 @@ from scipy.stats import spearmanr
 
 from autoembed.budget import uniform_bytes
 from autoembed.draws import prepare
+from autoembed.methods.bilevel import search
+from autoembed.methods.method import configure, load
 from autoembed.nn.model import build_model
-from autoembed.search.bilevel import search
-from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import fit
 from autoembed.trial import root_architecture

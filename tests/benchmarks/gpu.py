@@ -21,9 +21,9 @@ from training import BACKBONE, Bare, adam_step, make
 from autoembed.architecture import Architecture
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
+from autoembed.methods.bilevel import search
+from autoembed.methods.method import configure, load
 from autoembed.nn.model import CTRModel
-from autoembed.search.bilevel import search
-from autoembed.search.method import configure, load
 from autoembed.shuffle import Shuffle
 from autoembed.training import Optimiser, TrainConfig, batches, click_loss
 from autoembed.trial import check, run_trial

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from autoembed.draws import prepare
+from autoembed.methods.bilevel import search
+from autoembed.methods.method import configure, load
 from autoembed.metrics import evaluate
 from autoembed.nn.model import build_model
-from autoembed.search.bilevel import search
-from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import fit, on_valid, predict
 from autoembed.trial import root_architecture

@@ -26,11 +26,11 @@ from methods import best_of, spread
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.draws import draw
+from autoembed.methods.bilevel import search
+from autoembed.methods.method import configure, load
 from autoembed.metrics import evaluate
 from autoembed.ranking.ranking import rank
 from autoembed.retraining import retrain
-from autoembed.search.bilevel import search
-from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import pick_device, predict
 from autoembed.trial import Limit, check, root_architecture, run_trial

@@ -26,10 +26,10 @@ from methods import prepare, spread
 
 from autoembed.budget import Limit
 from autoembed.candidates import within
+from autoembed.methods.bilevel import search, split_train
+from autoembed.methods.method import configure, load
 from autoembed.nn.model import build_model
 from autoembed.retraining import retrain
-from autoembed.search.bilevel import search, split_train
-from autoembed.search.method import configure, load
 from autoembed.space import SearchSpace
 from autoembed.training import fit
 from autoembed.trial import check, root_architecture, teacher_of

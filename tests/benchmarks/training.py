@@ -28,9 +28,9 @@ from torch.nn import functional
 from autoembed.architecture import Architecture
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
+from autoembed.methods.bilevel import search
+from autoembed.methods.dnis import Config, Supernet
 from autoembed.nn.model import CTRModel
-from autoembed.search.bilevel import search
-from autoembed.search.dnis import Config, Supernet
 from autoembed.shuffle import Shuffle
 from autoembed.training import Optimiser, TrainConfig, batches, click_loss, fit
 

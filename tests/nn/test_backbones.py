@@ -7,12 +7,12 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import SpaceError
+from autoembed.methods.method import MethodConfig
+from autoembed.methods.supernet import Supernet
 from autoembed.nn.backbones.armnet import Entmax
 from autoembed.nn.backbones.base import build, names
 from autoembed.nn.layers import Dropout, PairLinear, inner_products
 from autoembed.nn.model import cost_of, measure
-from autoembed.search.method import MethodConfig
-from autoembed.search.supernet import Supernet
 
 COUNTS = [np.array(c) for c in ([0, 90, 9, 8, 1], [3, 60, 5], [0, 50, 2, 1], [0, 44, 7])]
 SCHEMA = FeatureSchema(

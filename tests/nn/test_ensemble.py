@@ -8,11 +8,11 @@ from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import SpaceError
+from autoembed.methods.members import single, spread
 from autoembed.nn.backbones.base import build, names
 from autoembed.nn.ensemble import AdaptedLinear, OwnLinear, OwnNorm
 from autoembed.nn.model import build_model, cost_of, has_few_bits, measure, pack, start_rounding
 from autoembed.plans import Ensemble
-from autoembed.search.members import single, spread
 from autoembed.storage import SharedStorage
 from autoembed.training import Teacher, TrainConfig, fit, predict
 

@@ -7,8 +7,8 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.candidates import projected
 from autoembed.errors import SpaceError
+from autoembed.methods.method import configure, load
 from autoembed.nn.model import build_model, cost_of, measure, pack, start_rounding
-from autoembed.search.method import configure, load
 from autoembed.storage import ProjectedStorage
 from autoembed.training import TrainConfig, fit
 

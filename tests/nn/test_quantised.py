@@ -8,11 +8,11 @@ from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import SpaceError
+from autoembed.methods.members import spread
 from autoembed.nn.backbones.base import names
 from autoembed.nn.model import build_model, cost_of, measure, pack, start_rounding
 from autoembed.nn.quantised import PackedLinear
 from autoembed.plans import Ensemble
-from autoembed.search.members import spread
 from autoembed.training import predict
 from autoembed.trial import check, run_trial
 

@@ -80,7 +80,7 @@ def write_space(tmp_path):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, ray_here):
     """A finished small study: (run folder, leaderboard)."""
-    from autoembed.study.study import Request, run_study
+    from autoembed.study.engine import Request, run_study
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))

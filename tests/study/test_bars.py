@@ -11,8 +11,8 @@ from autoembed.data.dataset import build_dataset
 from autoembed.nn.backbones.base import names
 from autoembed.space import SearchSpace
 from autoembed.study import leaderboard, tune
+from autoembed.study.engine import prepare
 from autoembed.study.run_dir import RunDir
-from autoembed.study.study import prepare
 from autoembed.trial import run_trial
 
 PATH = Path(__file__).parents[2] / "search_spaces" / "bars_frappe.yaml"

@@ -19,9 +19,9 @@ import yaml
 from mlflow import MlflowClient
 
 from autoembed.errors import StudyError
+from autoembed.study.engine import Request, run_study
 from autoembed.study.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
-from autoembed.study.study import Request, run_study
 from autoembed.study.submit import Cluster, Job, check, variables
 
 needs_job_server = pytest.mark.skipif(

@@ -22,9 +22,9 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import BundleError, DataError, StudyError
 from autoembed.metrics import evaluate
 from autoembed.study import moved
+from autoembed.study.engine import Request, run_study
 from autoembed.study.moved import make_store
 from autoembed.study.run_dir import RunDir
-from autoembed.study.study import Request, run_study
 from autoembed.writing import beside, scratch
 
 

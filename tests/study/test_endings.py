@@ -19,8 +19,8 @@ from autoembed import trial as trial_module
 from autoembed.cli import main
 from autoembed.errors import BundleError, TrialError
 from autoembed.space import SearchSpace
+from autoembed.study.engine import Request, run_study
 from autoembed.study.run_dir import RunDir
-from autoembed.study.study import Request, run_study
 from autoembed.study.worker import reason_of
 
 LONG = {
@@ -193,7 +193,7 @@ def test_a_full_disk_ends_the_study_in_one_line_and_nothing_is_lost(write_space,
 
 
 HUNGRY = """
-from autoembed.search import dnis
+from autoembed.methods import dnis
 
 Config = dnis.Config
 

@@ -6,8 +6,8 @@ from mlflow import MlflowClient
 from autoembed.errors import SpaceError
 from autoembed.space import SearchSpace
 from autoembed.study import retrain as retrain_module
+from autoembed.study.engine import Request, run_study
 from autoembed.study.retrain import ARMS, PARTIAL
-from autoembed.study.study import Request, run_study
 
 FINAL = {"budget": {"trials": 1, "width": 2}, "final": {"seeds": 2}}
 

@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from autoembed.space import SearchSpace
+from autoembed.study.engine import Request, run_study
 from autoembed.study.run_dir import RunDir
 from autoembed.study.sampler import searcher
-from autoembed.study.study import Request, run_study
 from autoembed.study.worker import OVER
 
 

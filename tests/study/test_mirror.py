@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 from autoembed.bundle import load_bundle
 from autoembed.space import SearchSpace
 from autoembed.study import tracking
+from autoembed.study.engine import Request, run_study
 from autoembed.study.mirror import Mirror
 from autoembed.study.moved import mend_moved
 from autoembed.study.run_dir import RunDir
-from autoembed.study.study import Request, run_study
 from autoembed.study.view import SAVED_VIEW
 
 

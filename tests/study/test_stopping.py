@@ -14,8 +14,8 @@ from autoembed.errors import SpaceError, StudyError
 from autoembed.metrics import auc_error, evaluate
 from autoembed.space import SearchSpace
 from autoembed.study import worker
+from autoembed.study.engine import Request, run_study
 from autoembed.study.scheduler import PerArm
-from autoembed.study.study import Request, run_study
 from autoembed.study.worker import (
     ERROR,
     OBJECTIVE,

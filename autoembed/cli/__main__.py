@@ -1,0 +1,5 @@
+"""`python -m autoembed.cli`."""
+
+from autoembed.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""Scoring tables with a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoembed.cli.options import Settings, app, settings_of
+from autoembed.errors import DataError
+from autoembed.writing import beside
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/quickstart/best.")],
+    table: Annotated[str, typer.Argument(help="A raw table with the bundle's columns.")],
+    out: Annotated[Path, typer.Option(help="Where to write predictions: .parquet or .csv.")] = Path(
+        "predictions.parquet"
+    ),
+    keep: Annotated[str, typer.Option(help="Columns to copy beside the predictions, separated by commas.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_unknown: Annotated[
+        float | None, typer.Option(help="Score nothing if a column has a larger share of unknown values, such as 0.2.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Score a raw table with a bundle; values that training did not see are scored as unknown."""
+    from autoembed.bundle import load_bundle
+    from autoembed.scoring import score_table
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_coverage, stdout
+
+    if out.suffix not in (".parquet", ".csv"):
+        raise DataError(f"--out must end in .parquet or .csv, but got {out}")
+    if max_unknown is not None and not 0 <= max_unknown <= 1:
+        raise DataError(f"--max-unknown must be a share from 0 to 1, but got {max_unknown:g}")
+    with Bar() as bar:
+        bar.step("predict", 0, 1)
+        scored = score_table(
+            load_bundle(bundle),
+            table,
+            keep=[name for name in keep.split(",") if name],
+            device=device,
+            settings=settings_of(settings or []),
+            max_unknown=max_unknown,
+            progress=bar.step if sys.stderr.isatty() else None,
+        )
+    console = stdout()
+    for note in scored.notes:
+        console.print(f"  {note}", soft_wrap=True, markup=False)
+    show_coverage(console, scored.coverage)
+    for warning in scored.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    with beside(out) as temporary:
+        if out.suffix == ".csv":
+            scored.table.write_csv(temporary)
+        else:
+            scored.table.write_parquet(temporary)
+    line = f"{len(scored.table):,} predictions written to {out}"
+    console.print(f"{line}; {scored.quality}" if scored.quality else line, soft_wrap=True, markup=False)

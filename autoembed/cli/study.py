@@ -1,0 +1,295 @@
+"""Studies: search, show, retrain, export, resize, frontier, sync, ui."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoembed.cli.options import INTERRUPTED, Data, Device, Run, Runs, Which, app, opening
+from autoembed.errors import DataError, StudyError
+from autoembed.writing import beside
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.console import Console
+
+    from autoembed.architecture import Architecture
+    from autoembed.study.study import Study
+
+
+@app.command()
+def search(
+    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/quickstart.yaml.")],
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the study of that name.")] = False,
+    trials: Annotated[int | None, typer.Option(help="Trials per arm; goes before budget.trials.")] = None,
+    device: Device = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs to use; all by default.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; one of the study's own by default.")
+    ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="A line for each trial that has ended, for logs.")] = False,
+) -> None:
+    """Search architectures, retrain them, and compare them with the baselines."""
+    from autoembed.study.engine import Request, run_study
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_unfinished, stdout
+
+    request = Request(
+        space=space,
+        data=data,
+        runs=runs,
+        name=name,
+        resume=resume,
+        force=force,
+        trials=trials,
+        device=device,
+        cpus=cpus,
+        address=address,
+    )
+    try:
+        run, _ = run_study(request, Bar(lines=lines))
+    except KeyboardInterrupt:
+        if request.run.ended():
+            show_unfinished(stdout(), request.run)
+        raise
+    _show_board(stdout(), Study(run))
+
+
+@app.command()
+@opening
+def retrain(
+    run: Run,
+    trial: Which = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+    data: Data = None,
+    device: Device = None,
+) -> None:
+    """Train a study's best architecture anew over seeds, or with `--trial all` that of each arm; mean and sd."""
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_arms, show_seeds, stdout
+    from autoembed.study.retrain import ARMS, FILE
+    from autoembed.study.study import Study
+
+    with Bar() as bar:
+        study = Study.open(run, data=data, shown=bar)
+        if trial != "all":
+            chosen = study.trial(trial)
+            rows = study.retrain(chosen.id, seeds=seeds, device=device)
+        else:
+            arms = study.retrain_arms(seeds=seeds, device=device)
+    if trial != "all":
+        show_seeds(stdout(), chosen.id, rows, study.path / FILE)
+        return
+    show_arms(stdout(), arms, study.path / ARMS)
+    try:
+        study.sync()
+    except StudyError as error:
+        print(f"warning: {error}: `autoembed sync {study.path}` writes it when that is mended", file=sys.stderr)
+
+
+@app.command()
+@opening
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The bundle's folder, made anew.")],
+    trial: Which = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="From the Pareto front: knee, 'smallest-within 0.001' (of the best metric), or an id."),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import stdout
+    from autoembed.study.study import Study
+
+    with Bar() as bar:
+        bundle = Study.open(run, data=data, shown=bar).export(out, trial, pick=pick)
+    stdout().print(f"bundle of {bundle.manifest.provenance['trial']} written to {bundle.path}", soft_wrap=True)
+
+
+@app.command()
+def resize(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="Folder of the bundles, one for each limit.")],
+    width: Annotated[list[float] | None, typer.Option(help="As many embedding parameters as that many dims.")] = None,
+    size: Annotated[list[int] | None, typer.Option("--bytes", help="Bytes of the whole model in memory.")] = None,
+    trial: Which = None,
+    data: Data = None,
+) -> None:
+    """Search once as a trial did, and write a retrained bundle for each of several limits."""
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_sizes, stdout
+    from autoembed.study.study import Study
+
+    with Bar() as bar:
+        study = Study.open(run, data=data, shown=bar)
+        chosen = study.trial(trial)
+        found = study.resize(out, chosen.id, widths=width or (), sizes=size or ())
+    show_sizes(stdout(), found, f"{chosen.id}: one search within {len(found)} limits")
+
+
+@app.command()
+def frontier(
+    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/frontier_planted.yaml.")],
+    sizes: Annotated[str, typer.Option("--bytes", help="The sizes, such as 20000,40000,80000.")],
+    of: Annotated[str, typer.Option(help="What --bytes are of: embeddings or model.")] = "embeddings",
+    data: Data = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    trials: Annotated[int | None, typer.Option(help="Random draws per arm and seed; budget.trials by default.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes, each of which measures one arm and seed at a time.")] = 1,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; RUNS/NAME-frontier by default.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of encoded data.")] = Path("runs"),
+    lines: Annotated[
+        bool, typer.Option("--lines", help="A line for each arm and seed that is done, for logs.")
+    ] = False,
+) -> None:
+    """Draw the test metric of each arm against bytes, over seeds: one search an arm and seed, and many sizes.
+
+    The same command goes on where it was interrupted.
+    """
+    import shlex
+
+    from autoembed.frontier.run import Request, run_frontier
+    from autoembed.study.progress import Bar
+    from autoembed.study.report import show_frontier, stdout
+
+    request = Request(
+        space=space,
+        sizes=_sizes(sizes),
+        of=of,
+        data=data,
+        seeds=seeds,
+        first_seed=first_seed,
+        trials=trials,
+        jobs=jobs,
+        device=device,
+        runs=runs,
+        out=out,
+        command=shlex.join(["autoembed", *sys.argv[1:]]),
+    )
+    try:
+        with Bar(lines=lines) as bar:
+            folder, curves = run_frontier(
+                request, bar.step, lambda done, total, note: bar.step("frontier", done, total, note), bar.line
+            )
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    show_frontier(stdout(), curves, folder)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise StudyError(f"--bytes must be whole numbers with commas between them, but got {text!r}")
+    return tuple(map(int, parts))
+
+
+@app.command()
+@opening
+def show(
+    path: Annotated[Path, typer.Argument(help="A study's folder, a bundle, or an architecture's JSON file.")],
+    trial: Which = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw what is done with each pair: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Show a study's leaderboard, a bundle, or which dims an architecture keeps."""
+    from autoembed.architecture import Architecture
+    from autoembed.bundle import load_bundle
+    from autoembed.study import report
+    from autoembed.study.study import Study
+
+    console = report.stdout()
+    shown: Architecture | None = None
+    synergy = None
+    file = path if path.is_file() else path / "architecture.json"
+    if (path / "manifest.json").is_file():
+        bundle = load_bundle(path)
+        shown = bundle.architecture
+        report.show_bundle(console, bundle)
+    elif file.is_file():
+        shown = Architecture.read(file)
+        report.show_architecture(console, shown, str(path))
+    elif not path.exists():
+        raise StudyError(f"{path} does not exist: name a study's folder, a bundle or an architecture's JSON file")
+    else:
+        study = Study.open(path)
+        shown, synergy = _show_study(console, study, trial), study.run.synergy()
+    if shown is not None:
+        report.show_choices(console, shown, synergy)
+    if picture is not None:
+        _draw(shown, synergy, picture)
+        console.print(f"  drawn to {picture}", soft_wrap=True)
+
+
+def _show_study(console: Console, study: Study, trial: str | None) -> Architecture | None:
+    """Prints a study's leaderboard and its best architecture, or that of a trial."""
+    from autoembed.study import report
+
+    if trial is None and not study.finished:
+        report.show_unfinished(console, study.run)
+        return None
+    if trial is None:
+        _show_board(console, study)
+    chosen = study.trial(trial)
+    report.show_architecture(console, chosen.architecture, f"{study.name}: trial {chosen.id}")
+    for note in chosen.result.notes:
+        console.print(f"  note: {note}", style="yellow", soft_wrap=True)
+    return chosen.architecture
+
+
+def _show_board(console: Console, study: Study) -> None:
+    from autoembed.study import report
+    from autoembed.study.retrain import ARMS
+
+    report.show_leaderboard(console, study.run, study.leaderboard)
+    arms = study.run.read_json(ARMS)
+    if arms is not None:
+        report.show_arms(console, arms, study.path / ARMS)
+    if study.space.objective.cost:
+        report.show_front(console, study.pareto.kept, study.space)
+
+
+def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, picture: Path) -> None:
+    from autoembed.study.page import choice_matrix
+
+    if picture.suffix not in (".png", ".svg", ".pdf"):
+        raise DataError(f"--picture must end in .png, .svg or .pdf, but got {picture}")
+    if architecture is None or not architecture.pairs:
+        raise StudyError("there are no pairs to draw: the study has no features.pairs")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with beside(picture) as temporary:
+        choice_matrix(architecture, synergy).savefig(temporary, dpi=120)
+
+
+@app.command()
+@opening
+def sync(run: Run) -> None:
+    """Write a study's folder to MLflow: what is missing there, and nothing twice."""
+    from autoembed.study.report import stdout
+    from autoembed.study.study import Study
+
+    study = Study.open(run)
+    uri = study.sync()
+    stdout().print(f"{study.name}: {len(study.ended)} trials stand in the MLflow store {uri}", soft_wrap=True)
+
+
+@app.command()
+def ui(
+    runs: Runs = Path("runs"), port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000
+) -> None:
+    """Open the MLflow UI on the studies of a folder."""
+    from autoembed.study.report import stdout
+    from autoembed.study.ui import serve
+
+    serve(runs, port, lambda line: stdout().print(line, soft_wrap=True))

@@ -1,0 +1,248 @@
+"""A classifier with scikit-learn's interface: fit searches, retrains and keeps the best architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from autoembed.architecture import Architecture
+from autoembed.bundle import Bundle, load_bundle, write_bundle
+from autoembed.data.dataset import build_dataset
+from autoembed.data.frames import is_frame, to_lazy
+from autoembed.errors import SpaceError
+from autoembed.space import SearchSpace
+from autoembed.trial import TrialResult, run_trial
+from autoembed.writing import scratch
+
+_LEAST = 2  # rows of a class
+
+
+class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Searches an architecture on a table, in this process and without Ray, and predicts with the best one.
+
+    The keys of a search space are its parameters, all values literal: for ranges, which need many trials, use
+    `autoembed.search`. The best of the searched architecture and the baselines is kept, by valid.
+
+    Args:
+        label: the name of the label column, if `fit` gets none, and in a bundle.
+        stages: the methods of the search; sensitivity if there is a budget, else one uniform width.
+        baselines: methods to compare with.
+        embedding: `dim`, `blocks` and so on of the widest model.
+        backbone: a name, or a mapping with `name` and its options.
+        train: epochs, lr, batch_size and so on.
+        budget: a limit, such as {"bytes": 400_000} of the whole model or {"embedding_bytes": 50_000}.
+        data: keys of the `data:` section that say how columns are read, such as {"numeric": ["price"]}.
+        valid_size: the share of rows that training is stopped and architectures are chosen by.
+        device: auto, cpu, cuda or cuda:N.
+        random_state: of the split and of all training.
+
+    Attributes:
+        classes_: both labels.
+        bundle_: the model, its architecture and vocabulary; `bundle_.coverage(X)` tells what it knows of a table.
+        architecture_: what was chosen.
+        results_: the result of each arm by its name.
+        failures_: why a baseline could not be trained, by its name.
+    """
+
+    def __init__(
+        self,
+        *,
+        label: str = "label",
+        stages: Sequence[Mapping[str, Any]] | None = None,
+        baselines: Sequence[Any] = (),
+        embedding: Mapping[str, Any] | None = None,
+        backbone: Any = "deepfm",
+        train: Mapping[str, Any] | None = None,
+        budget: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        valid_size: float = 0.15,
+        device: str = "auto",
+        random_state: Any = None,
+    ) -> None:
+        self.label = label
+        self.stages = stages
+        self.baselines = baselines
+        self.embedding = embedding
+        self.backbone = backbone
+        self.train = train
+        self.budget = budget
+        self.data = data
+        self.valid_size = valid_size
+        self.device = device
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Searches, retrains and keeps the best.
+
+        Args:
+            X: a frame of Polars or pandas, or numbers [rows, columns].
+            y: the labels [rows], of two classes; the column `label` of X if there are none.
+
+        Raises:
+            ValueError: X or y are not as they must be.
+            SpaceError: a parameter breaks a rule of search spaces, or has a range.
+        """
+        frame = self._frame(X, reset=True, labelled=y is None)
+        if y is None:
+            if self.label not in frame.columns:
+                raise ValueError(
+                    f"{type(self).__name__} requires y to be passed, but the target y is None, and X has no column "
+                    f"{self.label!r}"
+                )
+            y, frame = frame[self.label].to_numpy(), frame.drop(self.label)
+            self._name_columns(frame.columns)
+        labels = self._labels(y, frame.height)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        space = self._space()
+        rows = frame.with_columns(pl.Series(self.label, labels))
+        valid = self._valid_rows(labels, seed)
+        with scratch() as folder:
+            train = valid if valid.all() else ~valid
+            for split, taken in {"train": train, "valid": valid, "test": valid}.items():
+                rows.filter(taken).write_parquet(folder / f"{split}.parquet")
+            dataset = build_dataset(space.data, str(folder), folder / "cache")
+            self.results_: dict[str, TrialResult] = {}
+            self.failures_: dict[str, str] = {}
+            models = {}
+            for arm in space.arms():
+                config = space.config(arm, {}, seed)
+                try:
+                    self.results_[arm], models[arm] = run_trial(config, dataset, lambda values: None)
+                except SpaceError as error:  # a budget may be too small for a baseline
+                    if arm == space.arms()[0]:
+                        raise
+                    self.failures_[arm] = str(error)
+            sign = 1 if space.objective.mode == "max" else -1
+            best = max(self.results_, key=lambda arm: sign * space.objective.of(self.results_[arm].valid))
+            write_bundle(
+                folder / "bundle",
+                schema=dataset.schema,
+                vocabulary=dataset.vocabulary,
+                architecture=self.results_[best].architecture,
+                model=models[best],
+                data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
+                metrics={"valid": self.results_[best].valid.model_dump()},
+                provenance={"trial": best, "fingerprint": dataset.fingerprint},
+            )
+            self.bundle_: Bundle = load_bundle(folder / "bundle")
+        return self
+
+    @property
+    def architecture_(self) -> Architecture:
+        check_is_fitted(self, "bundle_")
+        return self.bundle_.architecture
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probabilities of both classes, float32 [rows, 2]."""
+        check_is_fitted(self, "bundle_")
+        clicks = self.bundle_.predict(self._frame(X, reset=False), device=self.device)
+        return np.stack([1.0 - clicks, clicks], axis=1)
+
+    def predict(self, X: Any) -> Any:
+        """The more probable class of each row."""
+        chosen = self.predict_proba(X)[:, 1] >= 0.5
+        return self.classes_[chosen.astype(np.intp)]
+
+    def export(self, out: str | Path) -> Bundle:
+        """Writes the model as a bundle, for `autoembed predict` and `autoembed.load_bundle`."""
+        check_is_fitted(self, "bundle_")
+        own = self.bundle_
+        manifest = own.manifest
+        write_bundle(
+            Path(out),
+            schema=own.schema,
+            vocabulary=own.vocabulary,
+            architecture=own.architecture,
+            model=own.model,
+            data=manifest.data,
+            metrics=manifest.metrics,
+            provenance=manifest.provenance,
+        )
+        return load_bundle(out)
+
+    def _valid_rows(self, labels: Any, seed: int) -> Any:
+        """Which rows are for valid, bool [rows]: their share of each class, and two of it at least.
+
+        All of them, which are then for train too, where a class has too few to be shared out.
+        """
+        if np.bincount(labels).min() < 2 * _LEAST:
+            return np.ones(len(labels), dtype=bool)
+        taken = np.zeros(len(labels), dtype=bool)
+        for label in (0, 1):
+            places = np.random.default_rng(seed + label).permutation(np.flatnonzero(labels == label))
+            taken[places[: max(_LEAST, round(self.valid_size * len(places)))]] = True
+        return taken
+
+    def _space(self) -> SearchSpace:
+        stages = self.stages or [{"method": "sensitivity" if self.budget else "uniform"}]
+        space = SearchSpace.parse(
+            {
+                "data": {**(self.data or {}), "label": self.label},
+                "stages": [dict(stage) for stage in stages],
+                "baselines": list(self.baselines),
+                "embedding": dict(self.embedding or {}),
+                "backbone": self.backbone,
+                "train": dict(self.train or {}),
+                "budget": dict(self.budget or {}),
+                "device": self.device,
+            }
+        )
+        for arm in space.arms():
+            if ranges := space.ranges(arm):
+                raise SpaceError(
+                    f"{next(iter(ranges))} is a range, which one training cannot try: use autoembed.search"
+                )
+        return space
+
+    def _frame(self, X: Any, *, reset: bool, labelled: bool = False) -> pl.DataFrame:
+        """X as a frame: its own columns, or x0, x1, ... of numbers."""
+        if is_frame(X):
+            frame = to_lazy(X).collect()
+            if not frame.height or not frame.width:
+                raise ValueError(f"X must have rows and columns, but its shape is {frame.shape}")
+            if reset:
+                self._name_columns(frame.columns)
+                return frame
+            return frame
+        found = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
+        return pl.DataFrame({f"x{place}": found[:, place] for place in range(found.shape[1])}, nan_to_null=True)
+
+    def _name_columns(self, names: Sequence[str]) -> None:
+        self.feature_names_in_ = np.array(names, dtype=object)
+        self.n_features_in_ = len(names)
+
+    def _labels(self, y: Any, rows: int) -> Any:
+        """The labels as 0 and 1, int8 [rows]."""
+        check_classification_targets(y)
+        y = column_or_1d(y, warn=True)
+        if len(y) != rows:
+            raise ValueError(f"X and y must have as many rows, but have {rows} and {len(y)}")
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) > 2:
+            kind = type_of_target(y)
+            raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
+        if len(self.classes_) < 2:
+            raise ValueError(f"y must have two classes, but got one class, {self.classes_[0]!r}")
+        counts = np.bincount(labels)
+        if counts.min() < _LEAST:
+            raise ValueError(
+                f"each class must have at least {_LEAST} rows (n_samples), but {self.classes_[counts.argmin()]!r} has "
+                f"{counts.min()} of n_samples={rows}"
+            )
+        return labels.astype(np.int8)

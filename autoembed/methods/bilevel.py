@@ -1,0 +1,262 @@
+"""The search loop: a warm start, then weights and gates, then perhaps weights once more on all rows.
+
+They move in turn, weights on train batches and gates on held-out ones: first-order bilevel optimisation (DARTS, Liu et
+al. 2019, sec. 2.3, xi = 0), as in DNIS (arXiv 2006.04466, sec. 3.3). Or they move together, on the same train batch, as
+in OptInter (arXiv 2108.01265, sec. 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoembed.data.dataset import Dataset
+from autoembed.data.spec import Split
+from autoembed.errors import SpaceError
+from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig
+from autoembed.methods.supernet import Supernet
+from autoembed.methods.warm import WarmStarts
+from autoembed.plans import Array
+from autoembed.shuffle import Part, Rows, Shuffle
+from autoembed.training import (
+    Monitor,
+    Optimiser,
+    Plateau,
+    Report,
+    TrainConfig,
+    batches,
+    check_finite,
+    click_loss,
+    fit,
+    on_valid,
+)
+
+_HELD = 20_000  # rows that answers are compared by
+
+
+def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
+    """Row numbers of the weights' part and of the gates' held-out part `arch`, both drawn from the train split."""
+    order = Shuffle(total, [seed, 1])
+    held = round(total * fraction)
+    return Part(order, held, total), Part(order, 0, held)
+
+
+def search(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    monitor: Monitor = "valid_auc",
+    warm: WarmStarts | None = None,
+) -> float:
+    """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
+
+    The warm start and the refit stop early by `monitor` and keep their best epoch. Searches that have the folder `warm`
+    in common train equal warm starts once.
+
+    Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start, the search and the refit under names
+    that no retraining uses. Valid is read to tell searches that lead nowhere and to lower the learning rate by
+    `decay`, and moves no gate.
+    """
+    start = perf_counter()
+    config = net.config
+    if not isinstance(config, SearchConfig):
+        return 0.0
+    total = dataset.rows("train")
+    gates = config if isinstance(config, GateConfig) and config.epochs else None
+    rows, held = split_train(total, config.held_out, seed)
+    if config.held_out and not len(held):
+        name = "arch_fraction" if gates else "held_fraction"
+        raise SpaceError(f"{name} must hold out at least one of {total} rows, but got {config.held_out:g}")
+    if isinstance(config, WidthConfig) or net.rounds:
+        net.held = _held(dataset, device, held if len(held) and not (gates and gates.refit) else None)
+    if config.warm_epochs:
+        recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
+        told = _prefixed(report, "warm")
+
+        def train_it(report: Report) -> None:
+            fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=report, monitor=monitor)
+
+        if warm is None:
+            train_it(told)
+        else:
+            warm.train(net, dataset, recipe, train_it, told, rows=len(rows), seed=seed, monitor=monitor)
+    if gates:
+        recipe = gates.search_train.of(train)
+        _move_gates(net, dataset, recipe, rows, held, device=device, seed=seed, report=report, monitor=monitor)
+        if gates.refit:
+            _refit(net, dataset, train, device=device, seed=seed, report=report, monitor=monitor)
+    if net.rounds:
+        own = rows if config.held_out else None
+        _prune(net, dataset, train, own, device=device, seed=seed, report=report, monitor=monitor)
+    net.eval()
+    if settled := net.settle(dataset, device):
+        report({f"search_{name}": value for name, value in settled.items()})
+    return perf_counter() - start
+
+
+def _held(dataset: Dataset, device: torch.device, rows: Rows | None) -> tuple[Tensor, Tensor]:
+    """Ids int [N, F] and labels float [N] of rows to compare answers by.
+
+    These are `rows` of train that no weight is trained on, if there are any, so that valid, by which the retrained
+    models are compared, has not chosen what it compares; else rows of valid.
+    """
+    split: Split = "valid" if rows is None else "train"
+    total = dataset.rows("valid") if rows is None else len(rows)
+    taken: Array = np.linspace(0, total - 1, min(total, _HELD)).astype(np.int64)
+    if rows is not None:
+        taken = np.sort(rows[taken])
+    ids, labels = (torch.from_numpy(part[taken]) for part in (dataset.ids(split), dataset.labels(split)))
+    return ids.to(device), labels.to(device)
+
+
+def _prefixed(report: Report, phase: str) -> Report:
+    return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
+
+
+def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Held-out batches without end, shuffled anew each time round."""
+    size = min(size, len(held))
+    for turn in count():
+        yield from batches(dataset, "train", size, device, rows=Shuffle(held, [seed, 2, turn]), least=size)
+
+
+def _move_gates(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    rows: Rows,
+    held: Rows,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    monitor: Monitor,
+) -> None:
+    config = net.config
+    whole, joint = config.update != "embedding", config.update == "joint"
+    gates = net.arch_parameters()
+    weights = net.weight_parameters() if whole else net.embedding_weights()
+    net.sparse_gradients(train.sparse)
+    optimiser, plateau = Optimiser(net, weights, train), Plateau(monitor, train.min_gain)
+    arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
+    done, total = 0, config.epochs * -(-len(rows) // train.batch_size)
+    for epoch in range(1, config.epochs + 1):
+        # Frozen means frozen: with only the embeddings moving, batch norm and dropout rest too.
+        net.train(whole)
+        train_total, arch_total = torch.zeros((), device=device), torch.zeros((), device=device)
+        steps = 0
+        order = Shuffle(rows, [seed, 3, epoch])
+        for ids, labels in batches(dataset, "train", train.batch_size, device, rows=order, least=2):
+            net.progress = done / total
+            done += 1
+            if not joint:
+                arch_ids, arch_labels = next(arch_batches)
+                arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)
+                net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
+                arch_total += arch_loss.detach()
+            loss = click_loss(net(ids), labels, train.positive_weight)
+            moved = [*weights, *gates] if joint else weights
+            gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)
+            for weight, gradient in zip(weights, gradients, strict=False):
+                weight.grad = gradient
+            optimiser.step()
+            if joint:
+                net.step_gates(gradients[len(weights) :])
+            train_total += loss.detach()
+            steps += 1
+        where = f"search epoch {epoch}"
+        values = {
+            "search_epoch": float(epoch),
+            "search_train_loss": check_finite(train_total / max(steps, 1), train.lr, where),
+        }
+        if not joint:
+            values["search_arch_loss"] = check_finite(arch_total / max(steps, 1), train.lr, where)
+        found = on_valid(net, dataset, device, train.lr, where)
+        values |= {"search_valid_auc": found.auc, "search_valid_logloss": found.logloss}
+        report(values | {f"search_{name}": value for name, value in net.diagnostics().items()})
+        plateau.see(epoch, found)
+        if plateau.idle:
+            optimiser.scale_lr(train.decay)
+
+
+def _prune(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    rows: Rows | None,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    monitor: Monitor,
+) -> None:
+    """Closes what makes held-out rows worse and trains on, in turn; the best net of all turns is kept.
+
+    A net that overfits columns of noise stops early, before it has learned what takes longer, such as effects of pairs.
+    A turn that gains nothing is no reason to stop: the next one may.
+    """
+    config, epochs = net.config, count(1)
+    recipe = config.round_train.of(train).model_copy(update={"epochs": config.warm_epochs})
+    plateau, best = Plateau(monitor, train.min_gain), {}
+
+    def told(values: Mapping[str, float]) -> None:
+        report({f"refit_{name}": value for name, value in values.items()} | {"refit_epoch": next(epochs)})
+
+    for turn in range(1, net.rounds + 1):
+        net.eval()
+        if not net.prune():
+            break
+        if plateau.see(2 * turn, on_valid(net, dataset, device, recipe.lr, "pruning")):
+            best = _copy(net)
+        # Another order of the rows than before: the last epoch's would come once more.
+        fitted = fit(
+            net, dataset, recipe, rows=rows, device=device, seed=seed + 1000 * turn, report=told, monitor=monitor
+        )
+        if plateau.see(2 * turn + 1, fitted.valid):
+            best = _copy(net)
+    if best:
+        _restore(net, best)
+
+
+def _copy(net: Supernet) -> dict[str, Tensor]:
+    """Weights, and which entries are open."""
+    tensors = {**net.state_dict(), "mask": net.mask, "backbone.alive": net.backbone.alive}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _restore(net: Supernet, state: Mapping[str, Tensor]) -> None:
+    net.mask.copy_(state["mask"])
+    net.backbone.alive.copy_(state["backbone.alive"])
+    net.load_state_dict({name: state[name] for name in net.state_dict()})
+
+
+def _refit(
+    net: Supernet,
+    dataset: Dataset,
+    train: TrainConfig,
+    *,
+    device: torch.device,
+    seed: int,
+    report: Report,
+    monitor: Monitor,
+) -> None:
+    """Trains the weights on all rows of train with the gates as they are: the search has kept some rows from them."""
+    config = net.config
+    recipe = config.refit_train.of(train).model_copy(update={"epochs": config.refit_epochs})
+    start = on_valid(net, dataset, device, recipe.lr, "the search")
+    gates = net.arch_parameters()
+    for gate in gates:
+        gate.requires_grad_(False)
+    told = _prefixed(report, "refit")
+    fit(net, dataset, recipe, device=device, seed=seed, report=told, monitor=monitor, start=start)
+    for gate in gates:
+        gate.requires_grad_(True)

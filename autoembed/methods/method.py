@@ -1,0 +1,202 @@
+"""What a method is: its options and how it is found.
+
+A method is one file in this folder with a `Config` and a `Supernet`. It is found by the file's name; a dotted name
+("mypackage.mine") loads one from outside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autoembed import errors
+from autoembed.errors import first_line
+from autoembed.plans import Bits
+from autoembed.training import PhaseTrain, TrainConfig
+
+if TYPE_CHECKING:
+    from autoembed.methods.supernet import Supernet
+
+BASES = ("method", "supernet", "bilevel", "entries", "measured", "members", "pairs", "rises", "tower", "warm")
+
+
+class MethodConfig(BaseModel):
+    """Options of a method that decides without training.
+
+    `width` is the stage's own limit where another stage follows: as many bytes as that many 32-bit dims for every
+    value take. The last stage has the study's. `bits` is what each number is stored in, no more than the stage's
+    parent has; the parent's without it. `preset: paper` sets the options of a published method as its authors
+    describe them; what a stage sets itself comes first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    PAPER: ClassVar[Mapping[str, Any]] = {}
+
+    method: str
+    preset: Literal["paper"] | None = None
+    width: float | None = Field(default=None, gt=0)
+    bits: Bits | None = None
+
+
+class SearchConfig(MethodConfig):
+    """Options of a method that trains a supernet.
+
+    `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
+    compact model from the supernet's weights ("inherit") or from fresh ones ("fresh"), or trains it both ways and keeps
+    the better on valid ("best"). With `carry`, a stage after another one starts from the weights that this one has
+    trained.
+
+    `warm_train` changes keys of `train` for the warm start, and `inherit_train` for a retraining that starts from the
+    supernet's weights; one from fresh weights is by `train` alone.
+    """
+
+    warm_epochs: int = Field(default=10, ge=0)
+    warm_train: PhaseTrain = PhaseTrain()
+    retrain: Literal["inherit", "fresh", "best"] = "inherit"
+    inherit_train: PhaseTrain = PhaseTrain()
+    carry: bool = True
+
+    @property
+    def held_out(self) -> float:
+        """The share of train's rows that no weight is trained on while the method searches."""
+        return 0.0
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a compact model starts from the supernet's weights."""
+        return self.retrain != "fresh"
+
+    def recipes(self, train: TrainConfig) -> dict[str, TrainConfig]:
+        """The recipe of each phase, by the option that changes it."""
+        names = [name for name in type(self).model_fields if name.endswith("_train")]
+        return {name: getattr(self, name).of(train) for name in names}
+
+
+class GateConfig(SearchConfig):
+    """Options of a method whose gates move for `epochs` after the warm start.
+
+    `update` tells which weights move beside them: with "embedding" and "all" they move on train batches, and the gates
+    on held-out ones, `arch_fraction` of train; with "joint" all weights and the gates move on the same train batch.
+    `search_train` changes keys of `train` for the weights meanwhile.
+
+    With `refit`, the gates rest after the search and the supernet's weights are trained on all rows of train for at
+    most `refit_epochs`, early stop as in `train`; `refit_train` changes keys of it. If no epoch is better on valid than
+    the weights of before, these stay.
+    """
+
+    epochs: int = Field(default=10, ge=0)
+    search_train: PhaseTrain = PhaseTrain()
+    arch_fraction: float = Field(default=0.2, gt=0, lt=1)
+    update: Literal["embedding", "all", "joint"] = "embedding"
+    refit: bool = False
+    refit_epochs: int = Field(default=5, ge=1)
+    refit_train: PhaseTrain = PhaseTrain()
+
+    @property
+    def held_out(self) -> float:
+        return self.arch_fraction if self.epochs and self.update != "joint" else 0.0
+
+
+class WidthConfig(SearchConfig):
+    """Options of a trained method that chooses how many dims each block keeps.
+
+    `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
+    keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
+    `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more
+    than its twentieth; `flat` takes scores as they are. Of the batches of a nested basis one in four gives each field a
+    width of its own (`prefixes: field`), or every second one each block (`block`). The first makes better models of
+    every width, the second shows better which blocks nobody misses.
+
+    `guard` compares the choice with the uniform architecture of the same cost, and takes that one where it is better:
+    by the supernet's loss on held-out rows ("measured"), or after that by both, retrained, on valid ("retrained"),
+    where widths by frequency are a rival as well.
+    """
+
+    retrain: Literal["inherit", "fresh", "best"] = "best"
+    basis: Literal["plain", "nested"] = "nested"
+    prefixes: Literal["field", "block"] = "field"
+    returns: Literal["diminishing", "flat"] = "diminishing"
+    guard: Literal["retrained", "measured", "none"] = "measured"
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _once_a_switch(cls, guard: Any) -> Any:
+        return {True: "measured", False: "none"}[guard] if isinstance(guard, bool) else guard
+
+
+def names() -> list[str]:
+    """The methods that ship with the package, baselines included."""
+    import autoembed.methods as package
+
+    return [module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in BASES]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The two classes of a method's file."""
+
+    Config: type[MethodConfig]
+    Supernet: type[Supernet]
+
+
+class Unloaded(MethodConfig):
+    """Options of a method from outside whose module is not imported: whatever stands there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+_IMPORTS = ContextVar("imports", default=True)
+
+
+@contextmanager
+def without_imports() -> Iterator[None]:
+    """Within it no module is imported because a file names it: a run folder may be a stranger's."""
+    before = _IMPORTS.set(False)
+    try:
+        yield
+    finally:
+        _IMPORTS.reset(before)
+
+
+def load(method: str) -> Method:
+    """A method by file name, or by dotted module name; SpaceError lists the known ones."""
+    if "." in method and not _IMPORTS.get():
+        from autoembed.methods.supernet import Supernet
+
+        return Method(Config=Unloaded, Supernet=Supernet)
+    if "." in method:
+        try:
+            module = importlib.import_module(method)
+        except ImportError as error:
+            raise errors.SpaceError(f"cannot load the method {method!r}: {error}") from None
+        if not (isinstance(getattr(module, "Supernet", None), type) and hasattr(module, "Config")):
+            raise errors.SpaceError(f"the method module {method!r} must define Config and Supernet")
+    elif method in names():
+        module = importlib.import_module(f"autoembed.methods.{method}")
+    else:
+        raise errors.SpaceError(errors.unknown("method", method, names()))
+    return Method(Config=module.Config, Supernet=module.Supernet)
+
+
+def configure(stage: Mapping[str, Any]) -> MethodConfig:
+    """The validated Config of a stage such as {"method": "dnis", "epochs": 5}; SpaceError names rule and options."""
+    if "method" not in stage:
+        raise errors.SpaceError(f"a stage must name its method, but got {dict(stage)}")
+    kind = load(str(stage["method"]))
+    preset = vars(kind.Config).get("PAPER", {}) if stage.get("preset") == "paper" else {}
+    if stage.get("preset") == "paper" and not preset:
+        able = ", ".join(name for name in names() if "PAPER" in vars(load(name).Config))
+        raise errors.SpaceError(f"preset: paper must be of one of {able}, but stage {stage['method']} has it")
+    try:
+        return kind.Config.model_validate({**preset, **stage})
+    except ValidationError as error:
+        allowed = ", ".join(sorted(kind.Config.model_fields))
+        raise errors.SpaceError(f"stage {stage['method']}: {first_line(error)} (options: {allowed})") from None

@@ -1,0 +1,288 @@
+"""Runs a study: from its search space to the leaderboard and the best bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from autoembed import __version__
+from autoembed.data.dataset import Dataset, build_dataset, data_changed
+from autoembed.data.frames import is_frame, to_lazy
+from autoembed.data.vocabulary import ENCODING
+from autoembed.errors import StudyError, option
+from autoembed.pruning import FILE, kept_fields
+from autoembed.ranking.ranking import rank
+from autoembed.space import SearchSpace, load_yaml
+from autoembed.study import leaderboard, pareto
+from autoembed.study.bundles import export
+from autoembed.study.commit import commit_of
+from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.page import write_page
+from autoembed.study.progress import Display, Log
+from autoembed.study.retrain import due, retrain_arms
+from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
+from autoembed.writing import beside
+
+if TYPE_CHECKING:
+    from autoembed.study.tracking import Tracker
+
+# What may differ on --resume: how much is run and where, but not what a trial is.
+FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True, "final": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for: a search space or its file, and the data, which may be a frame."""
+
+    space: Path | SearchSpace
+    data: Any = None
+    runs: Path = Path("runs")
+    name: str | None = None
+    resume: bool = False
+    trials: int | None = None
+    device: str | None = None
+    cpus: int | None = None
+    address: str | None = None
+    force: bool = False
+
+    @property
+    def run(self) -> RunDir:
+        """The study's folder; StudyError if its name is none."""
+        name = self.name or (self.space.stem if isinstance(self.space, Path) else "study")
+        if Path(name).name != name or name.startswith("."):
+            raise StudyError(f"{option('name')} must be a plain folder name, but got {name!r}")
+        require_path(self.runs)
+        return RunDir(self.runs / name)
+
+
+def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, Leaderboard]:
+    """Runs a study, or what is left of it, tells `shown` how far it is, and returns its folder and leaderboard.
+
+    StudyError if the folder exists without `resume`, if data or space changed since, or if every trial failed.
+    """
+    space = _space(request)
+    run = request.run
+    if request.resume and not run.space.exists():
+        raise StudyError(
+            f"{run.path} holds no study to go on with: leave out {option('resume', True)}, or check name and folder"
+        )
+    if request.force and request.resume:
+        raise StudyError(f"{option('force', True)} begins anew and {option('resume', True)} goes on: give one of them")
+    if not (request.resume or request.force) and run.begun():
+        raise StudyError(
+            f"{run.path} holds a study already: go on with it by {option('resume', True)}, replace it by "
+            f"{option('force', True)}, or choose another name"
+        )
+    with _room(run), run.locked(), shown or Log() as bar:
+        if request.resume:
+            _check_same(run, space)
+        else:
+            run.clear()  # what a start that failed, or a study that is to be replaced, has left
+        write_text(run.space, _space_text(request))
+        place = request.space.absolute().parent if isinstance(request.space, Path) else Path.cwd()
+        run.write_json("study.json", {"id": run.identity, "autoembed": __version__, "commit": commit_of(place)})
+        dataset = prepare(run, space, _kept(run, request.data), bar)
+        board = _complete(run, space) or _tracked(run, space, dataset, request, bar)
+    return run, board
+
+
+@contextmanager
+def _room(run: RunDir) -> Iterator[None]:
+    """Turns whatever a full disk led to into one line that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if no_space(error):
+            raise StudyError(
+                f"no space is left on the disk of {run.path}: free some and go on with {option('resume', True)}; "
+                "what has ended is kept"
+            ) from None
+        raise
+
+
+def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
+    """Trials to run per arm: the budget's, or one where nothing varies, less those that have ended in any way."""
+    ended = Counter(trial.arm for trial in run.ended())
+    return {arm: max(0, (space.budget.trials if space.ranges(arm) else 1) - ended[arm]) for arm in space.arms()}
+
+
+def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
+    """The leaderboard of a study of which nothing is left to run, to write or to mirror; else None."""
+    board, mirror = Leaderboard.read(run, rebuilt=True), run.read_json("mlflow.json", rebuilt=True) or {}
+    ended = {trial.id for trial in run.ended()}
+    if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
+        return None
+    mirrored = mirror.get("tracking_uri") == store(run.path.parent) and mirror.get("status") == "FINISHED"
+    if not mirrored or not (run.best / "manifest.json").is_file() or due(run, space, board):
+        return None
+    return board
+
+
+def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Display) -> Leaderboard:
+    """Trials, leaderboard and best bundle, mirrored to MLflow, where nothing is left running."""
+    from autoembed.study.tracking import Tracker
+
+    run.sweep()
+    tracker = Tracker(run, space, bar.warn)
+    status = "FAILED"
+    try:
+        tracker.data()
+        _run_trials(run, space, dataset, request, bar, tracker)
+        bar.step("final", 0, 3)
+        board = leaderboard.build(run, space, dataset)
+        if space.objective.cost:
+            pareto.write(run, space)
+        bar.step("final", 1, 3)
+        export(run, space, dataset, board.winner, run.best)
+        if space.final and due(run, space, board):
+            retrain_arms(run, space, dataset, space.final.seeds, None, bar)
+        tracker.result(board)
+        bar.step("final", 2, 3)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    bar.step("final", 3, 3)
+    return board
+
+
+def _kept(run: RunDir, data: Any) -> str | None:
+    """The place of the data; a frame is written to the run folder, where retraining finds it again."""
+    if not is_frame(data):
+        return None if data is None else str(data)
+    with beside(run.frame) as temporary:
+        to_lazy(data).sink_parquet(temporary)
+    return str(run.frame)
+
+
+def _space(request: Request) -> SearchSpace:
+    space = SearchSpace.read(request.space) if isinstance(request.space, Path) else request.space.checked()
+    if request.trials is not None:
+        if request.trials < 1:
+            raise StudyError(f"{option('trials')} must be at least 1, but got {request.trials}")
+        space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": request.trials})})
+    if request.device is not None:
+        space = space.model_copy(update={"device": request.device})
+    return space
+
+
+def _space_text(request: Request) -> str:
+    """The search-space file as it was run: verbatim, unless options of the command line went before it."""
+    text = request.space.read_text() if isinstance(request.space, Path) else request.space.text()
+    if request.trials is None and request.device is None:
+        return text
+    node = load_yaml(text)
+    if request.trials is not None:
+        node["budget"] = {**node.get("budget", {}), "trials": request.trials}
+    if request.device is not None:
+        node["device"] = request.device
+    return f"# As run, with options of the command line.\n{yaml.safe_dump(node, sort_keys=False)}"
+
+
+def _check_same(run: RunDir, space: SearchSpace) -> None:
+    before, now = (s.model_dump(exclude=FREE) for s in (SearchSpace.read(run.space), space))  # type: ignore[arg-type]
+    for key in now:
+        if before[key] != now[key]:
+            raise StudyError(
+                f"{run.path} was begun with another search space ({key} differs): restore it, or choose another name"
+            )
+
+
+def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Display | None = None) -> Dataset:
+    """The study's dataset: encoded, ranked and cut down to the columns that the ranking keeps.
+
+    A folder that has a dataset.json is held to it: StudyError if the data have changed.
+    """
+    facts = run.read_json("dataset.json")
+    if data is None and run.frame.is_file():
+        data = str(run.frame)
+    elif facts and data is None and facts["data"]:
+        data = facts["data"]
+    cache = run.path.parent / ".cache"
+    spec = space.data
+    if data == str(run.frame):
+        spec = spec.model_copy(update={"format": "parquet", "files": None})
+    dataset = build_dataset(spec, data, cache, bar.step if bar else None)
+    if bar:
+        for note in dataset.notes:
+            bar.tell(note)
+    if facts is None:
+        if bar:
+            bar.step("rank", 0, 1)
+        ranking = rank(dataset)
+        kept = kept_fields(space, ranking, dataset, run.path / FILE, bar.step if bar else None)
+        pairs = []
+        if space.features.pairs is not None:
+            # Pairs are of kept columns: those of a pruned one could not be built.
+            ranked = rank(dataset.keep(kept, cache), pairs=space.features.pairs.top).pairs
+            assert ranked is not None
+            ranking, pairs = replace(ranking, pairs=ranked), [list(pair) for pair in ranked.select("a", "b").rows()]
+        ranking.write(run.path / "ranking.parquet")
+        write_page(run.path / "ranking.html", ranking, f"{run.name}: columns by adjusted mutual information")
+        run.write_json("dataset.json", _facts(space, dataset, data, kept, pairs))
+        if bar:
+            bar.step("rank", 1, 1)
+    else:
+        if facts["fingerprint"] != dataset.fingerprint:
+            reason = data_changed(run.path, dataset, facts["fingerprint"], facts.get("encoding"))
+            raise StudyError(f"{reason}: restore them or that version, or choose another name")
+        kept, pairs = facts["fields"], facts["pairs"]
+    dataset = dataset.keep(kept, cache)
+    if space.features.pairs is None:
+        return dataset
+    return dataset.cross([(a, b) for a, b in pairs], space.features.pairs, cache, candidates=True)
+
+
+def _facts(
+    space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str], pairs: list[list[str]]
+) -> dict[str, Any]:
+    return {
+        "name": space.data.name(data),
+        "fingerprint": dataset.fingerprint,
+        "encoding": ENCODING,
+        "data": _absolute(data),
+        "source": str(data or space.data.path or "planted"),
+        "rows": {split: dataset.rows(split) for split in dataset.splits},
+        "fields": kept,
+        "pairs": pairs,
+        "schema": dataset.schema.model_dump(mode="json"),
+    }
+
+
+def _run_trials(
+    run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Display, tracker: Tracker
+) -> None:
+    """Runs what the budget still asks for; StudyError if no trial at all ended well."""
+    from autoembed.study import tune
+
+    before, todo = len(run.ended()), _left(run, space)
+    done = [trial.result.valid.auc for trial in run.trials()]
+    bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
+    if any(todo.values()):
+        with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
+            tune.run_trials(run, space, dataset, todo, [bar, tracker])
+    shutil.rmtree(run.warm, ignore_errors=True)
+    ended = run.ended()
+    if not any(trial.state == "done" for trial in ended):
+        failed, stopped = ([trial for trial in ended if trial.state == state] for state in ("failed", "pruned"))
+        if not ended:
+            raise StudyError(f"no trial of {run.path} has ended: go on with {option('resume', True)}")
+        if not stopped:
+            raise StudyError(f"all {len(ended)} trials failed; the first, {failed[0].id}: {failed[0].reason}")
+        raise StudyError(
+            f"none of {len(ended)} trials ended well, {len(stopped)} were stopped; the first, {stopped[0].id}: "
+            f"{stopped[0].reason}: try other ranges, more valid rows, or scheduler: {{search: false}}"
+        )
+
+
+def _absolute(data: str | None) -> str | None:
+    return data if data is None or data.startswith("package:") else str(Path(data).absolute())
