@@ -50,6 +50,15 @@ def test_the_page_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch):
     assert there["classifier"].predict_proba(clicks).shape == (4000, 2)
 
 
+def test_the_readme_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch, write_space):
+    write_space("space", data={"label": "is_click"}, budget={"trials": 1, "width": 2})
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (PAGE.parents[1] / "README.md").read_text(), re.DOTALL)
+    there = {"df": clicks}
+    exec(compile(block, "README.md", "exec"), there)
+    assert len(there["model"].predict(clicks)) == len(clicks)
+
+
 def test_a_frame_is_kept_and_a_study_of_it_goes_on(ray_here, clicks, tmp_path, write_space):
     space = write_space(data={"label": "is_click", "format": "csv"}, budget={"trials": 1, "width": 2})
     study = ae.search(space, data=clicks, runs=tmp_path)
