@@ -13,8 +13,8 @@ PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
     "errors", "writing", "ranges", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "metrics",
-    "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining", "distill", "trial", "space",
-    "estimator", "pruning", "draws", "frontier", "study", "api", "cli",
+    "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining", "distill", "trial",
+    "space", "estimator", "pruning", "draws", "frontier", "study", "api", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 
