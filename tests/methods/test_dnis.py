@@ -110,10 +110,10 @@ def noise_share(architecture, truth):
 
 
 @pytest.mark.timeout(280)
-def test_planted_noise_is_cut_and_uniform_beaten_over_five_seeds(planted):
-    """At equal parameters, mean of 5 seeds: valid AUC above uniform's, noise columns' share of parameters far below."""
+def test_planted_noise_is_cut_and_uniform_beaten_over_three_seeds(planted):
+    """At equal parameters, mean of 3 seeds: valid AUC above uniform's, noise columns' share of parameters far below."""
     gaps, shares, uniform_shares = [], [], []
-    for seed in range(5):
+    for seed in range(3):
         dnis = trial(planted, "dnis", seed, warm_epochs=4, epochs=8, precisions=[32])
         uniform = trial(planted, "uniform", seed)
         assert dnis.cost.embedding_bytes <= uniform.cost.embedding_bytes

@@ -20,6 +20,7 @@ from autoembed.cli import main
 from autoembed.errors import BundleError, TrialError
 from autoembed.space import SearchSpace
 from autoembed.study.engine import Request, run_study
+from autoembed.study.progress import Bar
 from autoembed.study.run_dir import RunDir
 from autoembed.study.worker import reason_of
 
@@ -224,7 +225,7 @@ def test_mlflow_that_goes_away_is_one_warning(write_space, ray_here, tmp_path, m
     space = write_space(baselines=[])
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", away)
-        run, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+        run, board = run_study(Request(space=space, runs=tmp_path / "runs"), Bar())
     err = capsys.readouterr().err
     assert err.count("warning: ") == 1
     assert "no route to host" in err
@@ -257,7 +258,7 @@ def test_a_damaged_run_folder_is_named_with_what_to_do(finished, cli, tmp_path):
     (run.path / "trials" / "uniform-9").mkdir()
     (run.path / "trials" / "uniform-9" / "error.txt").touch()
     (run.path / "leaderboard.json").write_text("{}")
-    assert re.search(r"leaderboard.json is corrupt .*: delete it and --resume\n$", cli("show", run.path)[2])
+    assert re.search(r"leaderboard.json is corrupt .*: delete it, then --resume\n$", cli("show", run.path)[2])
     (run.path / "leaderboard.json").unlink()
     assert re.search(r"trials/notes is no trial's folder \(ARM-NUMBER\): move it away\n$", cli("show", run.path)[2])
     (run.path / "trials" / "notes").rmdir()
