@@ -124,7 +124,7 @@ def _require_some(mask: Array, sizes: Array, budget: int) -> None:
 
 
 def fill(
-    parent: Architecture, wishes: Iterable[tuple[int, Sequence[Choice]]], pair_dim: int, budget: int | None
+    parent: Architecture, preferences: Iterable[tuple[int, Sequence[Choice]]], pair_dim: int, budget: int | None
 ) -> Architecture:
     """The parent with each pair's first wish that fits, pair after pair, and naive for all others.
 
@@ -142,7 +142,7 @@ def fill(
             )
     choices: list[Choice] = ["naive"] * len(parent.pairs)
     factors: set[str] = set()
-    for number, wished in wishes:
+    for number, wished in preferences:
         pair = parent.pairs[number]
         sides = dict(zip((pair.a, pair.b), pair.cardinalities, strict=True))
         for choice in wished:

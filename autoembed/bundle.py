@@ -208,7 +208,7 @@ def copy_bundle(source: Path, path: Path) -> Path:
 def _replacing(path: Path) -> Iterator[Path]:
     """A folder that takes the place of `path` at the end; BundleError if something else than a bundle is there."""
     if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise BundleError(f"{path} exists and is no bundle: choose another place")
+        raise BundleError(f"{path} exists and is not a bundle: choose another place")
     with scratch(path.parent) as temporary:
         yield temporary
         temporary.chmod(0o755)
@@ -276,9 +276,9 @@ def _manifest(folder: Path) -> Manifest:
     try:
         node = json.loads((folder / "manifest.json").read_text())
     except OSError as error:
-        raise BundleError(f"{folder} is no bundle: manifest.json cannot be read ({error.strerror})") from None
+        raise BundleError(f"{folder} is not a bundle: manifest.json cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise BundleError(f"{folder / 'manifest.json'} is no valid JSON: {first_line(error)}") from None
+        raise BundleError(f"{folder / 'manifest.json'} is not valid JSON: {first_line(error)}") from None
     version = node.get("version") if isinstance(node, dict) else None
     if version != VERSION:
         raise BundleError(f"bundle {folder} has version {version!r}, but this autoembed reads version {VERSION}")

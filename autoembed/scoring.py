@@ -52,7 +52,7 @@ def score_table(
         table: a file, a pattern or a directory of fragments.
         keep: columns to copy beside the predictions.
         device: auto, cpu, cuda or cuda:N.
-        settings: keys of the `data:` section that go before those that the bundle was made with.
+        settings: keys of the `data:` section that override those that the bundle was made with.
         max_unknown: the share of unknown values of a field above which nothing is scored.
         progress: called with (stage, done, total).
 

@@ -23,7 +23,7 @@ class Rows(Protocol):
 
 
 class Shuffle:
-    """`rows`, or the numbers below a whole `rows`, in a pseudorandom order: each of them once.
+    """`rows`, or the numbers below a whole `rows`, as a pseudorandom permutation.
 
     A generalised Feistel network (Black and Rogaway, CT-RSA 2002): a place is written as (left, right) with left < a,
     right < b, a * b >= N, and each round adds a random function of one half to the other. Places that land at N or

@@ -305,9 +305,9 @@ class SearchSpace(BaseModel):
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise SpaceError(f"{path}{where} is no valid YAML: {error.problem or error.context}") from None
+            raise SpaceError(f"{path}{where} is not valid YAML: {error.problem or error.context}") from None
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise SpaceError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+            raise SpaceError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(node, dict):
             raise SpaceError(f"{path} must hold a mapping with keys {', '.join(cls.model_fields)}")
         try:
@@ -343,7 +343,7 @@ class SearchSpace(BaseModel):
     def require_pairs(self, config: TrialConfig) -> None:
         """SpaceError if a stage chooses for pairs and `features.pairs` proposes none."""
         for stage in config.stages:
-            if self.features.pairs is None and load(str(stage["method"])).Supernet.makes_pairs:
+            if self.features.pairs is None and load(str(stage["method"])).Supernet.chooses_pairs:
                 raise SpaceError(f"{stage['method']} needs candidate pairs: set features.pairs, such as {{top: 60}}")
 
     def arms(self) -> tuple[str, ...]:

@@ -202,7 +202,7 @@ def _run(
             tower.order(net)
         if isinstance(method, SearchConfig):
             if trained is not None and method.carry:
-                net.receive(trained)
+                net.load_weights_from(trained)
             trained = net
         told = partial(_staged, report, number)
         search(
@@ -329,7 +329,7 @@ def check(config: Mapping[str, Any]) -> TrialConfig:
         if isinstance(method, SearchConfig):
             method.recipes(trial.train)
         searches = isinstance(method, SearchConfig)
-        if load(method.method).Supernet.makes_pairs:
+        if load(method.method).Supernet.chooses_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
     if trial.tower.widths == "search":
         tower.require(trial.backbone)

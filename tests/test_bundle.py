@@ -128,8 +128,8 @@ def test_nothing_in_it_is_pickled(made):
     [
         (lambda b: (b / "weights.safetensors").unlink(), "lacks weights.safetensors"),
         (lambda b: (b / "architecture.json").write_text("{}"), "architecture.json is not the file .*sha256"),
-        (lambda b: (b / "manifest.json").write_text("{"), "no valid JSON"),
-        (lambda b: (b / "manifest.json").unlink(), "is no bundle"),
+        (lambda b: (b / "manifest.json").write_text("{"), "not valid JSON"),
+        (lambda b: (b / "manifest.json").unlink(), "is not a bundle"),
         (lambda b: _edit(b, version=9), "version 9, but this autoembed reads version 1"),
         (lambda b: _edit(b, more=1), "breaks a rule"),
     ],
@@ -153,7 +153,7 @@ def _edit(bundle, **changes):
 def test_a_folder_that_is_no_bundle_is_not_overwritten(made, tmp_path):
     (tmp_path / "keep.txt").write_text("mine")
     _, model, dataset, _ = made
-    with pytest.raises(BundleError, match="exists and is no bundle"):
+    with pytest.raises(BundleError, match="exists and is not a bundle"):
         write_bundle(
             tmp_path,
             schema=dataset.schema,

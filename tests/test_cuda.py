@@ -59,7 +59,7 @@ def trained(dataset, options=None, **recipe):
 @pytest.mark.parametrize("method", names())
 def test_every_method_searches_and_retrains(planted_pairs, method):
     stage = {"method": method, **OPTIONS.get(method, {})}
-    limit = {"width": 8 if load(method).Supernet.makes_pairs else 3}
+    limit = {"width": 8 if load(method).Supernet.chooses_pairs else 3}
     result, model = run(planted_pairs, stage, limit=limit)
     assert all(weight.is_cuda for weight in model.parameters())
     assert all(buffer.is_cuda for buffer in model.buffers())

@@ -135,10 +135,10 @@ def test_files_that_are_no_yaml_are_named(tmp_path):
     with pytest.raises(SpaceError, match="cannot read the search space"):
         SearchSpace.read(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1,\nb: {")
-    with pytest.raises(SpaceError, match="no valid YAML"):
+    with pytest.raises(SpaceError, match="not valid YAML"):
         SearchSpace.read(tmp_path / "bad.yaml")
     (tmp_path / "tag.yaml").write_text("!!python/object/apply:os.system ['true']")
-    with pytest.raises(SpaceError, match="no valid YAML"):
+    with pytest.raises(SpaceError, match="not valid YAML"):
         SearchSpace.read(tmp_path / "tag.yaml")
 
 

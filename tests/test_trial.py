@@ -74,7 +74,7 @@ def test_weights_are_carried_from_stage_to_stage(planted_pairs, first):
     ids = torch.from_numpy(planted_pairs.ids("valid")[:500])
     with torch.no_grad():
         assert (second.eval()(ids) - model(ids)).abs().max() > 1e-3
-        second.receive(net)
+        second.load_weights_from(net)
         assert (second(ids) - model(ids)).abs().max() < 1e-5
 
 
@@ -84,7 +84,7 @@ def test_new_pairs_get_fresh_towers_and_carried_tables(planted_pairs):
     net = load("dnis").Supernet(planted_pairs.schema, root, configure(DNIS), planted_pairs.counts, 0)
     second = load("optinter").Supernet(planted_pairs.schema, root, configure(OPTINTER), planted_pairs.counts, 0)
     tower = second.backbone.tower.input.linear.weight.clone()
-    second.receive(net)
+    second.load_weights_from(net)
     assert torch.equal(second.weight, net.weight)
     assert torch.equal(second.backbone.tower.input.linear.weight, tower)
 

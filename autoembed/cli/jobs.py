@@ -19,10 +19,10 @@ def submit(
     space: Annotated[Path, typer.Argument(help="A search-space file.")],
     address: Server,
     runs: Annotated[Path, typer.Option(help="Folder of the studies: an absolute path that all nodes share.")],
-    data: Annotated[str | None, typer.Option(help="Data as the cluster sees it; goes before data.path.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data as the cluster sees it; overrides data.path.")] = None,
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
-    trials: Annotated[int | None, typer.Option(help="Trials per arm; goes before budget.trials.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials per arm; overrides budget.trials.")] = None,
     device: Device = None,
     package: Annotated[
         str, typer.Option(help="autoembed there: this one's source, the one installed, or a pip requirement.")

@@ -22,8 +22,8 @@ app = typer.Typer(
 INTERRUPTED = 130  # the status that typer gives Ctrl-C
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the studies.")]
 Run = Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; goes before the file's.")]
-Data = Annotated[str | None, typer.Option(help="File or directory with the data; goes before data.path.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N; overrides `device` in the search space.")]
+Data = Annotated[str | None, typer.Option(help="File or directory with the data; overrides data.path.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The id that `autoembed submit` printed.")]
 Server = Annotated[
     str, typer.Option(help="The Ray dashboard's address, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS")

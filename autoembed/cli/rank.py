@@ -28,7 +28,7 @@ def rank(
         typer.Option(help="In place of SOURCE, a study's folder or a bundle: what its model takes from fields."),
     ] = None,
     data: Data = None,
-    label: Annotated[str, typer.Option(help="The label column, if SOURCE is no search-space file.")] = "label",
+    label: Annotated[str, typer.Option(help="The label column, if SOURCE is not a search-space file.")] = "label",
     score: Annotated[
         str,
         typer.Option(

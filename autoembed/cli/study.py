@@ -28,7 +28,7 @@ def search(
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the study of that name.")] = False,
-    trials: Annotated[int | None, typer.Option(help="Trials per arm; goes before budget.trials.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials per arm; overrides budget.trials.")] = None,
     device: Device = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs to use; all by default.")] = None,
     address: Annotated[

@@ -50,7 +50,7 @@ class Dataset:
         """Open a folder that `build_dataset` or `keep` wrote; DataError if it is incomplete or corrupt."""
         folder = Path(path)
         if not (folder / "dataset.json").is_file():
-            raise DataError(f"{folder} is no complete dataset: it has no dataset.json (build it anew)")
+            raise DataError(f"{folder} is not a complete dataset: it has no dataset.json (build it anew)")
         with _corrupt(folder):
             facts = json.loads((folder / "dataset.json").read_text())
             if facts["layout"] != LAYOUT:
@@ -202,7 +202,7 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
 
     Args:
         spec: the `data:` section of a search-space file.
-        data: a file or directory that goes before `spec.path`, or None.
+        data: a file or directory that overrides `spec.path`, or None.
         cache: where encoded data sets live; one folder each, keyed by the spec, the files' path, size and time, and
             the way in which values become ids.
         progress: called with (stage, done, total).

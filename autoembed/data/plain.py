@@ -31,7 +31,7 @@ def plain_text(path: Path, encoding: str, stage: Path, tell: Callable[[str], Non
     with path.open("rb") as file:
         head = file.read(8)
     if magic is not None and not head.startswith(magic):
-        raise DataError(f"cannot read {path}: it is no {end} file")
+        raise DataError(f"cannot read {path}: it is not a {end} file")
     try:
         if magic is None and head.startswith(_UTF16) and encoding == "utf-8":
             encoding = "utf-16"
@@ -52,7 +52,7 @@ def plain_text(path: Path, encoding: str, stage: Path, tell: Callable[[str], Non
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"cannot read {path}: {reason}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {path}: it is no {encoding} text ({error.reason})") from None
+        raise DataError(f"cannot read {path}: it is not {encoding} text ({error.reason})") from None
     return out
 
 

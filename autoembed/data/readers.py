@@ -52,7 +52,7 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
 
     Args:
         spec: the `data:` section.
-        data: a file or directory that goes before `spec.path`, or None.
+        data: a file or directory that overrides `spec.path`, or None.
         stage: an empty folder for converted copies of text files; it must outlive the returned table.
 
     Raises:

@@ -68,7 +68,7 @@ def unreadable(path: Path | str, error: BaseException) -> DataError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = ""
     if isinstance(error, UnicodeDecodeError) or "utf-8" in reason.lower() or "utf8" in reason.lower():
-        hint = ": it is no UTF-8 text; name its encoding as data.encoding (--set encoding=latin-1)"
+        hint = ": it is not UTF-8 text; name its encoding as data.encoding (--set encoding=latin-1)"
     elif "found more fields" in reason:
         hint = ": a line has more values than the header; is data.separator right?"
     elif "could not parse" in reason and '"' in reason:

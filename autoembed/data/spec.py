@@ -117,7 +117,7 @@ class DataSpec(StrictModel):
     crosses: Crosses | None = None
 
     def name(self, data: str | None = None) -> str:
-        """A short name of the data, `data` going before `path`."""
+        """A short name of the data, where `data` overrides `path`."""
         where = data or self.path or "planted"
         return Path(where if isinstance(where, str) else where[0]).name
 

@@ -189,7 +189,7 @@ class Vocabulary:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
         if table.schema != pl.Schema(_COLUMNS) or not table.height:
             raise DataError(
-                f"{path} is no vocabulary: its columns must be {', '.join(_COLUMNS)}, and it must have rows"
+                f"{path} is not a vocabulary: its columns must be {', '.join(_COLUMNS)}, and it must have rows"
             )
         parts = table.partition_by("field", maintain_order=True)
         return cls({part["field"][0]: _from_table(part, crosses, path) for part in parts})
@@ -312,11 +312,11 @@ def _crossed(keys: Keys, counts: Counts, cross: Cross) -> _Column:
 def _from_table(part: pl.DataFrame, crosses: Mapping[str, Any], path: str | Path) -> _Column:
     name, kind = part["field"][0], part["kind"][0]
     if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric", "crossed"):
-        raise DataError(f"{path} is no vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")
+        raise DataError(f"{path} is not a vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")
     counts = part["count"].to_numpy().astype(np.int64)
     if kind == "crossed":
         if name not in crosses:
-            raise DataError(f"{path} is no vocabulary: it does not say what {name!r} is crossed of")
+            raise DataError(f"{path} is not a vocabulary: it does not say what {name!r} is crossed of")
         keys = part["value"][1:].cast(pl.Int64).to_numpy()
         return _crossed(keys, counts, Cross.model_validate(crosses[name]))
     if kind == "categorical":

@@ -17,5 +17,5 @@ class Config(pairs.PairConfig):
 class Supernet(pairs.Supernet):
     """One wish for all."""
 
-    def wishes(self) -> Iterable[tuple[int, Sequence[Choice]]]:
+    def preferences(self) -> Iterable[tuple[int, Sequence[Choice]]]:
         return ((number, ("memorize",)) for number in range(len(self.parent.pairs)))

@@ -98,8 +98,8 @@ def search(
         own = rows if config.held_out else None
         _prune(net, dataset, train, own, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
-    if settled := net.settle(dataset, device):
-        report({f"search_{name}": value for name, value in settled.items()})
+    if ended := net.on_search_end(dataset, device):
+        report({f"search_{name}": value for name, value in ended.items()})
     return perf_counter() - start
 
 

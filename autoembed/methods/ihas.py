@@ -149,7 +149,7 @@ class Supernet(supernet.Supernet):
         }
 
     @torch.no_grad()
-    def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
+    def on_search_end(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
         total = dataset.rows("train")
         order = Shuffle(total, [self.seed, 5])
         rows = order[np.arange(min(total, self.config.sample))]

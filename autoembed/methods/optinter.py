@@ -60,7 +60,7 @@ class Config(GateConfig, pairs.PairConfig):
 class Supernet(supernet.Supernet):
     """Both inputs of every open pair, mixed by p."""
 
-    makes_pairs = True
+    chooses_pairs = True
 
     rows: Tensor
 
@@ -128,7 +128,7 @@ class Supernet(supernet.Supernet):
         shares: dict[str, float] = dict(zip(CHOICES, answer.tolist(), strict=True))
         return {**shares, "entropy": entropy.item(), "temperature": self.temperature}
 
-    def wishes(self) -> Iterable[tuple[int, Sequence[Choice]]]:
+    def preferences(self) -> Iterable[tuple[int, Sequence[Choice]]]:
         """Pairs by how far their best choice is ahead of naive, with what is at least as good as naive."""
         theta = self.theta.detach().cpu().numpy()
         places = [number for number, pair in enumerate(self.parent.pairs) if pair.choice == "open"]
@@ -137,7 +137,7 @@ class Supernet(supernet.Supernet):
             yield places[row], order[: order.index("naive")]
 
     def choose(self, limit: int | None) -> Architecture:
-        return fill(self.parent_with(self.parent.mask()), self.wishes(), self.config.pair_dim, limit)
+        return fill(self.parent_with(self.parent.mask()), self.preferences(), self.config.pair_dim, limit)
 
     @contextmanager
     def answering(self, architecture: Architecture) -> Iterator[None]:

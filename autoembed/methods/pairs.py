@@ -21,20 +21,20 @@ class PairConfig(MethodConfig):
 
 
 class Supernet(supernet.Supernet):
-    """Decides without training: each pair gets the first of its wishes that the budget still holds."""
+    """Decides without training: each pair gets the first of its preferences that the budget still holds."""
 
-    makes_pairs = True
+    chooses_pairs = True
 
     def pair_parts(self) -> list[Architecture]:
         require_open(self.parent, self.config.method, self.config.pair_dim)
         return []
 
-    def wishes(self) -> Iterable[tuple[int, Sequence[Choice]]]:
+    def preferences(self) -> Iterable[tuple[int, Sequence[Choice]]]:
         """Pairs in the order in which they are served, with what each would be, best first."""
         raise NotImplementedError
 
     def choose(self, limit: int | None) -> Architecture:
-        return fill(self.parent_with(self.parent.mask()), self.wishes(), self.config.pair_dim, limit)
+        return fill(self.parent_with(self.parent.mask()), self.preferences(), self.config.pair_dim, limit)
 
 
 def require_open(parent: Architecture, method: str, pair_dim: int) -> None:

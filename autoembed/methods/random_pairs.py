@@ -18,9 +18,9 @@ class Config(pairs.PairConfig):
 
 
 class Supernet(pairs.Supernet):
-    """Each pair's wishes are the three choices in random order."""
+    """Each pair's preferences are the three choices in random order."""
 
-    def wishes(self) -> Iterable[tuple[int, Sequence[Choice]]]:
+    def preferences(self) -> Iterable[tuple[int, Sequence[Choice]]]:
         rng = np.random.default_rng([self.seed, 5])
         options = np.array([choice for choice in get_args(Choice) if choice != "open"])
         for number in rng.permutation(len(self.parent.pairs)):

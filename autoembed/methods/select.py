@@ -79,7 +79,7 @@ class Supernet(supernet.Supernet):
         """Closes the fields that make held-out rows worse, and not by chance alone; whether there were any."""
         return self._close(_in_errors, self.config.keep or 1, -1.0)
 
-    def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
+    def on_search_end(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
         """Closes what else the rule does not keep."""
         if self.config.keep is not None:
             self._close(_in_nats, self.config.keep, np.inf)

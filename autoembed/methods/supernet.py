@@ -65,11 +65,11 @@ class Supernet(nn.Module):
         prefixes: what orders hidden units, if tower widths are searched.
         held: ids int [N, F] and labels float [N] of rows that no weight is trained on, to compare answers by.
 
-    A method that `makes_pairs` closes the open pairs of its parent; to the others they are nothing. One with a
+    A method that `chooses_pairs` closes the open pairs of its parent; other methods ignore open pairs. One with a
     `plain_warm_start` changes nothing here until its gates move, so that methods can share one.
     """
 
-    makes_pairs: ClassVar[bool] = False
+    chooses_pairs: ClassVar[bool] = False
     plain_warm_start: ClassVar[bool] = False
     makes_clusters: ClassVar[bool] = False
 
@@ -219,7 +219,7 @@ class Supernet(nn.Module):
         """Closes entries that make held-out rows worse; whether there were any."""
         raise NotImplementedError
 
-    def settle(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
+    def on_search_end(self, dataset: Dataset, device: torch.device) -> dict[str, float]:
         """Called once when weights and gates have moved, for what a method reads off the data; numbers to report."""
         return {}
 
@@ -427,7 +427,7 @@ class Supernet(nn.Module):
         return float(log_losses(answers, scale * own + shift).mean())
 
     @torch.no_grad()
-    def receive(self, source: Supernet) -> None:
+    def load_weights_from(self, source: Supernet) -> None:
         """Takes over the weights of a net from whose answer the parent here was narrowed.
 
         Tables come with their gates folded in; the backbone comes if the source has all of its inputs.

@@ -153,7 +153,7 @@ def _read(path: Path, columns: dict[str, Any]) -> tuple[pl.DataFrame, str]:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"cannot read the ranking {path}: {str(error).strip().splitlines()[0]}") from error
     if table.schema != pl.Schema(columns) or fingerprint is None:
-        raise DataError(f"{path} is no ranking: its columns must be {', '.join(columns)}")
+        raise DataError(f"{path} is not a ranking: its columns must be {', '.join(columns)}")
     return table, fingerprint
 
 

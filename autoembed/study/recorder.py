@@ -1,4 +1,4 @@
-"""The driver's ear: records how trials end, and passes on what they report."""
+"""A Ray Tune callback that records how trials end and passes on what they report."""
 
 from __future__ import annotations
 

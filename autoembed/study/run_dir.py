@@ -111,7 +111,7 @@ class RunDir:
         if not run.space.is_file():
             others = sorted(p.parent.name for p in run.path.parent.glob("*/space.yaml"))
             known = f" (there are {', '.join(others)} in {path.parent})" if others else ""
-            raise StudyError(f"{path} is no run folder: it has no space.yaml{known}")
+            raise StudyError(f"{path} is not a run folder: it has no space.yaml{known}")
         return run
 
     @property
@@ -135,7 +135,7 @@ class RunDir:
     def begun(self) -> bool:
         """Whether a trial has ended or run here; StudyError if the folder is another thing than a study's."""
         if self.path.is_dir() and any(self.path.iterdir()) and not self.is_study():
-            raise StudyError(f"{self.path} is no study's folder: choose another name or folder")
+            raise StudyError(f"{self.path} is not a study's folder: choose another name or folder")
         return any((self.path / "trials").glob("*"))
 
     def is_study(self) -> bool:
@@ -146,7 +146,7 @@ class RunDir:
     def clear(self) -> None:
         """Removes what a study has written, but what holds the folder; StudyError if the folder is another thing."""
         if not self.is_study():
-            raise StudyError(f"{self.path} is no study's folder: choose another name or folder")
+            raise StudyError(f"{self.path} is not a study's folder: choose another name or folder")
         for path in self.path.iterdir():
             if path.name in _HOLD or not _is_own(path.name):
                 continue
@@ -307,7 +307,7 @@ class RunDir:
         folders = [path for path in (self.path / "trials").glob("*") if path.is_dir()]
         for path in folders:
             if not path.name.rpartition("-")[2].isdecimal():
-                raise StudyError(f"{path} is no trial's folder (ARM-NUMBER): move it away")
+                raise StudyError(f"{path} is not a trial's folder (ARM-NUMBER): move it away")
         return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
 
 

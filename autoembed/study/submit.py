@@ -33,7 +33,7 @@ POLL = 1.0
 STOP = 90.0  # seconds that a study may take to end in order
 PACKAGE = Path(autoembed.__file__).parent
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-# An address that was asked for goes before these.
+# An address that was asked for overrides these.
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 

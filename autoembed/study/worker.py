@@ -66,7 +66,7 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
         end[COST] = space.objective.cost_of(result)
         if space.budget.latency_ms is not None:
             end[OVER] = result.latency_ms - space.budget.latency_ms
-    except Hopeless as stop:
+    except TrialPruned as stop:
         folder.mark(name, "pruned", str(stop))
         end = {STOPPED: True}
     except Exception as error:
@@ -89,7 +89,7 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {first}\n\n{''.join(traceback.format_exception(error))}"
 
 
-class Hopeless(Exception):  # noqa: N818
+class TrialPruned(Exception):  # noqa: N818
     """A search that is no better than chance; the text is the reason, in one line."""
 
 
@@ -98,7 +98,7 @@ class Reporter:
 
     While retraining that is OBJECTIVE, compared at RUNG. The last epoch has none: a trial that is through is not
     stopped. While searching it is PROXY, compared at SEARCH_RUNG among those with the same PEERS, with the phase's best
-    AUC beside it and its standard error. Raises Hopeless.
+    AUC beside it and its standard error. Raises TrialPruned.
 
     Args:
         trial: what is run.
@@ -143,7 +143,7 @@ class Reporter:
                 above = min(ERRORS * error, ABOVE)
                 self.steps += self.batches
                 if epoch >= GRACE and self.steps >= STEPS and self.auc <= 0.5 + above:
-                    raise Hopeless(
+                    raise TrialPruned(
                         f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs, at step "
                         f"{self.steps}, is not above {0.5 + above:.4f}"
                     )

@@ -282,7 +282,7 @@ def damage_counts(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_missing, "no complete dataset: it has no dataset.json"),
+        (damage_missing, "not a complete dataset: it has no dataset.json"),
         (damage_layout, "has layout 99, but this version reads 2: build it anew"),
         (damage_array, "is corrupt .*remove the folder and build it anew"),
         (damage_rows, "arrays of valid are not as dataset.json says"),

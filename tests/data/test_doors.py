@@ -205,7 +205,7 @@ def test_packed_files_other_formats_and_encodings_are_one_table(tmp_path, clicks
     for name in ("t.csv.gz", "t.csv.bz2", "t.csv.xz", "t.zip", "utf16.csv", "t.jsonl", "t.feather", "t.parquet.gzip",
                  "binary.parquet"):  # fmt: skip
         seen.add(build_dataset(DataSpec(label="click"), tmp_path / name, tmp_path / "cache").fingerprint)
-    with pytest.raises(DataError, match=r"no UTF-8 text; name its encoding as data.encoding"):
+    with pytest.raises(DataError, match=r"not UTF-8 text; name its encoding as data.encoding"):
         build_dataset(DataSpec(label="click"), tmp_path / "latin.csv", tmp_path / "cache")
     spec = DataSpec(label="click", encoding="latin-1")
     seen.add(build_dataset(spec, tmp_path / "latin.csv", tmp_path / "cache").fingerprint)

@@ -268,9 +268,9 @@ LINES = "label,a,b\n" + "".join(f"{i % 2},{i % 7},{i / 3}\n" for i in range(200)
         ("t.csv", LINES.encode() + b"1,\xff,3\n", "cannot read .*t.csv: invalid utf-8"),
         ("t.csv", b"label,a,a\n1,2,3\n0,2,3\n", "more than one column named a"),
         ("t.csv.gz", gzip.compress(LINES.encode())[:-30], "cannot read .*t.csv.gz: "),
-        ("t.csv.gz", LINES.encode(), "it is no .gz file"),
-        ("t.csv.zst", LINES.encode(), "it is no .zst file"),
-        ("t.csv.zip", LINES.encode(), "cannot read .*t.csv.zip: it is no .zip file"),
+        ("t.csv.gz", LINES.encode(), "it is not a .gz file"),
+        ("t.csv.zst", LINES.encode(), "it is not a .zst file"),
+        ("t.csv.zip", LINES.encode(), "cannot read .*t.csv.zip: it is not a .zip file"),
         ("t.parquet", b"nothing", "cannot read .*t.parquet"),
         (
             "t.txt",

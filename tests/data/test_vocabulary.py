@@ -184,7 +184,7 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot read the vocabulary"):
         Vocabulary.read(path)
     pl.DataFrame({"a": [1]}).write_parquet(path)
-    with pytest.raises(DataError, match="is no vocabulary: its columns must be field, kind, id"):
+    with pytest.raises(DataError, match="is not a vocabulary: its columns must be field, kind, id"):
         Vocabulary.read(path)
     fit(["a", "b"]).table().reverse().write_parquet(path)
     with pytest.raises(DataError, match="ids of 'x' must be 0, 1, 2"):

@@ -14,7 +14,7 @@ from autoembed.trial import check, run_trial
 
 def refusal(method, backbone):
     """What a method says to a backbone under which it makes no sense, or None."""
-    if load(method).Supernet.makes_pairs and backbone not in ("dnn", "widedeep", "deepfm", "dcn", "finalmlp"):
+    if load(method).Supernet.chooses_pairs and backbone not in ("dnn", "widedeep", "deepfm", "dcn", "finalmlp"):
         return f"{method} makes inputs of pairs, and backbone {backbone} reads whole fields only: use one of "
     if (method, backbone) == ("unified", "lr"):
         return "embedding.dim must be a multiple of unified's lookups=2, but got 1"
@@ -45,7 +45,9 @@ def test_it_runs_or_says_why_not(tiny, method, backbone):
         "embedding": {"dim": 1 if backbone == "lr" else 4, "blocks": 2},
         "backbone": {"name": backbone, **small},
         "train": {"epochs": 1, "batch_size": 500, "lr": 1e-2},
-        "limit": {"parameters": 2000} if load(method).Supernet.makes_pairs else {"width": 1 if backbone == "lr" else 2},
+        "limit": {"parameters": 2000}
+        if load(method).Supernet.chooses_pairs
+        else {"width": 1 if backbone == "lr" else 2},
     }
     if reason := refusal(method, backbone):
         with pytest.raises(SpaceError, match=reason):

@@ -42,7 +42,7 @@ def searched(dataset, method, parent=None, seed=0):
 
 def budget_of(net):
     """Bytes of two dims a value; for methods that choose for pairs, of all fields and half of memorizing all pairs."""
-    if not net.makes_pairs:
+    if not net.chooses_pairs:
         return uniform_bytes(net.parent, 2)
     memorized = net.parent.with_choices(["memorize"] * len(net.parent.pairs), net.config.pair_dim)
     fields = net.parent.embedding_bytes(first_order=net.first_order)
@@ -75,7 +75,7 @@ def test_the_budget_holds_and_is_used(found):
     assert spent <= budget
     # What is left is less than the largest block's dim, which no smaller entry filled. Pairs need not be worth it, and
     # a net that prunes, has a price or chooses by loss, or answers with uniform rows, has found that more is no better.
-    assert net.makes_pairs or net.rounds or frugal(net) or net.answer(budget).notes or spent >= 0.9 * budget
+    assert net.chooses_pairs or net.rounds or frugal(net) or net.answer(budget).notes or spent >= 0.9 * budget
 
 
 def test_json_round_trip(found, tmp_path):
@@ -97,7 +97,7 @@ def test_it_narrows_a_narrow_parent(found, planted_pairs):
     mask[0] = False
     parent = parent.with_mask(mask)
     net = searched(planted_pairs, method, parent)
-    budget = budget_of(net) if net.makes_pairs else uniform_bytes(parent, 1.5)
+    budget = budget_of(net) if net.chooses_pairs else uniform_bytes(parent, 1.5)
     assert net.derive(budget).narrows(parent)
 
 
@@ -145,7 +145,7 @@ def test_without_a_budget_it_answers_or_says_what_it_needs(found, planted_pairs)
     method, _, _ = found
     net = searched(planted_pairs, method)
     own = any(hasattr(net.config, name) for name in ("threshold", "theta", "price"))
-    if net.makes_pairs or method in ("uniform", "select") or own:
+    if net.chooses_pairs or method in ("uniform", "select") or own:
         assert net.derive(None).narrows(net.parent)
     else:
         with pytest.raises(SpaceError, match=r"budget\.width"):

@@ -164,7 +164,7 @@ def test_pairs_are_written_beside_the_ranking(table, tmp_path):
     with pytest.raises(ValueError, match="no pairs were ranked"):
         other.top_pairs(1)
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "r.pairs.parquet")
-    with pytest.raises(DataError, match="is no ranking"):
+    with pytest.raises(DataError, match="is not a ranking"):
         Ranking.read(tmp_path / "r.parquet")
 
 

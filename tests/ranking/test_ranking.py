@@ -90,11 +90,11 @@ def test_a_file_that_is_no_ranking_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot read the ranking"):
         Ranking.read(tmp_path / "absent.parquet")
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "r.parquet")
-    with pytest.raises(DataError, match="is no ranking: its columns must be feature, kind"):
+    with pytest.raises(DataError, match="is not a ranking: its columns must be feature, kind"):
         Ranking.read(tmp_path / "r.parquet")
     ranking = rank(planted(tmp_path, rows=1000))
     ranking.table.write_parquet(tmp_path / "r.parquet")
-    with pytest.raises(DataError, match="is no ranking"):
+    with pytest.raises(DataError, match="is not a ranking"):
         Ranking.read(tmp_path / "r.parquet")
 
 

@@ -154,10 +154,10 @@ def test_a_folder_that_is_no_study_is_left_alone(write_space, tmp_path):
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "thesis.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(StudyError, match="is no study's folder: choose another name or folder"):
+        with pytest.raises(StudyError, match="is not a study's folder: choose another name or folder"):
             run_study(Request(space=space, runs=tmp_path / "runs", force=force))
     (tmp_path / "runs" / "tiny" / "space.yaml").write_text("not a study's: it has no study.json beside it")
-    with pytest.raises(StudyError, match="is no study's folder"):
+    with pytest.raises(StudyError, match="is not a study's folder"):
         run_study(Request(space=space, runs=tmp_path / "runs", force=True))
     assert (tmp_path / "runs" / "tiny" / "thesis.txt").read_text() == "mine"
 

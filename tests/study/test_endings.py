@@ -260,7 +260,7 @@ def test_a_damaged_run_folder_is_named_with_what_to_do(finished, cli, tmp_path):
     (run.path / "leaderboard.json").write_text("{}")
     assert re.search(r"leaderboard.json is corrupt .*: delete it, then --resume\n$", cli("show", run.path)[2])
     (run.path / "leaderboard.json").unlink()
-    assert re.search(r"trials/notes is no trial's folder \(ARM-NUMBER\): move it away\n$", cli("show", run.path)[2])
+    assert re.search(r"trials/notes is not a trial's folder \(ARM-NUMBER\): move it away\n$", cli("show", run.path)[2])
     (run.path / "trials" / "notes").rmdir()
     status, out, _ = cli("show", run.path)
     assert status == 0

@@ -24,8 +24,8 @@ from autoembed.study.worker import (
     PROXY_AUC,
     RUNG,
     SEARCH_RUNG,
-    Hopeless,
     Reporter,
+    TrialPruned,
     peers,
 )
 
@@ -78,19 +78,19 @@ def test_a_search_no_better_than_chance_is_told_after_two_epochs(reporter, repor
     report(warm(1, 0.49))
     assert len(reports) == 1
     with pytest.raises(
-        Hopeless,
+        TrialPruned,
         match=r"^no better than chance: warm_valid_auc 0.5180 after 2 epochs, at step 100, is not above 0.5200$",
     ):
         report(warm(2, 0.518))
     report = reporter(batches=30)  # on few rows it takes more epochs to come so far
     for epoch in (1, 2, 3):
         report(warm(epoch, 0.5))
-    with pytest.raises(Hopeless, match="after 4 epochs, at step 120"):
+    with pytest.raises(TrialPruned, match="after 4 epochs, at step 120"):
         report(warm(4, 0.5))
     report = reporter(batches=30)  # steps count on from phase to phase, epochs of a phase anew
     for values in (warm(1, 0.5), warm(2, 0.5), searched(1, 0.5)):
         report(values)
-    with pytest.raises(Hopeless, match=r"search_valid_auc 0.5000 after 2 epochs, at step 120"):
+    with pytest.raises(TrialPruned, match=r"search_valid_auc 0.5000 after 2 epochs, at step 120"):
         report(searched(2, 0.5))
     report = reporter()
     report(warm(1, 0.57))
