@@ -36,6 +36,7 @@ from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError, first_line
 from autoembed.nn.model import Model, build_model
 from autoembed.plans import Array
+from autoembed.plugins import without_imports
 from autoembed.training import pick_device
 from autoembed.writing import as_open_as, scratch
 
@@ -234,7 +235,8 @@ def load_bundle(path: str | Path) -> Bundle:
         vocabulary = Vocabulary.read(folder / "vocabulary.parquet")
         if vocabulary.names != schema.names or vocabulary.schema(schema) != schema:
             raise BundleError("its vocabulary and its schema differ")
-        model = load_model(schema, architecture, folder / "weights.safetensors")
+        with without_imports():
+            model = load_model(schema, architecture, folder / "weights.safetensors")
     except (ValueError, ValidationError, SafetensorError, RuntimeError, AutoembedError) as error:
         raise BundleError(f"bundle {folder} does not fit together: {first_line(error)}") from None
     return Bundle(

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,6 +7,15 @@ from autoembed import errors
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
+
+
+def pytest_collection_modifyitems(items):
+    """A file's tests run in one process, since they share what they have trained; those of studies, which share a Ray,
+    are one group, and the first, as it is the longest."""
+    studies = Path(__file__).parent / "study"
+    items.sort(key=lambda item: studies not in item.path.parents)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("study" if studies in item.path.parents else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ ray, optuna and mlflow are imported by the commands that need them, and not for 
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from autoembed.cli import jobs, predict
 
 # isort: split
 from autoembed.cli.options import INTERRUPTED, app
-from autoembed.errors import AutoembedError, in_one_line, printable, speak_of_flags
+from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
 __all__ = ["app", "jobs", "main", "predict", "rank", "study"]
 
@@ -38,8 +39,19 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="MODULE", help="Import a module of your own, such as a bundle's backbone; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Options of autoembed itself."""
+    for module in modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise StudyError(f"--import {module} failed: {error}") from None
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def opened(*words: object, **named: object) -> None:
-        from autoembed.methods.method import without_imports
+        from autoembed.plugins import without_imports
 
         with without_imports():
             command(*words, **named)

@@ -177,7 +177,7 @@ def _rank_fields(
         raise DataError(f"--model goes with --data, --top, --out and --runs only, but got {', '.join(others)}")
     if top is not None and top < 1:
         raise DataError(f"--top must be at least 1, but got {top}")
-    from autoembed.methods.method import without_imports
+    from autoembed.plugins import without_imports
 
     with Bar() as bar, without_imports():
         table, title = score_fields(model, runs, data, bar)

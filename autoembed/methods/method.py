@@ -6,17 +6,14 @@ A method is one file in this folder with a `Config` and a `Supernet`. It is foun
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from autoembed import errors
+from autoembed import errors, plugins
 from autoembed.errors import first_line
 from autoembed.plans import Bits
 from autoembed.training import PhaseTrain, TrainConfig
@@ -153,37 +150,14 @@ class Unloaded(MethodConfig):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-_IMPORTS = ContextVar("imports", default=True)
-
-
-@contextmanager
-def without_imports() -> Iterator[None]:
-    """Within it no module is imported because a file names it: a run folder may be a stranger's."""
-    before = _IMPORTS.set(False)
-    try:
-        yield
-    finally:
-        _IMPORTS.reset(before)
-
-
 def load(method: str) -> Method:
     """A method by file name, or by dotted module name; SpaceError lists the known ones."""
-    if "." in method and not _IMPORTS.get():
-        from autoembed.methods.supernet import Supernet
+    module = plugins.load("method", method, "autoembed.methods", names(), ("Config", "Supernet"))
+    if module is not None:
+        return Method(Config=module.Config, Supernet=module.Supernet)
+    from autoembed.methods.supernet import Supernet
 
-        return Method(Config=Unloaded, Supernet=Supernet)
-    if "." in method:
-        try:
-            module = importlib.import_module(method)
-        except ImportError as error:
-            raise errors.SpaceError(f"cannot load the method {method!r}: {error}") from None
-        if not (isinstance(getattr(module, "Supernet", None), type) and hasattr(module, "Config")):
-            raise errors.SpaceError(f"the method module {method!r} must define Config and Supernet")
-    elif method in names():
-        module = importlib.import_module(f"autoembed.methods.{method}")
-    else:
-        raise errors.SpaceError(errors.unknown("method", method, names()))
-    return Method(Config=module.Config, Supernet=module.Supernet)
+    return Method(Config=Unloaded, Supernet=Supernet)
 
 
 def configure(stage: Mapping[str, Any]) -> MethodConfig:

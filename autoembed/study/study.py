@@ -12,7 +12,7 @@ import polars as pl
 from autoembed.bundle import Bundle, copy_bundle, load_bundle
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
-from autoembed.methods.method import without_imports
+from autoembed.plugins import without_imports
 from autoembed.space import SearchSpace
 from autoembed.study import bundles, pareto
 from autoembed.study.engine import Request, prepare, run_study

@@ -7,12 +7,10 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import SpaceError
-from autoembed.methods.method import MethodConfig
-from autoembed.methods.supernet import Supernet
 from autoembed.nn.backbones.armnet import Entmax
 from autoembed.nn.backbones.base import build, names
 from autoembed.nn.layers import Dropout, PairLinear, inner_products
-from autoembed.nn.model import cost_of, measure
+from autoembed.testing import BackboneContract
 
 COUNTS = [np.array(c) for c in ([0, 90, 9, 8, 1], [3, 60, 5], [0, 50, 2, 1], [0, 44, 7])]
 SCHEMA = FeatureSchema(
@@ -49,29 +47,12 @@ def test_every_backbone_is_tested():
     assert set(OPTIONS) == set(names())
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_compact_equals_masked_and_cost_equals_count(name, options):
-    torch.manual_seed(0)
-    parent = root(name, options)
-    net = Supernet(SCHEMA, parent, MethodConfig(method="none"), COUNTS, 0)
-    for module in net.modules():  # batch norms with statistics of their own, and weights away from zero
-        if isinstance(module, torch.nn.BatchNorm1d):
-            module.running_mean.uniform_(-1, 1)
-            module.running_var.uniform_(0.5, 2)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.normal_(std=0.5)
-    mask = np.random.default_rng(1).random(parent.mask().shape) < 0.6
-    mask[parent.field_of_block() == 2] = False  # a whole field goes
-    architecture = net.parent_with(mask)
-    assert architecture.names == ("a", "b", "d")
-    model = net.compact(architecture).eval()
-    rng = np.random.default_rng(2)
-    ids = torch.tensor(np.stack([rng.integers(0, len(c), 200) for c in COUNTS], axis=1), dtype=torch.int32)
-    with torch.no_grad(), net.eval().answering(architecture):
-        assert (model(ids) - net(ids)).abs().max() < 1e-5
-    assert measure(model) == cost_of(architecture)
-    assert sum(p.numel() for p in model.backbone.parameters()) <= sum(p.numel() for p in net.backbone.parameters())
+def contract(name, options):
+    dim = 1 if name == "lr" else D
+    return type(f"Test_{name}", (BackboneContract,), {"options": {"name": name, **options}, "dim": dim})
+
+
+globals().update({f"Test_{name}_{number}": contract(name, options) for number, (name, options) in enumerate(CASES)})
 
 
 def mlp(width, hidden, norm=True):

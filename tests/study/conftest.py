@@ -1,7 +1,6 @@
 import contextlib
 import os
 import socket
-from pathlib import Path
 
 import psutil
 import pytest
@@ -24,13 +23,6 @@ SPACE = {
     "train": {"epochs": 2, "lr": {"log": [1.0e-3, 1.0e-2]}, "batch_size": 512},
     "budget": {"trials": 2, "width": 2},
 }
-
-
-def pytest_collection_modifyitems(items):
-    """Studies share one Ray, which one of pytest's processes holds; the others run the rest."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("study"))
 
 
 @pytest.fixture(scope="session")

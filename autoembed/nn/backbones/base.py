@@ -1,8 +1,11 @@
-"""What every backbone is: a Config, whether it wants first-order weights, and a module from embeddings to a logit."""
+"""What every backbone is: a Config, whether it wants first-order weights, and a module from embeddings to a logit.
+
+A backbone is one file in this folder with a `Config` and a `Backbone`. It is found by the file's name; a dotted name
+("mypackage.mine") loads one from outside.
+"""
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +15,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from autoembed import errors
+from autoembed import errors, plugins
 from autoembed.errors import first_line
 from autoembed.nn.layers import Tower
 from autoembed.plans import Array
 
 
 class BackboneConfig(BaseModel):
-    """Options of a backbone; `name` is the module's file name."""
+    """Options of a backbone; `name` is the name of its file or of its module."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,11 +78,27 @@ class Kind:
     Backbone: type[Backbone]
 
 
+class Unloaded(BackboneConfig):
+    """Options of a backbone from outside whose module is not imported: whatever stands there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Absent(Backbone):
+    """A backbone from outside whose module is not imported: it cannot be built."""
+
+    def __init__(self, config: Any, active: Array) -> None:
+        raise errors.SpaceError(
+            f"the backbone {config.name!r} is a module from outside that a file names: import it first "
+            f"(`autoembed --import {config.name} COMMAND`)"
+        )
+
+
 def find(name: str) -> Kind:
-    """The backbone in `backbones/<name>.py`; SpaceError lists the known ones."""
-    if name not in names():
-        raise errors.SpaceError(errors.unknown("backbone", name, names()))
-    module = importlib.import_module(f"autoembed.nn.backbones.{name}")
+    """The backbone in `backbones/<name>.py`, or in a module by its dotted name; SpaceError lists the known ones."""
+    module = plugins.load("backbone", name, "autoembed.nn.backbones", names(), ("Config", "Backbone"))
+    if module is None:
+        return Kind(Config=Unloaded, Backbone=Absent)
     return Kind(Config=module.Config, Backbone=module.Backbone)
 
 
