@@ -211,11 +211,17 @@ def _replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not a bundle: choose another place")
     with scratch(path.parent) as temporary:
-        yield temporary
-        temporary.chmod(0o755)
+        made, before = temporary / "made", temporary / "before"
+        made.mkdir(mode=0o755)
+        yield made
         if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+            path.rename(before)
+        try:
+            made.rename(path)
+        except OSError:
+            if before.exists():
+                before.rename(path)
+            raise
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -2,7 +2,8 @@
 
 What is imported, most of what a trial on small data takes, is then in memory once for all of them, and a worker starts
 without importing it again. Ray runs this file in the place of Python (`py_executable`), followed by its worker's script
-and arguments. The first of a job on a node starts the server, which ends with the node's raylet. Linux only.
+and arguments. The first of a job on a node starts the server, which ends with the node's raylet. Its socket is a
+file in a folder that only this user can open. Linux only.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import select
 import shlex
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from typing import NoReturn
 
 MODULES = ("ray.tune", "autoembed.study.worker")
 FILES = 4  # stdin, stdout, stderr, and what is told
+LONGEST = 99  # bytes of a socket's path; Linux takes 107, and a server's process number is added for a moment
 STARTS = 5.0  # seconds that a server may take to listen
 ANSWERS = 300.0  # and to import MODULES and fork; Ray gives a worker up before
 
@@ -52,9 +56,18 @@ def start(arguments: list[str]) -> None:
 
 
 def _address(arguments: list[str]) -> str:
-    """The abstract name of this node's and job's server, without its first byte, which is zero."""
-    node = next(word for word in arguments if word.startswith("--node-id="))
-    return f"autoembed{node}-{os.environ['RAY_JOB_ID']}"
+    """The socket of this user's, node's and job's server."""
+    node = next(word for word in arguments if word.startswith("--node-id=")).partition("=")[2]
+    name = f"autoembed-{os.getuid()}/{node[:16]}-{os.environ['RAY_JOB_ID']}"
+    wanted = os.path.join(os.environ.get("TMPDIR") or "/tmp", name)
+    return wanted if len(os.fsencode(wanted)) <= LONGEST else os.path.join("/tmp", name)
+
+
+def _check(folder: str) -> None:
+    """PermissionError if anybody else may have put something into the folder."""
+    facts = os.lstat(folder)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise PermissionError(f"{folder} must be a folder that only this user can open")
 
 
 def _connected(address: str) -> socket.socket:
@@ -65,8 +78,9 @@ def _connected(address: str) -> socket.socket:
         ended = server is not None and server.poll() is not None
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.connect(f"\0{address}")
-        except ConnectionRefusedError:
+            _check(os.path.dirname(address))
+            connection.connect(address)
+        except (ConnectionRefusedError, FileNotFoundError):
             connection.close()
             if ended or time.monotonic() > end:
                 raise
@@ -98,10 +112,51 @@ def serve(address: str) -> None:
 
     ImportError if a fork would have another autoembed than the driver, who may have it from a folder of its own.
     """
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"\0{address}")
-    listener.listen(128)
     raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
+    with _listening(address) as listener:
+        _prepare()
+        _serve(listener, raylet)
+
+
+@contextlib.contextmanager
+def _listening(address: str) -> Iterator[socket.socket]:
+    """A socket at the address, whose file is gone at the end; FileExistsError if another server listens there."""
+    folder, own, server = os.path.dirname(address), f"{address}.{os.getpid()}", os.getpid()
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    _check(folder)
+    _sweep(folder)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(own)
+    try:
+        # Only a socket that listens gets its name: one that refuses is a dead server's.
+        listener.listen(128)
+        os.link(own, address)
+    finally:
+        os.unlink(own)
+    try:
+        yield listener
+    finally:
+        if os.getpid() == server:  # a fork ends as well
+            with contextlib.suppress(OSError):
+                os.unlink(address)
+                os.rmdir(folder)  # where no other server is
+
+
+def _sweep(folder: str) -> None:
+    """Removes the sockets of servers that were killed."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.setblocking(False)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+
+
+def _prepare() -> None:
+    """Imports what the forks will share."""
     # The collector would write to pages that are shared.
     gc.disable()
     package = importlib.import_module("autoembed")
@@ -110,6 +165,9 @@ def serve(address: str) -> None:
     for module in MODULES:
         importlib.import_module(module)
     gc.freeze()
+
+
+def _serve(listener: socket.socket, raylet: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while raylet not in select.select([listener.fileno(), raylet], [], [])[0]:
         with listener.accept()[0] as client:

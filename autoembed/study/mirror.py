@@ -196,9 +196,10 @@ class Mirror:
             self.client.log_artifact(run_id, str(folder / "architecture.json"))
             self._pictures(run_id, ended.id)
         tags |= {"state": ended.state, "reason": ended.reason[:5000], WHOLE: VERSION}
-        self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items() if text])
         status = {"done": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}[ended.state]
         self.client.set_terminated(run_id, status=status)
+        # The last that is written: after a kill in between, a run that is not whole is closed once more.
+        self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items() if text])
         run.data.tags[WHOLE] = VERSION
 
     def _whole(self, run: Run) -> bool:
@@ -228,8 +229,8 @@ class Mirror:
         names = {"", *(trial.id for trial in ended)}
         for trial_id, run in self._runs.items():
             if trial_id not in names and not run.data.tags.get(WHOLE):
-                self.client.set_tag(run.info.run_id, WHOLE, VERSION)
                 self.client.set_terminated(run.info.run_id, status="KILLED")
+                self.client.set_tag(run.info.run_id, WHOLE, VERSION)
                 run.data.tags[WHOLE] = VERSION
 
     def data(self) -> None:

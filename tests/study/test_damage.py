@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -257,40 +256,6 @@ def test_what_can_be_rebuilt_is_rebuilt(write_space, tmp_path, ray_here, name):
     _, again = run_study(Request(space=space, runs=tmp_path / "runs", resume=True))
     assert again == board
     assert json.loads((run.path / name).read_text()) == json.loads(whole)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        (["rank", "{table}", "--label", "y", "--out"], "ranking.parquet"),
-        (["rank", "{table}", "--label", "y", "--html"], "ranking.html"),
-        (["rank", "{table}", "--label", "y", "--cross", "1", "--space"], "crossed.yaml"),
-        (["predict", "{best}", "{rows}", "--out"], "scores.parquet"),
-        (["predict", "{best}", "{rows}", "--out"], "scores.csv"),
-        (["export", "{run}"], "bundle"),
-    ],
-)
-def test_a_write_that_fails_leaves_nothing_under_a_final_name(
-    finished, cli, tmp_path, monkeypatch, number, words, name
-):
-    run, _ = finished
-    rows = load_bundle(run.best).example()
-    rows.write_parquet(tmp_path / "rows.parquet")
-    frame = pl.DataFrame({"y": [0, 1] * 50, "a": [row % 7 for row in range(100)], "b": [row % 5 for row in range(100)]})
-    frame.write_parquet(tmp_path / "t.parquet")
-    places = {"table": tmp_path / "t.parquet", "rows": tmp_path / "rows.parquet", "best": run.best, "run": run.path}
-    (tmp_path / "out").mkdir()
-
-    def fail(*words, **named):
-        raise OSError(number, os.strerror(number), str(tmp_path / "out" / name))
-
-    for module, function in ((os, "replace"), (Path, "rename")):
-        monkeypatch.setattr(module, function, fail)
-    status, _, err = cli(*(word.format(**places) for word in words), tmp_path / "out" / name)
-    assert status == 2
-    assert err.splitlines()[-1].startswith(f"error: {os.strerror(number)}")
-    assert os.listdir(tmp_path / "out") == []
 
 
 def test_a_trial_that_was_interrupted_keeps_its_number_and_values(write_space, tmp_path):

@@ -63,6 +63,39 @@ def content(uri, run):
     return found | {"versions": sorted((int(one.version), tuple(one.aliases), one.tags["trial"]) for one in versions)}
 
 
+@pytest.mark.parametrize(
+    "call", ["set_terminated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("log_batch", "set_tag"))]
+)
+def test_a_mirror_that_is_killed_at_a_call_leaves_no_run_running(copied, tmp_path, monkeypatch, call):
+    """At each call of that name which closing a trial makes; the next mirror makes it good."""
+    run, _ = copied
+    shutil.copy(run.read_json("mlflow.json")["tracking_uri"].removeprefix("sqlite:///"), tmp_path / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    calls, real = [0], getattr(MlflowClient, call)
+
+    def killed(*words, **named):
+        calls[0] -= 1
+        if calls[0] == 0:
+            raise KeyboardInterrupt
+        return real(*words, **named)
+
+    mirror = Mirror(run, SearchSpace.read(run.space))
+    for number in range(1, 100):
+        mirror.client.delete_run(mirror._runs.pop("dnis-1").info.run_id)
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, call, killed)
+            calls[0] = number
+            with contextlib.suppress(KeyboardInterrupt):
+                mirror.catch_up()
+        mirror = Mirror(run, SearchSpace.read(run.space))
+        mirror.catch_up()
+        found = mirror.client.search_runs([mirror.experiment])
+        assert {one.info.status for one in found if one.data.tags.get("arm")} == {"FINISHED"}
+        if calls[0] > 0:
+            break
+    assert 1 < number < 100
+
+
 def test_runs_have_tags_inputs_curves_and_pictures(finished):
     run, board = finished
     mirrored = content(run.read_json("mlflow.json")["tracking_uri"], run)
