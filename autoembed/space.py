@@ -29,6 +29,7 @@ from autoembed.trial import TrialConfig, TrialResult, check
 
 COSTS = ("bytes", "parameters", "latency_ms")
 Minimize = Literal["valid.logloss", "bytes", "parameters", "latency_ms"]
+TRACKERS = ("mlflow", "none")
 KINDS = ("choice", "uniform", "log", "int", "log_int")
 _NODES = 1_000_000
 
@@ -279,8 +280,16 @@ class SearchSpace(BaseModel):
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     scheduler: Scheduler = Scheduler()
     final: Final | None = None
+    tracking: str = "mlflow"
     seed: int = 0
     device: Any = "auto"
+
+    @field_validator("tracking")
+    @classmethod
+    def _tracker(cls, tracking: str) -> str:
+        if "." not in tracking and tracking not in TRACKERS:
+            raise ValueError(f"{unknown('tracker', tracking, list(TRACKERS))}, or the dotted name of a module")
+        return tracking
 
     @field_validator("stages")
     @classmethod

@@ -9,7 +9,7 @@ import pytest
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle
 from autoembed.nn.model import cost_of
-from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
 
 V1 = Path(__file__).parent / "fixtures" / "v1"

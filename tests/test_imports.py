@@ -66,7 +66,7 @@ def test_a_trial_loads_no_more_than_it_needs(planted):
     heavy = {"torch._dynamo", "sklearn", "scipy", "numba", "llvmlite", "matplotlib", "mlflow", "optuna"}
     code = f"""
 import sys, torch
-import autoembed.study.worker
+import autoembed.study.engine.worker
 from autoembed.data.dataset import Dataset
 from autoembed.trial import check, run_trial
 for sparse in (False, True):

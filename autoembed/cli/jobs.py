@@ -11,7 +11,7 @@ from autoembed.cli.options import Device, JobId, Server, app
 from autoembed.errors import StudyError
 
 if TYPE_CHECKING:
-    from autoembed.study.submit import Cluster
+    from autoembed.study.engine.submit import Cluster
 
 
 @app.command()
@@ -37,7 +37,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print what the study prints.")] = True,
 ) -> None:
     """Run a study on a Ray cluster, as a job that outlives this command."""
-    from autoembed.study.submit import Cluster, Job, check, variables
+    from autoembed.study.engine.submit import Cluster, Job, check, variables
 
     job = Job(
         space=space,
@@ -78,7 +78,7 @@ app.add_typer(jobs)
 @jobs.command("status")
 def job_status(job: JobId, address: Server) -> None:
     """Print a job's status and Ray's word on it."""
-    from autoembed.study.submit import Cluster
+    from autoembed.study.engine.submit import Cluster
 
     print(": ".join(word for word in Cluster(address).status(job) if word))
 
@@ -90,7 +90,7 @@ def job_logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job has printed."""
-    from autoembed.study.submit import Cluster
+    from autoembed.study.engine.submit import Cluster
 
     cluster = Cluster(address)
     if follow:
@@ -102,6 +102,6 @@ def job_logs(
 @jobs.command("stop")
 def job_stop(job: JobId, address: Server) -> None:
     """End a job in order; `autoembed submit ... --resume` goes on."""
-    from autoembed.study.submit import Cluster
+    from autoembed.study.engine.submit import Cluster
 
     print(f"job {job}: {Cluster(address).stop(job)}")

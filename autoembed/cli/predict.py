@@ -30,8 +30,8 @@ def predict(
     """Score a raw table with a bundle; values that training did not see are scored as unknown."""
     from autoembed.bundle import load_bundle
     from autoembed.scoring import score_table
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_coverage, stdout
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import show_coverage, stdout
 
     if out.suffix not in (".parquet", ".csv"):
         raise DataError(f"--out must end in .parquet or .csv, but got {out}")

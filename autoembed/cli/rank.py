@@ -90,12 +90,12 @@ def rank(
         ranking.write(out)
         _say(f"written to {out}")
     if page is not None:
-        from autoembed.study.page import write_page
+        from autoembed.study.show.page import write_page
 
         write_page(page, ranking, f"{Path(source).name}: {title}")
         _say(f"written to {page}")
     if cross is not None:
-        from autoembed.study.crossing import write_crossed
+        from autoembed.study.show.crossing import write_crossed
 
         write_crossed(space, source, data, label, ranking.top_pairs(cross))
         _say(f"crossed columns for `autoembed search {space}`")
@@ -119,7 +119,7 @@ def _rank_space(
     from autoembed.data.dataset import build_dataset
     from autoembed.ranking.ranking import rank
     from autoembed.space import SearchSpace
-    from autoembed.study.progress import Bar
+    from autoembed.study.show.progress import Bar
 
     with Bar() as bar:
         spec = SearchSpace.read(path).data
@@ -134,14 +134,14 @@ def _rank_table(source: str, options: dict[str, Any]) -> Ranking:
 
     if not sys.stderr.isatty():  # there is nothing to show, and a bar takes longer than a small table
         return rank_table(source, **options)
-    from autoembed.study.progress import Bar
+    from autoembed.study.show.progress import Bar
 
     with Bar() as bar:
         return rank_table(source, **options, progress=bar.step)
 
 
 def _print(ranking: Ranking, title: str, criterion: str, top: int | None) -> None:
-    from autoembed.study.report import show_findings, show_pairs, show_ranking, show_selected, stdout
+    from autoembed.study.show.report import show_findings, show_pairs, show_ranking, show_selected, stdout
 
     console = stdout()
     show_ranking(console, ranking, title, top)
@@ -155,7 +155,7 @@ def _print(ranking: Ranking, title: str, criterion: str, top: int | None) -> Non
 
 
 def _say(line: str) -> None:
-    from autoembed.study.tables import stdout
+    from autoembed.study.show.tables import stdout
 
     stdout().print(f"  {line}", soft_wrap=True, markup=False)
 
@@ -163,9 +163,9 @@ def _say(line: str) -> None:
 def _rank_fields(
     context: typer.Context, model: Path, runs: Path, data: str | None, top: int | None, out: Path | None
 ) -> None:
-    from autoembed.study.fields import score_fields
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_fields, stdout
+    from autoembed.study.results.fields import score_fields
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import show_fields, stdout
 
     others = [
         option.opts[0]
@@ -211,8 +211,8 @@ def compare(
 
     Of tables it tells the rank-biased overlap, 1 for the same order, and what moved.
     """
-    from autoembed.study.compared import is_study, show_compared
-    from autoembed.study.tables import stdout
+    from autoembed.study.show.compared import is_study, show_compared
+    from autoembed.study.show.tables import stdout
 
     studies = [path for path in (first, second) if is_study(path)]
     if len(studies) == 2:
@@ -224,7 +224,7 @@ def compare(
     from autoembed.ranking.ranking import Ranking, rank_table
     from autoembed.ranking.selection import compare as compared
     from autoembed.ranking.selection import rank_biased_overlap
-    from autoembed.study.report import show_moves
+    from autoembed.study.show.report import show_moves
 
     if not 0 < depth < 1:
         raise DataError(f"--depth must lie between 0 and 1, but got {depth:g}")

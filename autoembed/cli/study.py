@@ -37,9 +37,10 @@ def search(
     lines: Annotated[bool, typer.Option("--lines", help="A line for each trial that has ended, for logs.")] = False,
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
-    from autoembed.study.engine import Request, run_study
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_unfinished, stdout
+    from autoembed.study.engine.run import Request, run_study
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import show_unfinished, stdout
+    from autoembed.study.study import Study
 
     request = Request(
         space=space,
@@ -72,9 +73,9 @@ def retrain(
     device: Device = None,
 ) -> None:
     """Train a study's best architecture anew over seeds, or with `--trial all` that of each arm; mean and sd."""
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_arms, show_seeds, stdout
-    from autoembed.study.retrain import ARMS, FILE
+    from autoembed.study.results.retrain import ARMS, FILE
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import show_arms, show_seeds, stdout
     from autoembed.study.study import Study
 
     with Bar() as bar:
@@ -107,8 +108,8 @@ def export(
     data: Data = None,
 ) -> None:
     """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import stdout
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import stdout
     from autoembed.study.study import Study
 
     with Bar() as bar:
@@ -126,8 +127,8 @@ def resize(
     data: Data = None,
 ) -> None:
     """Search once as a trial did, and write a retrained bundle for each of several limits."""
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_sizes, stdout
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import show_sizes, stdout
     from autoembed.study.study import Study
 
     with Bar() as bar:
@@ -161,8 +162,8 @@ def frontier(
     import shlex
 
     from autoembed.frontier.run import Request, run_frontier
-    from autoembed.study.progress import Bar
-    from autoembed.study.report import show_frontier, stdout
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.report import show_frontier, stdout
 
     request = Request(
         space=space,
@@ -206,7 +207,7 @@ def show(
     """Show a study's leaderboard, a bundle, or which dims an architecture keeps."""
     from autoembed.architecture import Architecture
     from autoembed.bundle import load_bundle
-    from autoembed.study import report
+    from autoembed.study.show import report
     from autoembed.study.study import Study
 
     console = report.stdout()
@@ -234,7 +235,7 @@ def show(
 
 def _show_study(console: Console, study: Study, trial: str | None) -> Architecture | None:
     """Prints a study's leaderboard and its best architecture, or that of a trial."""
-    from autoembed.study import report
+    from autoembed.study.show import report
 
     if trial is None and not study.finished:
         report.show_unfinished(console, study.run)
@@ -249,8 +250,8 @@ def _show_study(console: Console, study: Study, trial: str | None) -> Architectu
 
 
 def _show_board(console: Console, study: Study) -> None:
-    from autoembed.study import report
-    from autoembed.study.retrain import ARMS
+    from autoembed.study.results.retrain import ARMS
+    from autoembed.study.show import report
 
     report.show_leaderboard(console, study.run, study.leaderboard)
     arms = study.run.read_json(ARMS)
@@ -261,7 +262,7 @@ def _show_board(console: Console, study: Study) -> None:
 
 
 def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, picture: Path) -> None:
-    from autoembed.study.page import choice_matrix
+    from autoembed.study.show.page import choice_matrix
 
     if picture.suffix not in (".png", ".svg", ".pdf"):
         raise DataError(f"--picture must end in .png, .svg or .pdf, but got {picture}")
@@ -276,7 +277,7 @@ def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, pictu
 @opening
 def sync(run: Run) -> None:
     """Write a study's folder to MLflow: what is missing there, and nothing twice."""
-    from autoembed.study.report import stdout
+    from autoembed.study.show.report import stdout
     from autoembed.study.study import Study
 
     study = Study.open(run)
@@ -289,7 +290,7 @@ def ui(
     runs: Runs = Path("runs"), port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000
 ) -> None:
     """Open the MLflow UI on the studies of a folder."""
-    from autoembed.study.report import stdout
-    from autoembed.study.ui import serve
+    from autoembed.study.show.report import stdout
+    from autoembed.study.trackers.mlflow.ui import serve
 
     serve(runs, port, lambda line: stdout().print(line, soft_wrap=True))

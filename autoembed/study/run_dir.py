@@ -323,16 +323,6 @@ def _is_own(name: str) -> bool:
     return name in _OWN or name.startswith(_TABLES)
 
 
-def store(runs: Path) -> str:
-    """The MLflow store of the studies in a folder: MLFLOW_TRACKING_URI, or mlflow.db beside them."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or own_store(runs)
-
-
-def own_store(runs: Path) -> str:
-    """The MLflow store beside the studies in a folder."""
-    return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
-
-
 def trial_id(arm: str, number: int) -> str:
     """The name of an arm's trial, counted from 1."""
     return f"{arm}-{number}"

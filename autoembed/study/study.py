@@ -14,13 +14,13 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
 from autoembed.plugins import without_imports
 from autoembed.space import SearchSpace
-from autoembed.study import bundles, pareto
-from autoembed.study.engine import Request, prepare, run_study
-from autoembed.study.leaderboard import Leaderboard, best
-from autoembed.study.pareto import Front
-from autoembed.study.progress import Display, Log
-from autoembed.study.retrain import retrain_arms, retrain_seeds
+from autoembed.study.engine.run import Request, prepare, run_study
+from autoembed.study.results import bundles, pareto
+from autoembed.study.results.leaderboard import Leaderboard, best
+from autoembed.study.results.pareto import Front
+from autoembed.study.results.retrain import retrain_arms, retrain_seeds
 from autoembed.study.run_dir import Ended, RunDir, Trial
+from autoembed.study.show.progress import Display, Log
 from autoembed.trial import TrialResult, limits
 
 
@@ -175,7 +175,7 @@ class Study:
 
     def sync(self) -> str:
         """Writes to MLflow what it lacks of the study; its URI."""
-        from autoembed.study.tracking import sync
+        from autoembed.study.trackers.mlflow.tracker import sync
 
         with self.run.locked():
             return sync(self.run, self.space)
@@ -216,7 +216,7 @@ def search(
         DataError: the data do.
         StudyError: there is a study of that name, or none of its trials ended well.
     """
-    from autoembed.study.progress import display
+    from autoembed.study.show.progress import display
 
     request = Request(
         space=space if isinstance(space, SearchSpace) else Path(space),

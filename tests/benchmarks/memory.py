@@ -36,14 +36,14 @@ from autoembed.data.readers import DataSpec
 from autoembed.data.writer import Writer
 from autoembed.nn.model import CTRModel
 from autoembed.space import SearchSpace
-from autoembed.study import forkserver
+from autoembed.study.engine import forkserver
+from autoembed.study.engine.tune import Resources, cluster, run_trials
 from autoembed.study.run_dir import RunDir
-from autoembed.study.tune import Resources, cluster, run_trials
 from autoembed.trial import check, root_architecture
 
 BASE = 200_000
 BATCH = 4096
-IMPORTS = ("sys", "ray", "pandas", "ray.tune", "torch", "polars", "autoembed.study.worker")
+IMPORTS = ("sys", "ray", "pandas", "ray.tune", "torch", "polars", "autoembed.study.engine.worker")
 SIZES = ["2000000x39", "20000000x39", "2000000x39x5500000", "45000000x39x5500000"]
 AT_ONCE = (1, 8)
 SPLIT = {"by": "random", "valid": 0.1, "test": 0.1}

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
 
 CHANCE, PEERS, ARM = "no better than chance", "behind its peers", "behind its arm"

@@ -28,7 +28,7 @@ SPACE = {
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray for all studies of this process."""
-    from autoembed.study.tune import Resources, cluster
+    from autoembed.study.engine.tune import Resources, cluster
 
     with cluster(Resources(cpus=2)):
         yield
@@ -72,7 +72,7 @@ def write_space(tmp_path):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, ray_here):
     """A finished small study: (run folder, leaderboard)."""
-    from autoembed.study.engine import Request, run_study
+    from autoembed.study.engine.run import Request, run_study
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))

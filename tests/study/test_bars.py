@@ -10,8 +10,9 @@ import yaml
 from autoembed.data.dataset import build_dataset
 from autoembed.nn.backbones.base import names
 from autoembed.space import SearchSpace
-from autoembed.study import leaderboard, tune
-from autoembed.study.engine import prepare
+from autoembed.study.engine import tune
+from autoembed.study.engine.run import prepare
+from autoembed.study.results import leaderboard
 from autoembed.study.run_dir import RunDir
 from autoembed.trial import run_trial
 

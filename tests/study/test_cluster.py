@@ -19,10 +19,10 @@ import yaml
 from mlflow import MlflowClient
 
 from autoembed.errors import StudyError
-from autoembed.study.engine import Request, run_study
-from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.engine.run import Request, run_study
+from autoembed.study.engine.submit import Cluster, Job, check, variables
+from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
-from autoembed.study.submit import Cluster, Job, check, variables
 
 needs_job_server = pytest.mark.skipif(
     importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed (the extra cluster)"

@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 from autoembed.bundle import load_bundle
 from autoembed.data.planted import PlantedSpec, write_planted
 from autoembed.space import SearchSpace
-from autoembed.study.engine import Request, prepare, run_study
-from autoembed.study.page import block_matrix
-from autoembed.study.run_dir import store
+from autoembed.study.engine.run import Request, prepare, run_study
+from autoembed.study.show.page import block_matrix
+from autoembed.study.trackers.mlflow.store import store
 from autoembed.training import predict
 
 CHANGES = {

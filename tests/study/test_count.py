@@ -4,7 +4,7 @@ import pytest
 
 from autoembed.errors import DataError
 from autoembed.ranking.ranking import rank_table
-from autoembed.study.count import rank_fragments
+from autoembed.study.engine.count import rank_fragments
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -20,10 +20,10 @@ from autoembed.bundle import load_bundle, sha256
 from autoembed.data.dataset import Dataset
 from autoembed.errors import BundleError, DataError, StudyError
 from autoembed.metrics import evaluate
-from autoembed.study import moved
-from autoembed.study.engine import Request, run_study
-from autoembed.study.moved import make_store
+from autoembed.study.engine.run import Request, run_study
 from autoembed.study.run_dir import RunDir
+from autoembed.study.trackers.mlflow import store as moved
+from autoembed.study.trackers.mlflow.store import make_store
 from autoembed.writing import beside, scratch
 
 
@@ -71,7 +71,7 @@ def test_weights_can_be_read_by_whom_their_neighbours_can(finished):
 
 def test_a_store_is_whole_or_not_there(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from autoembed.study import moved; "
+        "import os, sys; from pathlib import Path; from autoembed.study.trackers.mlflow import store as moved; "
         "import mlflow.store.tracking.sqlalchemy_store as s; "
         "s.SqlAlchemyStore = lambda uri, root: (open(uri.removeprefix('sqlite:///'), 'w').close(), os._exit(9)); "
         "moved.make_store(Path(sys.argv[1]))"
@@ -203,7 +203,7 @@ def test_errors_of_the_system_and_of_libraries_are_one_line(cli, tmp_path, monke
 @pytest.mark.parametrize("says_goodbye", [True, False])
 def test_a_process_that_ends_at_once_has_a_last_word(says_goodbye):
     end = "pass" if says_goodbye else "import os; os._exit(1)"
-    code = f"from autoembed.study.last_word import last_word\nwith last_word():\n    {end}"
+    code = f"from autoembed.study.engine.last_word import last_word\nwith last_word():\n    {end}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert ended.returncode == (0 if says_goodbye else 1)
     assert ("go on with `autoembed search ... --resume`" in ended.stderr) == (not says_goodbye)
@@ -215,7 +215,7 @@ def test_ray_listens_on_loopback_and_its_token_is_its_users(tmp_path, monkeypatc
     code = """
 import json, psutil, ray, stat, sys
 from pathlib import Path
-from autoembed.study.tune import Resources, cluster
+from autoembed.study.engine.tune import Resources, cluster
 with cluster(Resources(cpus=1)):
     ray.get(ray.remote(lambda: 1).remote())
     me = psutil.Process()
@@ -244,7 +244,7 @@ def test_the_best_bundle_is_exported_without_the_data(finished, cli, tmp_path):
     assert "no such file" in cli("export", run.path, tmp_path / "other", "--trial", "uniform-1")[2]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").touch()
-    assert "exists and is no bundle" in cli("export", run.path, tmp_path / "mine")[2]
+    assert "exists and is not a bundle" in cli("export", run.path, tmp_path / "mine")[2]
 
 
 @pytest.mark.parametrize("name", ["leaderboard.json", "mlflow.json"])
@@ -262,7 +262,7 @@ def test_a_trial_that_was_interrupted_keeps_its_number_and_values(write_space, t
     import optuna
 
     from autoembed.space import SearchSpace
-    from autoembed.study.sampler import _search
+    from autoembed.study.engine.sampler import _search
 
     space, run = SearchSpace.read(write_space()), RunDir(tmp_path / "study")
     run.path.mkdir()

@@ -19,10 +19,10 @@ from autoembed import trial as trial_module
 from autoembed.cli import main
 from autoembed.errors import BundleError, TrialError
 from autoembed.space import SearchSpace
-from autoembed.study.engine import Request, run_study
-from autoembed.study.progress import Bar
+from autoembed.study.engine.run import Request, run_study
+from autoembed.study.engine.worker import reason_of
 from autoembed.study.run_dir import RunDir
-from autoembed.study.worker import reason_of
+from autoembed.study.show.progress import Bar
 
 LONG = {
     "stages": [{"method": "dnis", "warm_epochs": 1, "epochs": 200}],
@@ -127,7 +127,7 @@ def test_a_trial_whose_worker_is_killed_is_run_again_once(write_space, tmp_path,
 def test_references_that_a_thread_frees_while_ray_ends_do_not_end_the_process():
     code = """
 import gc, ray, threading, time
-from autoembed.study.tune import Resources, cluster
+from autoembed.study.engine.tune import Resources, cluster
 
 def drop():
     while left:

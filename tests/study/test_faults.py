@@ -13,7 +13,7 @@ import pytest
 from autoembed import bundle as bundle_module
 from autoembed.bundle import load_bundle
 from autoembed.study import run_dir as run_dir_module
-from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
 
 FAULTS = (errno.ENOSPC, errno.EACCES)

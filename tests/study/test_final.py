@@ -5,9 +5,10 @@ from mlflow import MlflowClient
 
 from autoembed.errors import SpaceError
 from autoembed.space import SearchSpace
-from autoembed.study import retrain as retrain_module
-from autoembed.study.engine import Request, run_study
-from autoembed.study.retrain import ARMS, PARTIAL
+from autoembed.study.engine.run import Request, run_study
+from autoembed.study.results import retrain as retrain_module
+from autoembed.study.results.retrain import ARMS, PARTIAL
+from autoembed.study.show.progress import Bar
 
 FINAL = {"budget": {"trials": 1, "width": 2}, "final": {"seeds": 2}}
 
@@ -32,21 +33,21 @@ def test_a_study_ends_with_seeds_goes_on_where_it_was_killed_and_does_none_twice
     write_space, ray_here, tmp_path, cli, count
 ):
     counted, calls = count
-    request = Request(space=write_space(**FINAL), runs=tmp_path / "runs", lines=True)
+    request = Request(space=write_space(**FINAL), runs=tmp_path / "runs")
     counted.stop_at = 0
     with pytest.raises(KeyboardInterrupt):
-        run_study(request)
+        run_study(request, Bar(lines=True))
     run = request.run
     assert (run.read_json(ARMS), run.read_json(PARTIAL)) == (None, None)
     assert run.read_json("mlflow.json")["status"] == "KILLED"
-    again = Request(space=request.space, runs=request.runs, resume=True, lines=True)
+    again = Request(space=request.space, runs=request.runs, resume=True)
     counted.stop_at = 3
     with pytest.raises(KeyboardInterrupt):
-        run_study(again)
+        run_study(again, Bar(lines=True))
     assert calls == [1, 2, 1]
     assert {trial: len(rows) for trial, rows in run.read_json(PARTIAL).items()} == {"dnis-1": 2, "uniform-1": 1}
     counted.stop_at = None
-    _, board = run_study(again)
+    _, board = run_study(again, Bar(lines=True))
     assert calls == [1, 2, 1, 2]
     assert not (run.path / PARTIAL).exists()
     found = run.read_json(ARMS)
@@ -56,7 +57,7 @@ def test_a_study_ends_with_seeds_goes_on_where_it_was_killed_and_does_none_twice
     }
     leader = found["arms"][found["leader"]]
     assert leader["mean"]["test_auc"] == pytest.approx(sum(row["test_auc"] for row in leader["seeds"]) / 2)
-    assert run_study(again)[1] == board
+    assert run_study(again, Bar(lines=True))[1] == board
     assert len(calls) == 4
 
     status, out, _ = cli("search", request.space, "--runs", request.runs, "--resume")
@@ -81,14 +82,14 @@ def test_final_may_be_added_to_a_finished_study_and_follows_its_best_trials(
     plain = {"baselines": [], "budget": FINAL["budget"]}
     run, _ = run_study(Request(space=write_space(**plain), runs=tmp_path / "runs"))
     assert not calls
-    request = Request(space=write_space(**plain, final={"seeds": 2}), runs=tmp_path / "runs", resume=True, lines=True)
-    run_study(request)
+    request = Request(space=write_space(**plain, final={"seeds": 2}), runs=tmp_path / "runs", resume=True)
+    run_study(request, Bar(lines=True))
     assert calls == [1, 2]
     assert "dnis-1 is retrained with seed 2, 2 of 2" in capsys.readouterr().out
     content = run.read_json(ARMS)
     content["arms"]["dnis"]["trial"] = "dnis-0"
     run.write_json(ARMS, content)
-    run_study(request)
+    run_study(request, Bar(lines=True))
     assert calls == [1, 2, 1, 2]
     assert run.read_json(ARMS)["arms"]["dnis"]["trial"] == "dnis-1"
 

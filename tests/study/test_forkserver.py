@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoembed.study import forkserver
+from autoembed.study.engine import forkserver
 
 SCRIPT = "import sys; print(sys.argv[1:], 'isolated' if sys.flags.isolated else 'itself')"
 WORDS = ["--node-id=0", "--more"]
@@ -80,7 +80,7 @@ def serve(raylet):
     """A server that imports nothing, once it listens: (its process, its socket, what its workers' environment has)"""
     variables = {"RAY_JOB_ID": f"test-{os.getpid()}", "RAY_RAYLET_PID": str(raylet.pid)}
     address = address_of(variables["RAY_JOB_ID"])
-    code = f"from autoembed.study import forkserver; forkserver.MODULES = (); forkserver.serve({str(address)!r})"
+    code = f"from autoembed.study.engine import forkserver; forkserver.MODULES = (); forkserver.serve({str(address)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | variables)
     end = time.monotonic() + 30
     while not answers(address):
@@ -152,7 +152,7 @@ def test_the_socket_of_a_dead_server_does_not_block_a_new_one(server, script, fo
 
 def test_of_two_servers_the_second_ends_and_the_first_keeps_its_socket(server, script):
     process, _, variables = server
-    code = "import sys; from autoembed.study import forkserver; forkserver.serve(sys.argv[1])"
+    code = "import sys; from autoembed.study.engine import forkserver; forkserver.serve(sys.argv[1])"
     command = [sys.executable, "-c", code, str(address_of(variables["RAY_JOB_ID"]))]
     second = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=60)
     assert "FileExistsError" in second.stderr

@@ -6,10 +6,10 @@ import optuna
 import pytest
 
 from autoembed.space import SearchSpace
-from autoembed.study.engine import Request, run_study
+from autoembed.study.engine.run import Request, run_study
+from autoembed.study.engine.sampler import searcher
+from autoembed.study.engine.worker import OVER
 from autoembed.study.run_dir import RunDir
-from autoembed.study.sampler import searcher
-from autoembed.study.worker import OVER
 
 
 def told(run, arm="dnis"):

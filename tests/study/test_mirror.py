@@ -22,12 +22,13 @@ from mlflow import MlflowClient
 
 from autoembed.bundle import load_bundle
 from autoembed.space import SearchSpace
-from autoembed.study import tracking
-from autoembed.study.engine import Request, run_study
-from autoembed.study.mirror import Mirror
-from autoembed.study.moved import mend_moved
+from autoembed.study.engine.run import Request, run_study
 from autoembed.study.run_dir import RunDir
-from autoembed.study.view import SAVED_VIEW
+from autoembed.study.show.progress import Bar
+from autoembed.study.trackers.mlflow import tracker as tracking
+from autoembed.study.trackers.mlflow.mirror import Mirror
+from autoembed.study.trackers.mlflow.store import mend_moved
+from autoembed.study.trackers.mlflow.view import SAVED_VIEW
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_what_another_place_holds_is_left_alone(finished):
 def test_a_study_in_a_repository_has_its_commit(write_space, tmp_path):
     space = write_space()
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    from autoembed.study.commit import commit_of
+    from autoembed.study.engine.commit import commit_of
 
     assert commit_of(tmp_path) is None
     for words in (["init", "-q"], ["add", space.name], ["commit", "-q", "-m", "x"]):
@@ -280,7 +281,7 @@ def test_a_study_does_not_wait_for_a_server_that_hangs(write_space, ray_here, tm
     monkeypatch.setattr(tracking, "PATIENCE", 2.0)
     try:
         start = time.monotonic()
-        _, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+        _, board = run_study(Request(space=space, runs=tmp_path / "runs"), Bar())
         assert time.monotonic() - start < 50
     finally:
         awake.set()
@@ -339,7 +340,7 @@ def test_a_real_server_that_comes_and_goes(write_space, ray_here, tmp_path, unus
     space = write_space()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused_port}")
     # Down from the start: one warning, and the study is whole.
-    run, board = run_study(Request(space=space, runs=tmp_path / "runs"))
+    run, board = run_study(Request(space=space, runs=tmp_path / "runs"), Bar())
     err = capsys.readouterr().err
     assert err.count("warning: ") == 1
     assert board.trials[0] == 4

@@ -9,8 +9,8 @@ from autoembed.bundle import load_bundle
 from autoembed.data.planted import PlantedSpec, write_planted
 from autoembed.errors import SpaceError
 from autoembed.space import SearchSpace
-from autoembed.study.engine import Request, run_study
-from autoembed.study.run_dir import store
+from autoembed.study.engine.run import Request, run_study
+from autoembed.study.trackers.mlflow.store import store
 
 CHANGES = {
     "features": {"keep": 5, "pairs": {"top": 4, "min_count": 3}},

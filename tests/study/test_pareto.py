@@ -7,13 +7,13 @@ from mlflow import MlflowClient
 
 from autoembed.errors import StudyError
 from autoembed.space import Objective, SearchSpace
-from autoembed.study import pareto
-from autoembed.study.engine import Request, prepare, run_study
-from autoembed.study.leaderboard import best, build
-from autoembed.study.pareto import Point, front, pick
-from autoembed.study.run_dir import store
-from autoembed.study.sampler import make_sampler
-from autoembed.study.scheduler import PerArm
+from autoembed.study.engine.run import Request, prepare, run_study
+from autoembed.study.engine.sampler import make_sampler
+from autoembed.study.engine.scheduler import PerArm
+from autoembed.study.results import pareto
+from autoembed.study.results.leaderboard import best, build
+from autoembed.study.results.pareto import Point, front, pick
+from autoembed.study.trackers.mlflow.store import store
 
 STAGES = {
     "choice": [

@@ -21,8 +21,8 @@ RAYS = "/logs/python-core-driver"
 STUDY = """
 import json, os, sys, threading
 from pathlib import Path
-import autoembed.study.tracking, autoembed.study.tune
-from autoembed.study.study import Request, run_study
+import autoembed.study.trackers.mlflow.tracker, autoembed.study.engine.tune
+from autoembed.study.engine.run import Request, run_study
 
 def held():
     found = {}

@@ -13,10 +13,10 @@ from ray.tune.schedulers import TrialScheduler
 from autoembed.errors import SpaceError, StudyError
 from autoembed.metrics import auc_error, evaluate
 from autoembed.space import SearchSpace
-from autoembed.study import worker
-from autoembed.study.engine import Request, run_study
-from autoembed.study.scheduler import PerArm
-from autoembed.study.worker import (
+from autoembed.study.engine import worker
+from autoembed.study.engine.run import Request, run_study
+from autoembed.study.engine.scheduler import PerArm
+from autoembed.study.engine.worker import (
     ERROR,
     OBJECTIVE,
     PEERS,

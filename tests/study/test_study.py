@@ -14,7 +14,7 @@ from autoembed.errors import StudyError
 from autoembed.metrics import evaluate
 from autoembed.space import SearchSpace
 from autoembed.study import ENVIRONMENT
-from autoembed.study.engine import Request, prepare, run_study
+from autoembed.study.engine.run import Request, prepare, run_study
 from autoembed.study.run_dir import RunDir
 
 
@@ -56,7 +56,7 @@ def test_a_program_may_import_ray_first(write_space, tmp_path, first):
     code = f"""
 {first}
 from pathlib import Path
-from autoembed.study.engine import Request, run_study
+from autoembed.study.engine.run import Request, run_study
 run_study(Request(space=Path({str(space)!r}), runs=Path({str(tmp_path / "runs")!r}), cpus=1))
 """
     # As it is before this process has imported autoembed.study.

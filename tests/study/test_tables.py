@@ -8,9 +8,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from autoembed.study.report import show_leaderboard
 from autoembed.study.run_dir import RunDir
-from autoembed.study.tables import make_table, print_table
+from autoembed.study.show.report import show_leaderboard
+from autoembed.study.show.tables import make_table, print_table
 
 
 def printed(width, show):

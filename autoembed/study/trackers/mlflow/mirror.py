@@ -22,12 +22,12 @@ from autoembed.bundle import load_bundle
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace, load_yaml
-from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.moved import ARTIFACTS, make_store, mend_moved
-from autoembed.study.page import block_matrix, choice_matrix
-from autoembed.study.retrain import ARMS
-from autoembed.study.run_dir import Ended, RunDir, arm_of, own_store, store
-from autoembed.study.view import SAVED_VIEW, curve, description, saved_view
+from autoembed.study.results.leaderboard import Leaderboard
+from autoembed.study.results.retrain import ARMS
+from autoembed.study.run_dir import Ended, RunDir, arm_of
+from autoembed.study.show.page import block_matrix, choice_matrix
+from autoembed.study.trackers.mlflow.store import ARTIFACTS, make_store, mend_moved, own_store, store
+from autoembed.study.trackers.mlflow.view import SAVED_VIEW, curve, description, saved_view
 from autoembed.trial import TrialResult
 
 for _name in ("mlflow", "alembic", "urllib3"):
@@ -295,7 +295,7 @@ class Mirror:
 
     def _champion(self, winner: str) -> None:
         """Registers the best bundle under the study's name, unless it is, and points the alias at it."""
-        from autoembed.study.mlflow_model import log_bundle, register
+        from autoembed.study.trackers.mlflow.model import log_bundle, register
 
         name = model_name(self.run)
         tags = {FOLDER: self.run.identity, TRIAL: winner}

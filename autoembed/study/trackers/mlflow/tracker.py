@@ -6,16 +6,18 @@ the end of the study, by `--resume` and by `autoembed sync`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any
 
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
-from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.mirror import Mirror
-from autoembed.study.run_dir import RunDir, store
+from autoembed.study.results.leaderboard import Leaderboard
+from autoembed.study.run_dir import RunDir
+from autoembed.study.trackers.base import Status
+from autoembed.study.trackers.mlflow.mirror import Mirror
+from autoembed.study.trackers.mlflow.store import store
 
 PATIENCE = 60.0  # seconds that the end of a study waits for MLflow
 
@@ -75,16 +77,15 @@ class Tracker:
                 f"(`autoembed sync {self.run.path}` makes good what it missed): {reason}"
             )
 
-    def data(self) -> None:
+    @classmethod
+    def is_whole(cls, run: RunDir) -> bool:
+        facts = run.read_json("mlflow.json", rebuilt=True) or {}
+        return facts.get("tracking_uri") == store(run.path.parent) and facts.get("status") == "FINISHED"
+
+    def begin(self) -> None:
         self._do(Mirror.data)
 
-    def started(self, trial: str, arm: str) -> None:
-        self._live(trial)
-
-    def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
-        self._live(trial)
-
-    def _live(self, trial: str) -> None:
+    def update(self, trial: str) -> None:
         """Asks for a trial to be brought up to date, once, however many of its reports wait."""
         with self._lock:
             if trial in self._pending:
@@ -98,13 +99,13 @@ class Tracker:
 
         self._do(step)
 
-    def ended(self, trial: str) -> None:
+    def close(self, trial: str) -> None:
         self._do(lambda mirror: mirror.close(next(ended for ended in self.run.ended() if ended.id == trial)))
 
     def result(self, board: Leaderboard) -> None:
         self._board = board
 
-    def finish(self, status: str) -> None:
+    def finish(self, status: Status) -> None:
         """Writes the end, and what has not been written yet; waits for it, but not longer than PATIENCE."""
 
         def last(mirror: Mirror) -> None:

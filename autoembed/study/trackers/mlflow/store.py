@@ -27,6 +27,16 @@ _PLACES = (
 )
 
 
+def store(runs: Path) -> str:
+    """The MLflow store of the studies in a folder: MLFLOW_TRACKING_URI, or mlflow.db beside them."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_store(runs)
+
+
+def own_store(runs: Path) -> str:
+    """The MLflow store beside the studies in a folder."""
+    return f"sqlite:///{runs.absolute() / 'mlflow.db'}"
+
+
 def make_store(path: Path) -> None:
     """Makes an MLflow store in SQLite, unless it is there: beside it first, so that it is whole or not there."""
     if path.exists():

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from autoembed.errors import StudyError, option
 from autoembed.space import SearchSpace
-from autoembed.study.leaderboard import Leaderboard, Row
+from autoembed.study.results.leaderboard import Leaderboard, Row
 from autoembed.study.run_dir import RunDir
-from autoembed.study.tables import make_table, print_table
+from autoembed.study.show.tables import make_table, print_table
 
 
 def is_study(path: Path) -> bool:

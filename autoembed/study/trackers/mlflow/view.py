@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.results.leaderboard import Leaderboard
 
 PHASES = ("warm", "search", "refit", "teacher")
 # A view that MLflow's UI reads from a tag of the experiment, as its "Share" button writes one.

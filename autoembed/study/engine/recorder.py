@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from ray import tune
 
+from autoembed.study.engine.worker import FAILED, FINISHED, NO_SPACE, STOPPED
 from autoembed.study.run_dir import RunDir
-from autoembed.study.worker import FAILED, FINISHED, NO_SPACE, STOPPED
+from autoembed.study.trackers.base import Tracker
 
 RETRIES = 1  # how often a trial is run again whose process was lost
 
@@ -22,6 +23,22 @@ class Watcher(Protocol):
     def started(self, trial: str, arm: str) -> None: ...
     def reported(self, trial: str, metrics: Mapping[str, float]) -> None: ...
     def ended(self, trial: str) -> None: ...
+
+
+class Told:
+    """Tells a tracker what a watcher hears."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def started(self, trial: str, arm: str) -> None:
+        self._tracker.update(trial)
+
+    def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
+        self._tracker.update(trial)
+
+    def ended(self, trial: str) -> None:
+        self._tracker.close(trial)
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]

@@ -12,9 +12,9 @@ import polars as pl
 from autoembed.errors import StudyError, option
 from autoembed.plans import Array
 from autoembed.space import SearchSpace
-from autoembed.study.leaderboard import eligible
-from autoembed.study.page import pareto_picture, png
+from autoembed.study.results.leaderboard import eligible
 from autoembed.study.run_dir import RunDir, Trial
+from autoembed.study.show.page import pareto_picture, png
 from autoembed.writing import beside
 
 if TYPE_CHECKING:

@@ -17,10 +17,9 @@ from urllib.request import urlopen
 from mlflow import MlflowClient
 
 from autoembed.errors import StudyError, option
-from autoembed.study.moved import mend_moved
-from autoembed.study.run_dir import store
-from autoembed.study.signals import ended_by_sigterm
-from autoembed.study.view import page
+from autoembed.study.engine.signals import ended_by_sigterm
+from autoembed.study.trackers.mlflow.store import mend_moved, store
+from autoembed.study.trackers.mlflow.view import page
 
 HOST = "127.0.0.1"
 PATIENCE = 300.0  # seconds that the server may take to answer

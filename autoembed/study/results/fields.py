@@ -11,9 +11,9 @@ from autoembed.errors import BundleError
 from autoembed.knockout import field_scores
 from autoembed.nn.model import build_model
 from autoembed.space import SearchSpace
-from autoembed.study.engine import prepare
-from autoembed.study.progress import Display
+from autoembed.study.engine.run import prepare
 from autoembed.study.run_dir import RunDir
+from autoembed.study.show.progress import Display
 from autoembed.training import pick_device
 
 

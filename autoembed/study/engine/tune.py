@@ -18,15 +18,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, first_line, option
 from autoembed.space import SearchSpace
-from autoembed.study import forkserver
-from autoembed.study.last_word import last_word
-from autoembed.study.ray_access import LOOPBACK, guard_token, on_loopback
-from autoembed.study.recorder import RETRIES, Recorder, Watcher
+from autoembed.study.engine import forkserver
+from autoembed.study.engine.last_word import last_word
+from autoembed.study.engine.ray_access import LOOPBACK, guard_token, on_loopback
+from autoembed.study.engine.recorder import RETRIES, Recorder, Watcher
+from autoembed.study.engine.sampler import searcher
+from autoembed.study.engine.scheduler import PerArm
+from autoembed.study.engine.signals import ended_by_sigterm
+from autoembed.study.engine.worker import work
 from autoembed.study.run_dir import RunDir
-from autoembed.study.sampler import searcher
-from autoembed.study.scheduler import PerArm
-from autoembed.study.signals import ended_by_sigterm
-from autoembed.study.worker import work
 
 OBJECT_STORE = 100 * 2**20
 ANSWER = 120.0  # seconds that a node may take to start a worker

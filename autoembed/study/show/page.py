@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
-from autoembed.study.tables import legible
+from autoembed.study.show.tables import legible
 from autoembed.writing import beside
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -20,21 +20,24 @@ from autoembed.errors import StudyError, option
 from autoembed.pruning import FILE, kept_fields
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace, load_yaml
-from autoembed.study import leaderboard, pareto
-from autoembed.study.bundles import export
-from autoembed.study.commit import commit_of
-from autoembed.study.leaderboard import Leaderboard
-from autoembed.study.page import write_page
-from autoembed.study.progress import Display, Log
-from autoembed.study.retrain import due, retrain_arms
-from autoembed.study.run_dir import RunDir, no_space, require_path, store, write_text
+from autoembed.study.engine.commit import commit_of
+from autoembed.study.results import leaderboard, pareto
+from autoembed.study.results.bundles import export
+from autoembed.study.results.leaderboard import Leaderboard
+from autoembed.study.results.retrain import due, retrain_arms
+from autoembed.study.run_dir import RunDir, no_space, require_path, write_text
+from autoembed.study.show.page import write_page
+from autoembed.study.show.progress import Display, Log
+from autoembed.study.trackers.base import Status, Tracker, find
 from autoembed.writing import beside
 
-if TYPE_CHECKING:
-    from autoembed.study.tracking import Tracker
-
 # What may differ on --resume: how much is run and where, but not what a trial is.
-FREE = {"budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"}, "device": True, "final": True}
+FREE = {
+    "budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"},
+    "device": True,
+    "final": True,
+    "tracking": True,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,15 @@ def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, L
         place = request.space.absolute().parent if isinstance(request.space, Path) else Path.cwd()
         run.write_json("study.json", {"id": run.identity, "autoembed": __version__, "commit": commit_of(place)})
         dataset = prepare(run, space, _kept(run, request.data), bar)
-        board = _complete(run, space) or _tracked(run, space, dataset, request, bar)
+        kind = find(space.tracking)
+        board = _complete(run, space)
+        if board is None:
+            board = _run(run, space, dataset, request, bar, kind(run, space, bar.warn))
+        elif not kind.is_whole(run):
+            tracker = kind(run, space, bar.warn)
+            tracker.begin()
+            tracker.result(board)
+            tracker.finish("FINISHED")
     return run, board
 
 
@@ -114,26 +125,24 @@ def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
 
 
 def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
-    """The leaderboard of a study of which nothing is left to run, to write or to mirror; else None."""
-    board, mirror = Leaderboard.read(run, rebuilt=True), run.read_json("mlflow.json", rebuilt=True) or {}
+    """The leaderboard of a study of which nothing is left to run or to write; else None."""
+    board = Leaderboard.read(run, rebuilt=True)
     ended = {trial.id for trial in run.ended()}
     if any(_left(run, space).values()) or board is None or sum(board.trials) != len(ended):
         return None
-    mirrored = mirror.get("tracking_uri") == store(run.path.parent) and mirror.get("status") == "FINISHED"
-    if not mirrored or not (run.best / "manifest.json").is_file() or due(run, space, board):
+    if not (run.best / "manifest.json").is_file() or due(run, space, board):
         return None
     return board
 
 
-def _tracked(run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Display) -> Leaderboard:
-    """Trials, leaderboard and best bundle, mirrored to MLflow, where nothing is left running."""
-    from autoembed.study.tracking import Tracker
-
+def _run(
+    run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Display, tracker: Tracker
+) -> Leaderboard:
+    """Trials, leaderboard and best bundle; the tracker is told of the end, whatever it is."""
     run.sweep()
-    tracker = Tracker(run, space, bar.warn)
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
-        tracker.data()
+        tracker.begin()
         _run_trials(run, space, dataset, request, bar, tracker)
         bar.step("final", 0, 3)
         board = leaderboard.build(run, space, dataset)
@@ -262,14 +271,15 @@ def _run_trials(
     run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Display, tracker: Tracker
 ) -> None:
     """Runs what the budget still asks for; StudyError if no trial at all ended well."""
-    from autoembed.study import tune
+    from autoembed.study.engine import tune
+    from autoembed.study.engine.recorder import Told
 
     before, todo = len(run.ended()), _left(run, space)
     done = [trial.result.valid.auc for trial in run.trials()]
     bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
-            tune.run_trials(run, space, dataset, todo, [bar, tracker])
+            tune.run_trials(run, space, dataset, todo, [bar, Told(tracker)])
     shutil.rmtree(run.warm, ignore_errors=True)
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):

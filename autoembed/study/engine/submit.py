@@ -22,7 +22,7 @@ from ray.job_submission import JobSubmissionClient
 import autoembed
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
-from autoembed.study.ray_access import MODE, has_token, mode_for_cluster
+from autoembed.study.engine.ray_access import MODE, has_token, mode_for_cluster
 from autoembed.study.run_dir import require_path
 
 for _name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):

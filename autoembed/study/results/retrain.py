@@ -12,9 +12,9 @@ from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
 from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
-from autoembed.study.leaderboard import Leaderboard, best, eligible
-from autoembed.study.progress import Display
+from autoembed.study.results.leaderboard import Leaderboard, best, eligible
 from autoembed.study.run_dir import RunDir, Trial
+from autoembed.study.show.progress import Display
 from autoembed.training import pick_device, predict
 from autoembed.trial import teacher_of
 

@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Iterator
 from typing import NoReturn
 
-MODULES = ("ray.tune", "autoembed.study.worker")
+MODULES = ("ray.tune", "autoembed.study.engine.worker")
 FILES = 4  # stdin, stdout, stderr, and what is told
 LONGEST = 99  # bytes of a socket's path; Linux takes 107, and a server's process number is added for a moment
 STARTS = 5.0  # seconds that a server may take to listen
@@ -160,7 +160,7 @@ def _prepare() -> None:
     # The collector would write to pages that are shared.
     gc.disable()
     package = importlib.import_module("autoembed")
-    if not os.path.samefile(package.__path__[0], os.path.dirname(os.path.dirname(__file__))):
+    if not os.path.samefile(package.__path__[0], os.path.dirname(os.path.dirname(os.path.dirname(__file__)))):
         raise ImportError(f"the driver's autoembed is not that of {package.__path__[0]}")
     for module in MODULES:
         importlib.import_module(module)

@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from autoembed.space import SearchSpace
-from autoembed.study.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_AUC, RUNG, SEARCH_RUNG
+from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_AUC, RUNG, SEARCH_RUNG
 
 FACTOR = 3
 SEARCH_FACTOR = 1.5  # stops the worst third, once: how good a search's model is tells little of the retrained one

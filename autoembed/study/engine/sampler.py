@@ -13,8 +13,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from autoembed.space import Range, SearchSpace
+from autoembed.study.engine.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER
 from autoembed.study.run_dir import RunDir, trial_id
-from autoembed.study.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER
 
 AGAIN = "again"  # of a trial that is run again: the name that it had
 

@@ -13,8 +13,8 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, StudyError, option
 from autoembed.nn.model import Model
 from autoembed.space import SearchSpace
-from autoembed.study.progress import Display
 from autoembed.study.run_dir import RunDir
+from autoembed.study.show.progress import Display
 from autoembed.trial import TrialResult, run_limits
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from autoembed.study.tables import make_table, print_table
-from autoembed.study.tables import stdout as stdout
+from autoembed.study.show.tables import make_table, print_table
+from autoembed.study.show.tables import stdout as stdout
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from autoembed.ranking.quality import Finding
     from autoembed.ranking.ranking import Ranking
     from autoembed.space import SearchSpace
-    from autoembed.study.leaderboard import Leaderboard, Row
-    from autoembed.study.pareto import Point
+    from autoembed.study.results.leaderboard import Leaderboard, Row
+    from autoembed.study.results.pareto import Point
     from autoembed.study.run_dir import Ended, RunDir
     from autoembed.trial import TrialResult
 
@@ -61,7 +61,8 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     console.print(f"  best trial   {run.trial(board.winner)}", soft_wrap=True)
     if run.best.is_dir():
         console.print(f"  best bundle  {run.best}", soft_wrap=True)
-    console.print(f"  MLflow       autoembed ui --runs {run.path.parent}", soft_wrap=True)
+    if (run.path / "mlflow.json").is_file():
+        console.print(f"  MLflow       autoembed ui --runs {run.path.parent}", soft_wrap=True)
 
 
 def show_sizes(console: Console, found: Sequence[tuple[TrialResult, Path]], title: str) -> None:
@@ -77,7 +78,7 @@ def show_sizes(console: Console, found: Sequence[tuple[TrialResult, Path]], titl
 
 def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> None:
     """Prints the Pareto front by rising cost, the knee marked."""
-    from autoembed.study.pareto import pick
+    from autoembed.study.results.pareto import pick
 
     knee = pick(kept, "knee").id
     metric, cost = space.objective.metric.replace("_", " ").replace("auc", "AUC"), space.objective.cost or "bytes"
@@ -146,7 +147,7 @@ def show_failures(console: Console, ended: list[Ended]) -> None:
 def show_unfinished(console: Console, run: RunDir) -> None:
     """Prints how far a study without a leaderboard has come, by valid: test is read at the end only."""
     from autoembed.space import SearchSpace
-    from autoembed.study.leaderboard import best, eligible
+    from autoembed.study.results.leaderboard import best, eligible
 
     space, ended, done = SearchSpace.read(run.space), run.ended(), run.trials()
     names = ("arm", "best trial so far", "valid\nAUC", "valid\nlogloss", "done", "pruned", "failed")

@@ -1,0 +1,1 @@
+"""What is shown of a study and of a ranking: terminal, pictures, pages."""

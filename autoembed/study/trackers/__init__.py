@@ -1,0 +1,1 @@
+"""Who is told of a study while it runs."""
