@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from autoembed.bundle import load_bundle
-from autoembed.study.last_word import LINE
-from autoembed.study.leaderboard import Leaderboard
+from autoembed.study.engine.last_word import LINE
+from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
 
 KILLS, SECONDS = 20, 200  # the driver is killed so often, or less often on a machine where that takes longer
@@ -26,7 +26,7 @@ TRIALS = 12  # of each arm
 # Drivers are forks of a process that has imported all that they need: a start is most of a small study's life.
 DRIVERS = """
 import gc, json, os, signal, sys
-import autoembed.cli, autoembed.study.report, autoembed.study.study, autoembed.study.tracking, autoembed.study.tune
+import autoembed.cli, autoembed.study.show.report, autoembed.study.study, autoembed.study.trackers.mlflow.tracker, autoembed.study.engine.tune
 
 gc.freeze()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
