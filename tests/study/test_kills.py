@@ -26,7 +26,8 @@ TRIALS = 12  # of each arm
 # Drivers are forks of a process that has imported all that they need: a start is most of a small study's life.
 DRIVERS = """
 import gc, json, os, signal, sys
-import autoembed.cli, autoembed.study.show.report, autoembed.study.study, autoembed.study.trackers.mlflow.tracker, autoembed.study.engine.tune
+import autoembed.cli, autoembed.study.show.report, autoembed.study.study
+import autoembed.study.engine.tune, autoembed.study.trackers.mlflow.tracker
 
 gc.freeze()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
