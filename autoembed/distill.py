@@ -8,7 +8,7 @@ the system deletes with the last reference to it, even if the process is killed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from autoembed.bundle import load_bundle
 from autoembed.data.dataset import Dataset
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import BundleError, SpaceError
+from autoembed.events import EpochEnd, EpochReport
 from autoembed.nn.model import build_model
 from autoembed.plans import Array
-from autoembed.training import Ensemble, Monitor, Report, Teacher, TrainConfig, batches, fit
+from autoembed.training import Ensemble, Monitor, Teacher, TrainConfig, batches, fit
 
 _BATCH = 16384
 _SEEDS = 10_000  # members of an ensemble start at this seed: no student is trained with one of theirs
@@ -59,14 +60,14 @@ def prepared(
     device: torch.device,
     *,
     seed: int,
-    report: Report,
+    report: EpochReport,
     monitor: Monitor,
 ) -> Teacher | None:
     """The teacher that a bundle or an ensemble is; None if the recipe names neither.
 
     An ensemble's members have the root's full width and are trained with the same recipe, each from a seed of its own;
-    their epochs are reported as {"teacher_epoch": ..., "teacher_valid_auc": ..., ...}, counted on from member to
-    member. BundleError if a bundle does not fit the data.
+    their epochs are reported as those of the phase "teacher", counted on from
+    member to member. BundleError if a bundle does not fit the data.
     """
     distill = train.distill
     if distill is None or distill.weight == 0 or distill.teacher == "search":
@@ -75,9 +76,8 @@ def prepared(
     if isinstance(distill.teacher, Ensemble):
         members, epochs = distill.teacher.ensemble, count(1)
 
-        def told(values: Mapping[str, float]) -> None:
-            named = {f"teacher_{name}": value for name, value in values.items()}
-            report(named | {"teacher_epoch": next(epochs)})
+        def told(event: EpochEnd) -> None:
+            report(replace(event, phase="teacher", epoch=next(epochs)))
 
         for number in range(members):
             own = _SEEDS + seed * members + number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -15,6 +15,7 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
+from autoembed.events import EpochEnd, EpochReport
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.model import (
     Model,
@@ -27,7 +28,7 @@ from autoembed.nn.model import (
     start_rounding,
 )
 from autoembed.nn.router import Router
-from autoembed.training import Fit, Monitor, Report, Teacher, TrainConfig, batches, fit, on_valid, predict
+from autoembed.training import Fit, Monitor, Teacher, TrainConfig, batches, fit, on_valid, predict
 
 _LATENCY_ROWS = 1000
 _AWARE_LR = 0.3
@@ -39,7 +40,7 @@ def retrain(
     train: TrainConfig,
     device: torch.device,
     seed: int,
-    report: Report,
+    report: EpochReport,
     model: Model | None = None,
     router: Router | None = None,
     monitor: Monitor = "valid_auc",
@@ -64,10 +65,10 @@ def retrain(
 
     epochs = count(1)
 
-    def prefixed(values: Mapping[str, float]) -> None:
-        report({name: value for name, value in values.items() if name != "epoch"} | {"retrain_epoch": next(epochs)})
+    def counted(event: EpochEnd) -> None:
+        report(replace(event, epoch=next(epochs)))
 
-    learn = partial(fit, model, dataset, device=device, report=prefixed, monitor=monitor, teacher=teacher)
+    learn = partial(fit, model, dataset, device=device, report=counted, monitor=monitor, teacher=teacher)
     fitted = learn(train, seed=seed, start=start)
     if has_few_bits(model):
         fitted = quantise(model, dataset, train, fitted, device, learn, seed)

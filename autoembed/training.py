@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from time import perf_counter
@@ -18,11 +18,11 @@ from torch.nn import functional
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, first_line
+from autoembed.events import EpochEnd, EpochReport
 from autoembed.metrics import Metrics, evaluate
 from autoembed.plans import Array
 from autoembed.shuffle import Rows, Shuffle
 
-Report = Callable[[Mapping[str, float]], None]
 Monitor = Literal["valid_auc", "valid_logloss"]
 
 
@@ -327,7 +327,7 @@ def fit(
     *,
     device: torch.device,
     seed: int,
-    report: Report,
+    report: EpochReport,
     rows: Rows | None = None,
     monitor: Monitor = "valid_auc",
     start: Metrics | None = None,
@@ -341,7 +341,7 @@ def fit(
     with their share of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in
     them.
 
-    TrialError if the loss is not finite. `report` gets loss, valid AUC and logloss after each epoch, counted from 1.
+    TrialError if the loss is not finite. `report` gets an `EpochEnd` after each epoch, of the phase "retrain".
     """
     begin = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
@@ -377,7 +377,7 @@ def fit(
             steps += 1
         mean = check_finite(total / max(steps, 1), config.lr, f"epoch {epoch}")
         valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
-        report({"epoch": epoch, "train_loss": mean, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
+        report(EpochEnd(epoch=epoch, loss=mean, valid=valid))
         if plateau.see(epoch, valid):
             state = _copy(model)
         if plateau.idle >= config.patience:

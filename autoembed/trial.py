@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import perf_counter
@@ -19,6 +20,7 @@ from autoembed.budget import Limit, uniform_bytes
 from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, TrialError, first_line
+from autoembed.events import EpochEnd, EpochReport, Event, Report
 from autoembed.methods import tower
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import SearchConfig, configure, load
@@ -38,7 +40,6 @@ from autoembed.training import (
     Fit,
     Monitor,
     Plateau,
-    Report,
     Teacher,
     TrainConfig,
     pick_device,
@@ -131,11 +132,9 @@ def run_trial(
 ) -> tuple[TrialResult, Model]:
     """Runs a trial from the data to a retrained compact model.
 
-    `report` is called after every epoch: {"search_epoch" or "warm_epoch": n, "stage": from 0, "search_valid_auc" or
-    "warm_valid_auc": the supernet's, ...} while searching, and {"retrain_epoch": n, "valid_auc": ..., "valid_logloss":
-    ..., "train_loss": ...} while retraining. Only the last kind carries `valid_auc`, so nothing compares the phases.
-    Trials that have the folder `warm` in common train equal warm starts once. Raises TrialError on a loss that is not
-    finite and on memory that ran out.
+    `report` gets an `EpochEnd` after every epoch of every phase, and a `SearchEnd` after each stage whose method tells
+    of its end. Trials that have the folder `warm` in common train equal warm starts once. Raises TrialError on a loss
+    that is not finite and on memory that ran out.
     """
     (found,) = run_limits(config, [config.limit], dataset, report, warm)
     if isinstance(found, SpaceError):
@@ -265,8 +264,8 @@ def _best(
     """The candidate that is the best on valid once retrained, the seconds of all, and what is to be told of it."""
     best, epochs = Plateau(config.monitor, 0.0), count(1)
 
-    def counted(values: Mapping[str, float]) -> None:
-        report({**values, "retrain_epoch": next(epochs)})
+    def counted(event: EpochEnd) -> None:
+        report(replace(event, epoch=next(epochs)))
 
     seconds = 0.0
     for number, candidate in enumerate(one.candidates):
@@ -290,11 +289,13 @@ def _best(
     return model, fitted, seconds, () if note is None else (note,)
 
 
-def _staged(report: Report, stage: int, values: Mapping[str, float]) -> None:
-    report({**values, "stage": stage})
+def _staged(report: Report, stage: int, event: Event) -> None:
+    report(replace(event, stage=stage))
 
 
-def prepared_teacher(config: TrialConfig, dataset: Dataset, device: torch.device, report: Report) -> Teacher | None:
+def prepared_teacher(
+    config: TrialConfig, dataset: Dataset, device: torch.device, report: EpochReport
+) -> Teacher | None:
     """The teacher that is no supernet of the trial's search: a bundle or an ensemble; None without one."""
     return distill.prepared(
         config.train,

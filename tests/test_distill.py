@@ -13,6 +13,7 @@ from autoembed.bundle import write_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.errors import BundleError, SpaceError
+from autoembed.events import EpochEnd, values_of
 from autoembed.nn.model import CTRModel
 from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
@@ -102,8 +103,8 @@ def test_an_ensemble_is_the_mean_of_models_trained_with_the_same_recipe(planted)
     members = [retrain(root, planted, plain.train, CPU, 10_006 + number, ignore)[0] for number in range(2)]
     expected = np.mean([logits(member, planted) for member in members], axis=0)
     assert np.abs(teacher.logits - expected).max() < 1e-4
-    assert [values["teacher_epoch"] for values in reports] == [1, 2, 3, 4]
-    assert all("valid_auc" not in values and values["teacher_valid_auc"] > 0.5 for values in reports)
+    assert [(event.phase, event.epoch) for event in reports] == [("teacher", epoch) for epoch in (1, 2, 3, 4)]
+    assert all("valid_auc" not in values_of(event) and event.valid.auc > 0.5 for event in reports)
 
 
 def test_a_search_teaches_as_it_was_before_anything_was_cut(planted, monkeypatch):
@@ -190,8 +191,8 @@ def test_nothing_is_left_of_the_file_of_logits(planted, tmp_path, monkeypatch):
         with open("/proc/self/maps") as file:
             return [line for line in file if str(tmp_path) in line]
 
-    def report(values):
-        if "retrain_epoch" in values:
+    def report(event):
+        if isinstance(event, EpochEnd) and event.phase == "retrain":
             kept.append(len(mapped()))
             assert not list(tmp_path.iterdir())
 

@@ -13,8 +13,8 @@ PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
     "errors", "writing", "ranges", "plugins", "data", "ranking", "plans", "storage", "architecture", "nn", "budget",
-    "metrics", "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining", "distill",
-    "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
+    "metrics", "events", "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining",
+    "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from autoembed.errors import DataError, SpaceError, TrialError
+from autoembed.events import values_of
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.model import CTRModel
 from autoembed.retraining import retrain
@@ -60,7 +61,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(planted):
     model, curve = fresh(planted), []
     recipe = TrainConfig(epochs=6, lr=2e-2, batch_size=256, patience=6)
     fitted = fit(model, planted, recipe, device=CPU, seed=0, report=curve.append)
-    aucs = [values["valid_auc"] for values in curve]
+    aucs = [event.valid.auc for event in curve]
     assert fitted.valid.auc == max(aucs)
     assert fitted.epoch == int(np.argmax(aucs)) + 1
     again = evaluate(planted.labels("valid"), predict(model, planted, "valid", CPU))
@@ -132,7 +133,7 @@ def test_the_kept_epoch_is_the_best_by_the_objective(coins, monitor, kept):
     recipe = TrainConfig(epochs=3, batch_size=100, patience=3)
     curve = []
     fitted = fit(model.eval(), coins, recipe, device=CPU, seed=0, report=curve.append, monitor=monitor)
-    aucs, losses = ([values[name] for values in curve] for name in ("valid_auc", "valid_logloss"))
+    aucs, losses = ([getattr(event.valid, name) for event in curve] for name in ("auc", "logloss"))
     assert (int(np.argmax(aucs)) + 1, int(np.argmin(losses)) + 1) == (2, 1)
     assert (fitted.epoch, int(model.epoch)) == (kept, kept)
     assert (fitted.valid.auc, fitted.valid.logloss) == (aucs[kept - 1], losses[kept - 1])
@@ -233,7 +234,7 @@ def test_the_learning_rate_falls_and_the_gradient_is_clipped(planted, monkeypatc
     recipe = TrainConfig(epochs=30, lr=5e-2, batch_size=4096, patience=2, decay=0.1, min_gain=0)
     curve = []
     fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=curve.append)
-    aucs = [values["valid_auc"] for values in curve]
+    aucs = [event.valid.auc for event in curve]
     per_epoch = rates[:: len(rates) // len(curve)]
     expected = [5e-2]
     for number in range(1, len(aucs)):
@@ -300,9 +301,8 @@ def test_only_retraining_reports_the_objective(planted):
     seen = []
     stage = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "precisions": [32], "retrain": "inherit", "guard": "none"}
     run_trial(config(stages=[stage]), planted, seen.append)
-    phases = ["warm_epoch", "search_epoch", "retrain_epoch", "retrain_epoch"]
-    assert [next(name for name in values if name.endswith("_epoch")) for values in seen] == phases
-    assert ["valid_auc" in values for values in seen] == [False, False, True, True]
+    assert [event.phase for event in seen] == ["warm", "search", "retrain", "retrain"]
+    assert ["valid_auc" in values_of(event) for event in seen] == [False, False, True, True]
 
 
 def test_metrics_need_both_classes():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from autoembed.errors import SpaceError
+from autoembed.events import EpochEnd
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.methods.supernet import Supernet
@@ -107,8 +108,8 @@ def test_a_limit_of_bytes_that_holds_nothing_is_refused(planted_pairs):
 def test_no_supernet_is_held_while_its_answer_is_retrained(planted_pairs, stages):
     held = []
 
-    def report(values):
-        if "retrain_epoch" in values:
+    def report(event):
+        if isinstance(event, EpochEnd) and event.phase == "retrain":
             # By type: a dead weak reference among the objects raises when it is asked for its class.
             held.extend(one for one in gc.get_objects() if issubclass(type(one), Supernet))
 
@@ -142,7 +143,7 @@ def test_equal_architectures_are_retrained_once(planted_pairs):
     one, other = run_limits(config({"method": "uniform"}), limits, planted_pairs, epochs.append)
     assert [found.config.limit for found, _ in (one, other)] == limits
     assert one[1] is other[1]
-    assert max(values["retrain_epoch"] for values in epochs) == len(epochs)
+    assert max(event.epoch for event in epochs) == len(epochs)
 
 
 def test_the_uniform_rival_is_retrained_and_kept_where_it_is_better(planted_pairs, monkeypatch):

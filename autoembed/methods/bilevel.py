@@ -8,6 +8,7 @@ in OptInter (arXiv 2108.01265, sec. 3.4).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from time import perf_counter
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError
+from autoembed.events import EpochEnd, EpochReport, Phase, Report, SearchEnd
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig
 from autoembed.methods.supernet import Supernet
 from autoembed.methods.warm import WarmStarts
@@ -27,7 +29,6 @@ from autoembed.training import (
     Monitor,
     Optimiser,
     Plateau,
-    Report,
     TrainConfig,
     batches,
     check_finite,
@@ -62,9 +63,8 @@ def search(
     The warm start and the refit stop early by `monitor` and keep their best epoch. Searches that have the folder `warm`
     in common train equal warm starts once.
 
-    Reports {"phase_epoch": ..., "phase_valid_auc": ..., ...} of the warm start, the search and the refit under names
-    that no retraining uses. Valid is read to tell searches that lead nowhere and to lower the learning rate by
-    `decay`, and moves no gate.
+    Reports the epochs of the warm start, the search and the refit, and the end of the search. Valid is read to tell
+    searches that lead nowhere and to lower the learning rate by `decay`, and moves no gate.
     """
     start = perf_counter()
     config = net.config
@@ -80,9 +80,9 @@ def search(
         net.held = _held(dataset, device, held if len(held) and not (gates and gates.refit) else None)
     if config.warm_epochs:
         recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
-        told = _prefixed(report, "warm")
+        told = _of_phase(report, "warm")
 
-        def train_it(report: Report) -> None:
+        def train_it(report: EpochReport) -> None:
             fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=report, monitor=monitor)
 
         if warm is None:
@@ -99,7 +99,7 @@ def search(
         _prune(net, dataset, train, own, device=device, seed=seed, report=report, monitor=monitor)
     net.eval()
     if ended := net.on_search_end(dataset, device):
-        report({f"search_{name}": value for name, value in ended.items()})
+        report(SearchEnd(extra=ended))
     return perf_counter() - start
 
 
@@ -118,8 +118,8 @@ def _held(dataset: Dataset, device: torch.device, rows: Rows | None) -> tuple[Te
     return ids.to(device), labels.to(device)
 
 
-def _prefixed(report: Report, phase: str) -> Report:
-    return lambda values: report({f"{phase}_{name}": value for name, value in values.items()})
+def _of_phase(report: Report, phase: Phase) -> EpochReport:
+    return lambda event: report(replace(event, phase=phase))
 
 
 def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, ...]]:
@@ -174,15 +174,11 @@ def _move_gates(
             train_total += loss.detach()
             steps += 1
         where = f"search epoch {epoch}"
-        values = {
-            "search_epoch": float(epoch),
-            "search_train_loss": check_finite(train_total / max(steps, 1), train.lr, where),
-        }
-        if not joint:
-            values["search_arch_loss"] = check_finite(arch_total / max(steps, 1), train.lr, where)
+        loss_of_epoch = check_finite(train_total / max(steps, 1), train.lr, where)
+        extra = {} if joint else {"arch_loss": check_finite(arch_total / max(steps, 1), train.lr, where)}
         found = on_valid(net, dataset, device, train.lr, where)
-        values |= {"search_valid_auc": found.auc, "search_valid_logloss": found.logloss}
-        report(values | {f"search_{name}": value for name, value in net.diagnostics().items()})
+        extra |= net.diagnostics()
+        report(EpochEnd(phase="search", epoch=epoch, loss=loss_of_epoch, valid=found, extra=extra))
         plateau.see(epoch, found)
         if plateau.idle:
             optimiser.scale_lr(train.decay)
@@ -208,8 +204,8 @@ def _prune(
     recipe = config.round_train.of(train).model_copy(update={"epochs": config.warm_epochs})
     plateau, best = Plateau(monitor, train.min_gain), {}
 
-    def told(values: Mapping[str, float]) -> None:
-        report({f"refit_{name}": value for name, value in values.items()} | {"refit_epoch": next(epochs)})
+    def told(event: EpochEnd) -> None:
+        report(replace(event, phase="refit", epoch=next(epochs)))
 
     for turn in range(1, net.rounds + 1):
         net.eval()
@@ -256,7 +252,7 @@ def _refit(
     gates = net.arch_parameters()
     for gate in gates:
         gate.requires_grad_(False)
-    told = _prefixed(report, "refit")
+    told = _of_phase(report, "refit")
     fit(net, dataset, recipe, device=device, seed=seed, report=told, monitor=monitor, start=start)
     for gate in gates:
         gate.requires_grad_(True)

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoembed.data.dataset import Dataset
+from autoembed.events import EpochEnd, EpochReport
 from autoembed.methods.supernet import Supernet
-from autoembed.training import Monitor, Report, TrainConfig
+from autoembed.metrics import Metrics
+from autoembed.training import Monitor, TrainConfig
 
 _RANDOM = "random state"
 
@@ -40,8 +42,8 @@ class WarmStarts:
         net: Supernet,
         dataset: Dataset,
         recipe: TrainConfig,
-        train: Callable[[Report], object],
-        report: Report,
+        train: Callable[[EpochReport], object],
+        report: EpochReport,
         *,
         rows: int,
         seed: int,
@@ -79,16 +81,16 @@ class WarmStarts:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # whoever comes second waits, and has it for nothing
             if not _load(path, net, report):
-                curve: list[Mapping[str, float]] = []
+                curve: list[dict[str, Any]] = []
 
-                def told(values: Mapping[str, float]) -> None:
-                    curve.append(values)
-                    report(values)
+                def told(event: EpochEnd) -> None:
+                    curve.append({**vars(event), "valid": event.valid.model_dump()})
+                    report(event)
 
                 train(told)
                 self._save(path, net, curve)
 
-    def _save(self, path: Path, net: Supernet, curve: list[Mapping[str, float]]) -> None:
+    def _save(self, path: Path, net: Supernet, curve: list[dict[str, Any]]) -> None:
         tensors = {name: tensor.detach().contiguous() for name, tensor in _own_state(net).items()}
         tensors |= {f"{_RANDOM} {number}": state for number, state in enumerate(_random_state(net))}
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -124,19 +126,20 @@ def _digest(facts: Mapping[str, Any], state: Mapping[str, Tensor], random: list[
     return digest.hexdigest()
 
 
-def _load(path: Path, net: Supernet, report: Report) -> bool:
+def _load(path: Path, net: Supernet, report: EpochReport) -> bool:
     """Loads a warm start into a net and tells its epochs; whether there is one that can be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            curve = json.loads((file.metadata() or {})["curve"])
+            told = json.loads((file.metadata() or {})["curve"])
+            curve = [EpochEnd(**{**values, "valid": Metrics(**values["valid"])}) for values in told]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return False
     random = [tensors.pop(name) for name in sorted(name for name in tensors if name.startswith(_RANDOM))]
     net.load_state_dict(tensors, strict=False)
     torch.set_rng_state(random[0])
     if len(random) > 1:
         torch.cuda.set_rng_state(random[1], net.weight.device)
-    for values in curve:
-        report(values)
+    for event in curve:
+        report(event)
     return True

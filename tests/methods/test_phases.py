@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autoembed.errors import SpaceError
+from autoembed.events import EpochEnd
 from autoembed.methods import bilevel
 from autoembed.methods.method import configure, load
 from autoembed.metrics import evaluate
@@ -106,10 +107,10 @@ def test_a_refit_trains_the_weights_on_all_rows_and_leaves_the_gates(planted, mo
     assert (len(warm), rows, epochs) == (round(0.8 * planted.rows("train")), None, 2)
     before = evaluate(planted.labels("valid"), predict(plain, planted, "valid", CPU))
     assert start == before
-    told = [values for values in reports if "refit_epoch" in values]
-    assert [values["refit_epoch"] for values in told] == [1, 2]
+    told = [event for event in reports if event.phase == "refit"]
+    assert [event.epoch for event in told] == [1, 2]
     after = evaluate(planted.labels("valid"), predict(net, planted, "valid", CPU))
-    assert after.auc == max([before.auc, *(values["refit_valid_auc"] for values in told)])
+    assert after.auc == max([before.auc, *(event.valid.auc for event in told)])
 
 
 def test_weights_that_no_epoch_of_a_refit_betters_stay(planted):
@@ -125,8 +126,8 @@ def test_other_methods_refit_too(planted_pairs, method):
     reports = []
     limit = {"width": 2} if method == "ihas" else {}
     result, _ = run_trial(config(stage, limit=limit), planted_pairs, reports.append)
-    phases = [name for values in reports for name in values if name.endswith("_epoch")]
-    assert phases == ["search_epoch", "refit_epoch", "retrain_epoch"]
+    phases = [event.phase for event in reports if isinstance(event, EpochEnd)]
+    assert phases == ["search", "refit", "retrain"]
     assert result.valid.auc > 0.5
 
 

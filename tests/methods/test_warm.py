@@ -40,7 +40,7 @@ def test_a_shared_warm_start_changes_nothing_but_the_time(planted, tmp_path):
     assert trained(tmp_path) == 1
     again = result(config("magnitude"), planted, warm)  # read, with the epochs told once more
     assert again == result(config("magnitude"), planted, None)
-    assert sum("warm_epoch" in values for values in again[1]) == 2
+    assert sum(event.phase == "warm" for event in again[1]) == 2
 
 
 def test_whatever_decides_a_warm_start_is_in_its_key(planted, tmp_path):

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from ray.tune.schedulers import TrialScheduler
 
 from autoembed.errors import SpaceError, StudyError
-from autoembed.metrics import auc_error, evaluate
+from autoembed.events import EpochEnd
+from autoembed.metrics import Metrics, auc_error, evaluate
 from autoembed.space import SearchSpace
 from autoembed.study.engine import worker
 from autoembed.study.engine.run import Request, run_study
@@ -52,15 +53,15 @@ def reporter(write_space):
 
 
 def warm(epoch, auc, stage=0):
-    return {"warm_epoch": epoch, "warm_valid_auc": auc, "warm_valid_logloss": 0.6, "stage": stage}
+    return EpochEnd(phase="warm", epoch=epoch, loss=0.6, valid=Metrics(auc=auc, logloss=0.6), stage=stage)
 
 
 def searched(epoch, auc):
-    return {"search_epoch": epoch, "search_valid_auc": auc, "search_valid_logloss": 0.6, "stage": 0}
+    return EpochEnd(phase="search", epoch=epoch, loss=0.6, valid=Metrics(auc=auc, logloss=0.6), stage=0)
 
 
 def retrained(epoch, auc):
-    return {"retrain_epoch": epoch, "valid_auc": auc, "valid_logloss": 0.6, "train_loss": 0.6}
+    return EpochEnd(epoch=epoch, loss=0.6, valid=Metrics(auc=auc, logloss=0.6))
 
 
 def test_the_error_of_an_auc_is_that_of_many_draws():
@@ -105,7 +106,7 @@ def test_a_search_no_better_than_chance_is_told_after_two_epochs(reporter, repor
 def test_a_report_is_of_the_search_or_of_the_retraining(reporter, reports):
     report = reporter()
     report(warm(1, 0.8))
-    report({"search_clusters": 2.0, "stage": 0})
+    report(SearchEnd(extra={"clusters": 2.0}, stage=0))
     report(retrained(1, 0.7))
     report(retrained(2, 0.6))
     searched, settled, first, last = reports

@@ -14,6 +14,7 @@ from ray import tune
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
+from autoembed.events import EpochEnd, Event, values_of
 from autoembed.methods.method import configure
 from autoembed.methods.warm import WarmStarts
 from autoembed.metrics import auc_error
@@ -40,7 +41,7 @@ GRACE = 2  # epochs of a phase before a trial may be stopped
 STEPS = 100  # of searching: on small data the first epochs are too few for a good draw to leave chance
 # How far above chance a search must be: so many standard errors, but where valid is small, no more than this.
 ERRORS, ABOVE = 3, 0.02
-PHASES = {"warm": "warm_", "search": "search_", "retrain": ""}
+COMPARED = ("warm", "search", "retrain")  # phases by which trials are compared
 
 
 def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path) -> None:
@@ -124,13 +125,13 @@ class Reporter:
         self.batches, self.steps = math.ceil(rows / trial.train.batch_size), 0
         self.auc = self.figure = float("nan")
 
-    def __call__(self, values: Mapping[str, float]) -> None:
+    def __call__(self, event: Event) -> None:
+        values = values_of(event)
         self.keep(values)
         report: dict[str, Any] = dict(values)
-        phase = next((name for name in PHASES if f"{name}_epoch" in values), None)
-        if phase is not None:
-            epoch, auc = int(values[f"{phase}_epoch"]), values[f"{PHASES[phase]}valid_auc"]
-            figure = values[PHASES[phase] + self.metric]
+        if isinstance(event, EpochEnd) and event.phase in COMPARED:
+            phase, epoch, auc = event.phase, event.epoch, event.valid.auc
+            figure = auc if self.metric == "valid_auc" else event.valid.logloss
             if epoch == 1:
                 self.auc, self.figure = auc, figure
             self.auc, self.figure = max(self.auc, auc), self.better(self.figure, figure)
@@ -148,7 +149,7 @@ class Reporter:
                         f"{self.steps}, is not above {0.5 + above:.4f}"
                     )
                 report |= {PROXY: self.figure, PROXY_AUC: self.auc, ERROR: error, SEARCH_RUNG: epoch}
-                report[PEERS] = peers(self.trial, int(values["stage"]), phase)
+                report[PEERS] = peers(self.trial, event.stage or 0, phase)
         tune.report(report)
 
 

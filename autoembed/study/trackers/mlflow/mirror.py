@@ -131,20 +131,22 @@ class Mirror:
         if begun and BEGUN not in run.data.tags:
             self.client.set_tag(run_id, BEGUN, begun)
             run.data.tags[BEGUN] = begun
-        points = whole[self._logged.get(trial, 0) :]
         metrics: list[Metric] = []
-        for point in points:
-            phase = next((name for name in point if name.endswith(EPOCH)), "")
-            step = int(point.get(phase, 0))
-            metrics += [
-                Metric(curve(name), float(value), point["time"], step)
-                for name, value in point.items()
-                if name not in ("time", "stage", phase)
-            ]
+        phase, step = "", 0
+        for number, point in enumerate(whole):
+            # What a search tells at its end has no epoch: it is of the last one.
+            phase = next((name for name in point if name.endswith(EPOCH)), phase)
+            step = int(point.get(phase, step))
+            if number >= self._logged.get(trial, 0):
+                metrics += [
+                    Metric(curve(name), float(value), point["time"], step)
+                    for name, value in point.items()
+                    if name not in ("time", "stage", phase)
+                ]
         for place in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[place : place + BATCH])
         self._logged[trial] = len(whole)
-        if points:
+        if phase:
             stage = phase.removesuffix(EPOCH)
             if self._phase.get(trial) != stage:
                 self.client.set_tag(run_id, "stage", stage)
