@@ -4,7 +4,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tests.search import test_kinds as kinds
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
@@ -14,6 +13,7 @@ from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, cost_of, measure
 from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import Limit, check, run_limits, run_trial
+from tests.methods import test_kinds as kinds
 
 pytestmark = [
     pytest.mark.cuda,

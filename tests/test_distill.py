@@ -90,7 +90,7 @@ def test_a_loss_is_the_weighted_mean_of_both(planted, monkeypatch):
         recipe = TrainConfig(epochs=1, lr=1e-12, batch_size=512)
         seen = []
         fit(model, planted, recipe, device=CPU, seed=0, report=seen.append, teacher=given)
-        told[name] = seen[0]["train_loss"]
+        told[name] = seen[0].loss
     assert told["both"] == pytest.approx(0.7 * told["labels"] + 0.3 * told["teacher"], rel=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_a_bundle_that_does_not_fit_is_refused_in_one_line(planted, tmp_path):
     other = build_dataset(spec, None, tmp_path / "cache")
     with pytest.raises(BundleError, match=r"^the teacher .*b has other ids for the values of 'marginal_2' than the"):
         run_trial(trial, other, ignore)
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="not a bundle"):
         run_trial(config(str(tmp_path / "none")), planted, ignore)
 
 

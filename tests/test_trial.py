@@ -106,12 +106,15 @@ def test_a_limit_of_bytes_that_holds_nothing_is_refused(planted_pairs):
 
 @pytest.mark.parametrize("stages", [(DNIS,), (DNIS, OPTINTER), (IHAS,), ({"method": "uniform", "width": 2},)], ids=str)
 def test_no_supernet_is_held_while_its_answer_is_retrained(planted_pairs, stages):
-    held = []
+    def alive():
+        # By type: a dead weak reference among the objects raises when it is asked for its class.
+        return [one for one in gc.get_objects() if issubclass(type(one), Supernet)]
+
+    held, others = [], alive()  # which other tests have left
 
     def report(event):
         if isinstance(event, EpochEnd) and event.phase == "retrain":
-            # By type: a dead weak reference among the objects raises when it is asked for its class.
-            held.extend(one for one in gc.get_objects() if issubclass(type(one), Supernet))
+            held.extend(one for one in alive() if not any(one is other for other in others))
 
     run_trial(config(*stages), planted_pairs, report)
     assert not held

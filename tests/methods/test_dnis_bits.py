@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tests.search.test_contract import root
 
 from autoembed.budget import uniform_bytes
 from autoembed.errors import SpaceError
 from autoembed.methods.dnis_bits import spend
 from autoembed.methods.method import configure, load
 from autoembed.trial import check, run_trial
+from tests.methods.test_contract import root
 
 SIZES = np.array([[0, 10, 20], [0, 100, 200]])
 

@@ -50,7 +50,9 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_study_in_order(write_space, tmp_path, family, sent, status):
     long = {"method": "dnis", "warm_epochs": 1, "epochs": 200}
     space, run = write_space(stages=[{"method": "uniform"}], baselines=[long]), RunDir(tmp_path / "runs" / "tiny")

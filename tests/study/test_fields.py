@@ -44,8 +44,8 @@ def test_what_is_wrong_is_one_line(cli, finished, tmp_path):
         ((*model, "table.csv", "--score", "mi"), "only, but got source, --score"),
         ((*model, "--top", "0"), "--top must be at least 1, but got 0"),
         (("rank", "--model", tmp_path), "is neither a run folder nor a bundle"),
-        (("rank", "--model", unfinished), "is no bundle"),
-        (("rank", "--model", other, "--runs", tmp_path), "is no run folder"),
+        (("rank", "--model", unfinished), "is not a bundle"),
+        (("rank", "--model", other, "--runs", tmp_path), "is not a run folder"),
         (("rank", "--model", other, "--runs", run.path.parent), "is of other data than the study"),
     ):
         status, _, err = cli(*words)

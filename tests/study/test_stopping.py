@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from ray.tune.schedulers import TrialScheduler
 
 from autoembed.errors import SpaceError, StudyError
-from autoembed.events import EpochEnd
+from autoembed.events import EpochEnd, SearchEnd
 from autoembed.metrics import Metrics, auc_error, evaluate
 from autoembed.space import SearchSpace
 from autoembed.study.engine import worker
@@ -120,7 +120,7 @@ def test_a_report_is_of_the_search_or_of_the_retraining(reporter, reports):
 
 def test_the_figure_is_that_of_the_best_epoch_by_the_objective(reporter, reports):
     def told(epoch, auc, logloss):
-        return {**retrained(epoch, auc), "valid_logloss": logloss}
+        return EpochEnd(epoch=epoch, loss=0.6, valid=Metrics(auc=auc, logloss=logloss))
 
     for objective, figures in (({}, [0.7, 0.8, 0.8]), ({"minimize": "valid.logloss"}, [0.5, 0.5, 0.4])):
         report = reporter(objective=objective)

@@ -43,13 +43,8 @@ def test_every_arm_gets_its_trials_and_the_board_says_what_the_folder_holds(fini
     assert "row" not in json.dumps(facts["schema"])
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import ray; ray.init(num_cpus=1, include_dashboard=False)",
-        pytest.param("import ray.tune", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["import ray; ray.init(num_cpus=1, include_dashboard=False)", "import ray.tune"])
 def test_a_program_may_import_ray_first(write_space, tmp_path, first):
     """Ray reads its environment once, and a study's Ray wants a token; a Ray that runs already is used as it is."""
     space = write_space(stages=[{"method": "uniform"}], baselines=[], budget={"trials": 1, "width": 2})
@@ -203,7 +198,7 @@ def test_pruning_by_rank_reaches_the_model(write_space, ray_here, tmp_path):
 def test_a_killed_study_loses_only_its_running_trials(write_space, tmp_path):
     """SIGKILL of the driver mid-study, then --resume: finished trials stay, and MLflow has no run left RUNNING."""
     space = write_space(
-        stages=[{"method": "dnis", "warm_epochs": 1, "epochs": 30}],
+        stages=[{"method": "dnis", "warm_epochs": 1, "epochs": 10, "precisions": [32], "guard": "measured"}],
         budget={"trials": 3, "width": 2},
         baselines=["uniform"],
     )
