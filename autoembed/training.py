@@ -35,9 +35,11 @@ class Ensemble(BaseModel):
 
 
 class Distill(BaseModel):
-    """Whom a retrained model learns from beside the labels: a bundle's folder, `search` or an ensemble.
+    """Distillation: a retrained model learns from a teacher beside the labels.
 
-    `search` is the trial's last supernet after its search. `weight` is the teacher's share of the loss.
+    Args:
+        teacher: `search` (the trial's last supernet after its search), the folder of a bundle, or {ensemble: N}.
+        weight: the teacher's share of the loss, 0 to 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,16 +51,26 @@ class Distill(BaseModel):
 class TrainConfig(BaseModel):
     """The recipe of one training.
 
-    `l2` weighs half the squared norm of the whole embedding table at every step, as FuxiCTR applies it. An epoch counts
-    as better if its metric on valid (AUC or logloss, by the study's objective) is at least `min_gain` better than that
-    of the last epoch that counted. After one that does not count the learning rate is multiplied by `decay`; after
-    `patience` of them in a row training stops. With `anneal` the rate also falls evenly to 0 over all epochs:
-    for a short training that starts from good weights. `clip` bounds the gradient's norm. `positive_weight` counts each
-    click so many times. `sparse` updates only the rows of a batch (SparseAdam), for tables too large to touch at every
-    step. `precision` is that of the forward pass on CUDA, and `compile` runs the model through torch.compile. `distill`
-    names a teacher, which a retrained model learns from; searches have none.
-    `quantise` says how a model whose architecture has fewer than 32 bits gets its numbers: rounded after training, or
-    trained on with rounded lookups ("aware"), which is kept where it is better; "none" refuses such an architecture.
+    An epoch counts as better if its metric on valid (AUC or logloss, by the study's objective) is at least `min_gain`
+    better than that of the last epoch that counted.
+
+    Args:
+        epochs: how many at most.
+        lr: learning rate of Adam.
+        batch_size: rows per step.
+        l2: weight of half the squared norm of the whole embedding table, applied at every step as FuxiCTR does.
+        patience: training stops after so many epochs in a row that are not better.
+        decay: multiplies the learning rate after an epoch that is not better.
+        anneal: the learning rate also falls evenly to 0 over all epochs.
+        min_gain: see above.
+        clip: bound of the gradient's norm.
+        positive_weight: how often a click counts.
+        sparse: update only the rows of a batch (SparseAdam), for tables that are too large to touch at every step.
+        precision: of the forward pass on CUDA.
+        compile: run the model through torch.compile.
+        distill: the teacher of a retrained model; searches have none.
+        quantise: how a model with fewer than 32 bits gets its numbers: `round` after training, or `aware`, which trains
+            on with rounded lookups and keeps that where it is better. `none` refuses such an architecture.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,10 +99,13 @@ class TrainConfig(BaseModel):
 
 
 class PhaseTrain(BaseModel):
-    """What one phase of a stage changes in the recipe `train`; a key that is not set is as in `train`.
+    """Keys of `train` that one phase of a stage overrides; a key that is not set is as in `train`.
 
-    `lr_factor` multiplies the recipe's learning rate, where `lr` replaces it. How many epochs a phase takes is the
-    stage's own option.
+    The number of epochs of a phase is an option of the stage.
+
+    Args:
+        lr: replaces the learning rate.
+        lr_factor: multiplies it instead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -32,8 +32,16 @@ from autoembed.plans import Array
 class Config(EntryConfig, measured.MeasuredConfig, GateConfig):
     """Options; defaults are the authors' where they state one.
 
-    The authors' code updates the embeddings only beside alpha. `threshold` is used when the study sets no budget.
-    Dims have no order (`basis: plain`): the search moves each dim's gate by itself.
+    The authors' code updates only the embeddings beside alpha. Dims have no order (`basis: plain`), as each dim has a
+    gate of its own.
+
+    Args:
+        arch_lr: learning rate of the gates.
+        l1: weight of the gates' L1 norm.
+        share: one gate for each frequency block and dim, of each field (`field`) or of all together as in the paper
+            (`global`).
+        threshold: what a score must exceed if the study has no budget.
+        choose_by: the loss on held-out rows, or the size of gated weights as in the paper (`weight`).
     """
 
     PAPER: ClassVar[Mapping[str, Any]] = {

@@ -28,7 +28,11 @@ _PREFIXES = 16  # of the blocks by price that are tried
 
 
 class EntryConfig(BaseModel):
-    """The option of methods that can cut single entries: `granularity: entry`. `bits` holds for all that is kept."""
+    """The option of methods that can cut single entries.
+
+    Args:
+        granularity: `block` cuts dims of whole blocks, `entry` single entries, which all have the stage's `bits`.
+    """
 
     granularity: Literal["block", "entry"] = "block"
 

@@ -35,10 +35,12 @@ _MEMORY = 1 << 28  # bytes of estimates held at once
 
 
 class MeasuredConfig(WidthConfig):
-    """Options of a method that chooses by loss. Blocks have one of these `precisions`, in bits.
+    """Options of a method that chooses widths and bits by the loss on held-out rows.
 
-    `shrink` is how far the bytes fall between two measurements. A move's rise of the loss is taken for `caution`
-    standard errors more than was measured.
+    Args:
+        precisions: the bits that a block may have.
+        shrink: the share of its bytes that a model keeps from one measurement to the next.
+        caution: how many standard errors are added to the measured rise of the loss.
     """
 
     guard: Literal["retrained", "measured", "none"] = "retrained"

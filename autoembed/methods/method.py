@@ -27,10 +27,13 @@ BASES = ("method", "supernet", "bilevel", "entries", "measured", "members", "pai
 class MethodConfig(BaseModel):
     """Options of a method that decides without training.
 
-    `width` is the stage's own limit where another stage follows: as many bytes as that many 32-bit dims for every
-    value take. The last stage has the study's. `bits` is what each number is stored in, no more than the stage's
-    parent has; the parent's without it. `preset: paper` sets the options of a published method as its authors
-    describe them; what a stage sets itself comes first.
+    Args:
+        method: the name of a file in this folder, or a dotted module name.
+        preset: `paper` sets the options of a published method as its authors describe them; options that the stage sets
+            override it.
+        width: the stage's own limit if another stage follows: as many bytes as that many 32-bit dims for every value
+            take. The last stage has the study's budget.
+        bits: of each stored number, at most those of the stage before, which are the default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,13 +49,13 @@ class MethodConfig(BaseModel):
 class SearchConfig(MethodConfig):
     """Options of a method that trains a supernet.
 
-    `warm_epochs` at most are spent on plain training with open gates, early stop as in `train`. `retrain` starts the
-    compact model from the supernet's weights ("inherit") or from fresh ones ("fresh"), or trains it both ways and keeps
-    the better on valid ("best"). With `carry`, a stage after another one starts from the weights that this one has
-    trained.
-
-    `warm_train` changes keys of `train` for the warm start, and `inherit_train` for a retraining that starts from the
-    supernet's weights; one from fresh weights is by `train` alone.
+    Args:
+        warm_epochs: of plain training with open gates at most; it stops early as `train` does.
+        warm_train: keys of `train` that the warm start overrides.
+        retrain: the compact model starts from the supernet's weights (`inherit`) or from fresh ones (`fresh`), or is
+            trained both ways and the better on valid is kept (`best`).
+        inherit_train: keys of `train` that a retraining from the supernet's weights overrides.
+        carry: whether the next stage starts from the weights that this one has trained.
     """
 
     warm_epochs: int = Field(default=10, ge=0)
@@ -78,15 +81,18 @@ class SearchConfig(MethodConfig):
 
 
 class GateConfig(SearchConfig):
-    """Options of a method whose gates move for `epochs` after the warm start.
+    """Options of a method that searches gates after the warm start.
 
-    `update` tells which weights move beside them: with "embedding" and "all" they move on train batches, and the gates
-    on held-out ones, `arch_fraction` of train; with "joint" all weights and the gates move on the same train batch.
-    `search_train` changes keys of `train` for the weights meanwhile.
-
-    With `refit`, the gates rest after the search and the supernet's weights are trained on all rows of train for at
-    most `refit_epochs`, early stop as in `train`; `refit_train` changes keys of it. If no epoch is better on valid than
-    the weights of before, these stay.
+    Args:
+        epochs: of the search.
+        search_train: keys of `train` that the search overrides, for the weights.
+        arch_fraction: the share of train's rows that is held out for the gates.
+        update: what moves beside the gates: the embeddings (`embedding`) or all weights (`all`) on train batches while
+            the gates move on held-out ones, or all weights and gates on the same train batch (`joint`).
+        refit: after the search, train the weights on all rows of train with fixed gates. If no epoch is better on valid
+            than the weights before, these stay.
+        refit_epochs: of the refit at most; it stops early as `train` does.
+        refit_train: keys of `train` that the refit overrides.
     """
 
     epochs: int = Field(default=10, ge=0)
@@ -105,16 +111,17 @@ class GateConfig(SearchConfig):
 class WidthConfig(SearchConfig):
     """Options of a trained method that chooses how many dims each block keeps.
 
-    `basis: nested` trains with prefixes of the dims, drawn for each block and batch, so that dims are ordered: a block
-    keeps the first of them. In a plain basis dims have no order, and each block keeps its best. With diminishing
-    `returns` the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim of a block is worth far more
-    than its twentieth; `flat` takes scores as they are. Of the batches of a nested basis one in four gives each field a
-    width of its own (`prefixes: field`), or every second one each block (`block`). The first makes better models of
-    every width, the second shows better which blocks nobody misses.
-
-    `guard` compares the choice with the uniform architecture of the same cost, and takes that one where it is better:
-    by the supernet's loss on held-out rows ("measured"), or after that by both, retrained, on valid ("retrained"),
-    where widths by frequency are a rival as well.
+    Args:
+        basis: `nested` trains with prefixes of the dims, so that dims are ordered and a block keeps the first ones. In
+            a `plain` basis dims have no order, and each block keeps its best.
+        prefixes: of a nested basis: one batch in four gives each field a width of its own (`field`), which makes better
+            models of every width; or every second batch gives one to each block (`block`), which shows better which
+            blocks are not needed.
+        returns: with `diminishing` returns the k-th dim of a block counts 1/sqrt(k) of its score, since the first dim
+            of a block is worth far more than its twentieth; `flat` takes scores as they are.
+        guard: compares the answer with rivals of the same bytes and takes the best: with uniform rows by the supernet's
+            loss on held-out rows (`measured`); with these and with widths by frequency, all retrained, on valid
+            (`retrained`); or with nothing (`none`).
     """
 
     retrain: Literal["inherit", "fresh", "best"] = "best"

@@ -25,9 +25,13 @@ _CHUNK = 4096
 class Config(EntryConfig, measured.MeasuredConfig):
     """Options.
 
-    After the warm start, `rounds` times at most, dims whose loss makes held-out rows better by more than `margin`
-    standard errors are closed, and the supernet is trained on by `round_train`. `held_fraction` of train's rows are
-    held out to choose by; with 0, valid chooses, and then also compares what it has chosen.
+    Args:
+        rounds: of pruning after the warm start at most: what makes held-out rows worse is closed, and the supernet is
+            trained on.
+        round_train: keys of `train` that this training overrides.
+        margin: how many standard errors the loss on held-out rows must fall for a block to be closed.
+        held_fraction: the share of train's rows that is held out to choose by. With 0 valid chooses, and then also
+            compares what it has chosen.
     """
 
     method: str = "sensitivity"
