@@ -138,7 +138,11 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 model=models[best],
                 data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
                 metrics={"valid": self.results_[best].valid.model_dump()},
-                provenance={"trial": best, "fingerprint": dataset.fingerprint},
+                provenance={
+                    "trial": best,
+                    "fingerprint": dataset.fingerprint,
+                    "train": self.results_[best].config.train.model_dump(mode="json"),
+                },
             )
             self.bundle_: Bundle = load_bundle(folder / "bundle")
         return self

@@ -14,7 +14,7 @@ PACKAGE = Path(autoembed.__file__).parent
 ORDER = [
     "errors", "writing", "ranges", "plugins", "data", "ranking", "plans", "storage", "architecture", "nn", "budget",
     "metrics", "events", "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining",
-    "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
+    "reuse", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

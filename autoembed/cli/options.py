@@ -48,7 +48,7 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
     return opened
 
 
-def settings_of(options: list[str]) -> dict[str, object]:
+def settings_of(options: list[str], flag: str = "--set") -> dict[str, object]:
     """Keys of a data section, such as separator=; and null_values=[NA]; DataError if one is written otherwise."""
     import yaml
 
@@ -56,11 +56,11 @@ def settings_of(options: list[str]) -> dict[str, object]:
     for option in options:
         name, sign, value = option.partition("=")
         if not sign or not name:
-            raise DataError(f"--set must be KEY=VALUE, such as separator=';', but got {option!r}")
+            raise DataError(f"{flag} must be KEY=VALUE, such as separator=';', but got {option!r}")
         try:
             found[name] = {"\\t": "\t"}.get(value, value) if name in ("separator", "quote") else yaml.safe_load(value)
         except yaml.YAMLError:
-            raise DataError(f"--set {name} must have a value as in YAML, but got {value!r}") from None
+            raise DataError(f"{flag} {name} must have a value as in YAML, but got {value!r}") from None
         if name == "quote" and value in ("null", "none", ""):
             found[name] = None
     return found

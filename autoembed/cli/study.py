@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import INTERRUPTED, Data, Device, Run, Runs, Which, app, opening
+from autoembed.cli.options import INTERRUPTED, Data, Device, Run, Runs, Settings, Which, app, opening, settings_of
 from autoembed.errors import DataError, StudyError
 from autoembed.writing import beside
 
@@ -66,13 +66,30 @@ def search(
 @app.command()
 @opening
 def retrain(
-    run: Run,
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="A study's folder, a bundle, or an architecture's JSON file.")],
     trial: Which = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(help="How many seeds, of a study.")] = 3,
     data: Data = None,
     device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="The new bundle, of a bundle or an architecture.")] = None,
+    label: Annotated[str | None, typer.Option(help="The label column of --data; the bundle's by default.")] = None,
+    train: Annotated[
+        list[str] | None, typer.Option("--train", help="KEY=VALUE of the recipe, such as epochs=5; repeatable.")
+    ] = None,
+    settings: Settings = None,
 ) -> None:
-    """Train a study's best architecture anew over seeds, or with `--trial all` that of each arm; mean and sd."""
+    """Train a study's best architecture again over seeds, or an architecture on other data.
+
+    Of a study: mean and sd over seeds; with `--trial all` of each arm's best. Of a bundle or an architecture's JSON
+    file: `--data` and `--out` are needed, the vocabulary is fitted to the new table, and a new bundle is written.
+    """
+    if not (source / "space.yaml").is_file() and source.exists():
+        _refuse(context, {"trial", "seeds"}, "a bundle or an architecture")
+        _train_architecture(source, data, out, label, device, settings or [], train or [])
+        return
+    _refuse(context, {"out", "label", "train", "settings"}, "a study")
+    run = source
     from autoembed.study.results.retrain import ARMS, FILE
     from autoembed.study.show.progress import Bar
     from autoembed.study.show.report import show_arms, show_seeds, stdout
@@ -93,6 +110,50 @@ def retrain(
         study.sync()
     except StudyError as error:
         print(f"warning: {error}: `autoembed sync {study.path}` writes it when that is mended", file=sys.stderr)
+
+
+def _refuse(context: typer.Context, names: set[str], source: str) -> None:
+    """DataError if one of the options was given."""
+    for option in context.command.params:
+        given = str(context.get_parameter_source(str(option.name))).endswith("COMMANDLINE")
+        if option.name in names and given:
+            raise DataError(f"{option.opts[0]} does not go with {source}")
+
+
+def _train_architecture(
+    source: Path,
+    data: str | None,
+    out: Path | None,
+    label: str | None,
+    device: str | None,
+    settings: list[str],
+    train: list[str],
+) -> None:
+    from autoembed.reuse import train_architecture
+    from autoembed.study.show.report import stdout
+
+    if data is None or out is None:
+        raise DataError(f"{source} is no study: give --data TABLE and --out BUNDLE to train its architecture there")
+    found = train_architecture(
+        source,
+        data,
+        out,
+        label=label,
+        settings=settings_of(settings),
+        train=settings_of(train, "--train"),
+        device=device or "auto",
+    )
+    console = stdout()
+    for note in found.notes:
+        console.print(f"  {note}", soft_wrap=True, markup=False)
+    cost = found.bundle.architecture.cost
+    assert cost is not None
+    console.print(
+        f"valid AUC {found.valid.auc:.4f}, test AUC {found.test.auc:.4f}, test logloss {found.test.logloss:.4f}; "
+        f"{cost.embedding_bytes:,} bytes of embeddings, {cost.bytes:,} in all",
+        soft_wrap=True,
+    )
+    console.print(f"bundle written to {out}", soft_wrap=True)
 
 
 @app.command()

@@ -71,6 +71,7 @@ def _bundle(
             "study": run.name,
             "trial": trial_id,
             "fingerprint": dataset.fingerprint,
+            "train": result.config.train.model_dump(mode="json"),
             "sources": list(dataset.sources),
         },
     )

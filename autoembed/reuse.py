@@ -1,0 +1,179 @@
+"""Trains an architecture that was chosen before on another table, without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from autoembed.architecture import Architecture
+from autoembed.bundle import Bundle, load_bundle, write_bundle
+from autoembed.data.dataset import build_dataset
+from autoembed.data.files import Where
+from autoembed.data.readers import DataSpec
+from autoembed.data.schema import FeatureSchema
+from autoembed.errors import BundleError, DataError, SpaceError, first_line
+from autoembed.metrics import Metrics, evaluate
+from autoembed.nn.model import measure
+from autoembed.plans import Block, FieldPlan
+from autoembed.retraining import retrain
+from autoembed.training import TrainConfig, pick_device, predict
+from autoembed.writing import scratch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A bundle of an architecture that was trained on another table; `notes` say what was read and guessed."""
+
+    bundle: Bundle
+    valid: Metrics
+    test: Metrics
+    notes: tuple[str, ...]
+
+
+def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
+    """The architecture for another vocabulary of its columns, whose ids are ordered by frequency as well.
+
+    A block keeps its ranks, with its dims and bits; the last block of a field takes all ranks behind it, and blocks
+    that begin behind the last id are gone. Tables of another size cost other bytes, which the model's cost tells.
+
+    Raises:
+        DataError: the schema lacks a column.
+        SpaceError: parts of the architecture are of the very values that it was searched on.
+    """
+    router = architecture.router
+    for what, there in {
+        "pairs of columns that have an input": bool(architecture.built),
+        f"a router of kind {router.kind if router else ''}": router is not None and router.kind != "all",
+        "single entries of its tables": architecture.storage.kind == "sparse",
+    }.items():
+        if there:
+            raise SpaceError(
+                f"the architecture has {what}, which belong to the values that it was searched on: search anew on "
+                "these data"
+            )
+    sizes = dict(zip(schema.names, schema.cardinalities, strict=True))
+    absent = [name for name in architecture.columns if name not in sizes]
+    if absent:
+        raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
+    fields = tuple(_carried(field, sizes[field.name]) for field in architecture.fields)
+    clusters = tuple(carried(one, schema) for one in architecture.clusters)
+    return architecture.replace(fields=fields, clusters=clusters, pairs=(), cost=None)
+
+
+def _carried(field: FieldPlan, cardinality: int) -> FieldPlan:
+    blocks: list[Block] = []
+    for block in field.blocks:
+        stop = min(block.stop, cardinality)
+        if not blocks or stop > blocks[-1].stop:
+            blocks.append(block.model_copy(update={"stop": stop}))
+    blocks[-1] = blocks[-1].model_copy(update={"stop": cardinality})
+    return FieldPlan(name=field.name, cardinality=cardinality, blocks=tuple(blocks))
+
+
+def train_architecture(
+    source: str | Path,
+    data: Where,
+    out: str | Path,
+    *,
+    label: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    cache: Path | None = None,
+) -> Trained:
+    """Trains the architecture of a bundle, or of a JSON file, on another table from fresh weights.
+
+    The vocabulary is fitted on the new table's train split. Of a bundle, the rules by which tables are read and the
+    recipe of its training hold as well.
+
+    Args:
+        source: a bundle's folder, or an architecture's JSON file.
+        data: whatever `data.path` may be.
+        out: the folder of the new bundle; a bundle that is there is replaced.
+        label: the label column, if it is another one than the bundle's; "label" for a JSON file.
+        settings: keys of the `data:` section that override those of the bundle, such as split or min_count.
+        train: keys of `train` that override the bundle's recipe, or the default one.
+        seed: of fresh weights and of the order of rows.
+        device: auto, cpu, cuda or cuda:N.
+        cache: where encoded data are kept; a temporary folder by default.
+
+    Raises:
+        DataError: the table breaks a rule, or lacks a column.
+        SpaceError: the recipe breaks a rule, or the architecture belongs to its own data.
+        BundleError: there is no bundle and no architecture at `source`.
+    """
+    architecture, spec, recipe, origin = _source(Path(source), label, settings or {}, train or {})
+    if cache is None:
+        with scratch() as folder:
+            return train_architecture(
+                source, data, out, label=label, settings=settings, train=train, seed=seed, device=device, cache=folder
+            )
+    where = pick_device(device)
+    dataset = build_dataset(spec, data, cache)
+    absent = [name for name in architecture.columns if name not in dataset.schema.names]
+    if absent:
+        raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
+    notes = dataset.notes
+    dataset = dataset.keep(architecture.columns, cache)
+    plan = carried(architecture, dataset.schema)
+    model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None)
+    test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
+    model = model.cpu()
+    write_bundle(
+        Path(out),
+        schema=dataset.schema,
+        vocabulary=dataset.vocabulary,
+        architecture=model.architecture.replace(cost=measure(model)),
+        model=model,
+        data=spec.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
+        metrics={"valid": fitted.valid.model_dump(), "test": test.model_dump()},
+        provenance={
+            **origin,
+            "fingerprint": dataset.fingerprint,
+            "sources": list(dataset.sources),
+            "train": recipe.model_dump(mode="json"),
+            "seed": seed,
+        },
+    )
+    return Trained(bundle=load_bundle(out), valid=fitted.valid, test=test, notes=notes)
+
+
+def _source(
+    path: Path, label: str | None, settings: Mapping[str, Any], train: Mapping[str, Any]
+) -> tuple[Architecture, DataSpec, TrainConfig, dict[str, Any]]:
+    """The architecture, how tables are read, the recipe, and where all of it comes from."""
+    named = {} if label is None else {"label": label}
+    own: dict[str, Any] = {}
+    recipe: Any = {}
+    if path.is_file():
+        architecture = Architecture.read(path)
+        origin: dict[str, Any] = {"architecture": str(path.absolute())}
+    elif (path / "manifest.json").is_file():
+        bundle = load_bundle(path)
+        provenance = bundle.manifest.provenance
+        architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train", {})
+        origin = {"bundle": str(path.absolute()), "trial": provenance.get("trial")}
+        _refuse_crossed(bundle)
+    else:
+        raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
+    try:
+        config = TrainConfig.model_validate({**recipe, **train})
+    except ValidationError as error:
+        raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
+    if config.distill is not None and config.distill.teacher == "search":
+        config = config.model_copy(update={"distill": None})  # there is no search to learn from
+    return architecture, DataSpec.checked({**own, **named, **settings}), config, origin
+
+
+def _refuse_crossed(bundle: Bundle) -> None:
+    crossed = [field.name for field in bundle.schema.fields if field.cross is not None]
+    if crossed:
+        raise SpaceError(
+            f"the architecture has crossed columns ({', '.join(crossed)}), whose values belong to the data that it was "
+            "searched on: search anew on these data"
+        )
