@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import torch
 from pydantic import ValidationError
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import Bundle, load_bundle, write_bundle
-from autoembed.data.dataset import build_dataset
+from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
 from autoembed.metrics import Metrics, evaluate
-from autoembed.nn.model import measure
-from autoembed.plans import Block, FieldPlan
+from autoembed.nn.embedding import MixedEmbedding
+from autoembed.nn.model import CTRModel, inherit, measure
+from autoembed.plans import Array, Block, FieldPlan
 from autoembed.retraining import retrain
 from autoembed.training import TrainConfig, pick_device, predict
 from autoembed.writing import scratch
+
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +87,12 @@ def train_architecture(
     label: str | None = None,
     settings: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
+    warm: bool = False,
     seed: int = 0,
     device: str = "auto",
     cache: Path | None = None,
 ) -> Trained:
-    """Trains the architecture of a bundle, or of a JSON file, on another table from fresh weights.
+    """Trains the architecture of a bundle, or of a JSON file, on another table.
 
     The vocabulary is fitted on the new table's train split. Of a bundle, the rules by which tables are read and the
     recipe of its training hold as well.
@@ -98,6 +104,8 @@ def train_architecture(
         label: the label column, if it is another one than the bundle's; "label" for a JSON file.
         settings: keys of the `data:` section that override those of the bundle, such as split or min_count.
         train: keys of `train` that override the bundle's recipe, or the default one.
+        warm: start from the bundle's weights: a value keeps its embedding, and a new one begins as an unknown one. The
+            better on valid of these weights and of each epoch is kept.
         seed: of fresh weights and of the order of rows.
         device: auto, cpu, cuda or cuda:N.
         cache: where encoded data are kept; a temporary folder by default.
@@ -107,12 +115,11 @@ def train_architecture(
         SpaceError: the recipe breaks a rule, or the architecture belongs to its own data.
         BundleError: there is no bundle and no architecture at `source`.
     """
-    architecture, spec, recipe, origin = _source(Path(source), label, settings or {}, train or {})
     if cache is None:
         with scratch() as folder:
-            return train_architecture(
-                source, data, out, label=label, settings=settings, train=train, seed=seed, device=device, cache=folder
-            )
+            named: dict[str, Any] = {"label": label, "settings": settings, "train": train, "warm": warm}
+            return train_architecture(source, data, out, **named, seed=seed, device=device, cache=folder)
+    architecture, spec, recipe, origin = _source(Path(source), label, settings or {}, train or {})
     where = pick_device(device)
     dataset = build_dataset(spec, data, cache)
     absent = [name for name in architecture.columns if name not in dataset.schema.names]
@@ -121,7 +128,11 @@ def train_architecture(
     notes = dataset.notes
     dataset = dataset.keep(architecture.columns, cache)
     plan = carried(architecture, dataset.schema)
-    model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None)
+    start = None
+    if warm:
+        torch.manual_seed(seed)
+        start = _warm(load_bundle(source), plan, dataset).to(where)
+    model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None, start)
     test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
     model = model.cpu()
     write_bundle(
@@ -138,6 +149,7 @@ def train_architecture(
             "sources": list(dataset.sources),
             "train": recipe.model_dump(mode="json"),
             "seed": seed,
+            "warm": warm,
         },
     )
     return Trained(bundle=load_bundle(out), valid=fitted.valid, test=test, notes=notes)
@@ -168,6 +180,36 @@ def _source(
     if config.distill is not None and config.distill.teacher == "search":
         config = config.model_copy(update={"distill": None})  # there is no search to learn from
     return architecture, DataSpec.checked({**own, **named, **settings}), config, origin
+
+
+@torch.no_grad()
+def _warm(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTRModel:
+    """The compact model of a carried architecture with the weights of a bundle's."""
+    old = bundle.model
+    if not isinstance(old, CTRModel) or not isinstance(old.embedding, MixedEmbedding) or plan.tower_bits < 32:
+        raise SpaceError("weights of clusters, of a hashed table and of layers in few bits cannot be taken over")
+    dense = {}
+    for number, field in enumerate(plan.fields):
+        ids = torch.zeros(field.cardinality, len(plan.fields), dtype=torch.int32)
+        ids[:, number] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
+        parts = [old.embedding(part)[:, number] for part in torch.split(ids, _CHUNK)]
+        dense[number] = torch.cat(parts).reshape(field.cardinality, -1)
+    model = CTRModel(dataset.schema, plan)
+    assert isinstance(model.embedding, MixedEmbedding)
+    model.embedding.load_dense(dense, plan)
+    inherit(old.backbone, model.backbone, range(len(plan.fields)))
+    return model
+
+
+def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:
+    """The id that a bundle gives to each value of a field of new data, 0 where it does not know it: int32 [N]."""
+    known = dataset.vocabulary.keep([name]).table()
+    column = "upper" if known["value"].null_count() == len(known) else "value"
+    missing = known["value"].is_null() & known["upper"].is_null()
+    ids: Array = bundle.vocabulary.keep([name]).encode(known.select(pl.col(column).alias(name)))[:, 0]
+    ids[missing.to_numpy()] = bundle.vocabulary.missing(name)
+    ids[0] = 0
+    return ids
 
 
 def _refuse_crossed(bundle: Bundle) -> None:

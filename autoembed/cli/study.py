@@ -77,6 +77,7 @@ def retrain(
     train: Annotated[
         list[str] | None, typer.Option("--train", help="KEY=VALUE of the recipe, such as epochs=5; repeatable.")
     ] = None,
+    warm: Annotated[bool, typer.Option("--warm", help="Start from the weights of the bundle.")] = False,
     settings: Settings = None,
 ) -> None:
     """Train a study's best architecture again over seeds, or an architecture on other data.
@@ -86,9 +87,9 @@ def retrain(
     """
     if not (source / "space.yaml").is_file() and source.exists():
         _refuse(context, {"trial", "seeds"}, "a bundle or an architecture")
-        _train_architecture(source, data, out, label, device, settings or [], train or [])
+        _train_architecture(source, data, out, label, device, settings or [], train or [], warm)
         return
-    _refuse(context, {"out", "label", "train", "settings"}, "a study")
+    _refuse(context, {"out", "label", "train", "warm", "settings"}, "a study")
     run = source
     from autoembed.study.results.retrain import ARMS, FILE
     from autoembed.study.show.progress import Bar
@@ -128,6 +129,7 @@ def _train_architecture(
     device: str | None,
     settings: list[str],
     train: list[str],
+    warm: bool,
 ) -> None:
     from autoembed.reuse import train_architecture
     from autoembed.study.show.report import stdout
@@ -141,6 +143,7 @@ def _train_architecture(
         label=label,
         settings=settings_of(settings),
         train=settings_of(train, "--train"),
+        warm=warm,
         device=device or "auto",
     )
     console = stdout()
