@@ -12,6 +12,7 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.planted import PlantedSpec, planted
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError
+from autoembed.events import values_of
 from autoembed.methods.bilevel import search
 from autoembed.methods.ihas import distil
 from autoembed.methods.method import configure, load
@@ -67,7 +68,7 @@ def net_of(dataset, method="ihas", parent=None, **options):
     parent = parent or Architecture.full(dataset.schema, dataset.counts, dim=8, blocks=4, backbone=BACKBONE)
     net = load(method).Supernet(dataset.schema, parent, config, dataset.counts, 0)
     notes = {}
-    search(net, dataset, TrainConfig(**TRAIN), device=CPU, seed=0, report=notes.update)
+    search(net, dataset, TrainConfig(**TRAIN), device=CPU, seed=0, report=lambda event: notes.update(values_of(event)))
     return net, notes
 
 
