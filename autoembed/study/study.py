@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,24 @@ class Study:
         run: its folder.
         data: the data, where they are no longer where the study found them.
         shown: is told how far an action is; the logger `autoembed` by default.
+        imports: whether modules that the folder names, such as a backbone of yours, may be imported.
     """
 
-    def __init__(self, run: RunDir, *, data: str | None = None, shown: Display | None = None) -> None:
+    def __init__(
+        self, run: RunDir, *, data: str | None = None, shown: Display | None = None, imports: bool = False
+    ) -> None:
         self.run = run
         self._data, self._shown = data, shown or Log()
+        self._imports = nullcontext if imports else without_imports
 
     @classmethod
     def open(cls, path: str | Path, *, data: str | None = None, shown: Display | None = None) -> Study:
-        """The study in a folder; StudyError if there is none. No module that the folder names is imported."""
+        """The study in a folder; StudyError if there is none.
+
+        The folder may be a stranger's: no module that it names is imported, but by `resize`, which searches.
+        """
         study = cls(RunDir.existing(Path(path)), data=data, shown=shown)
-        with without_imports():
-            study.space  # noqa: B018  (a space that cannot be read is told at once)
+        study.space  # noqa: B018  (a space that cannot be read is told at once)
         return study
 
     def __repr__(self) -> str:
@@ -62,7 +69,8 @@ class Study:
     @cached_property
     def space(self) -> SearchSpace:
         """What is searched."""
-        return SearchSpace.read(self.run.space)
+        with self._imports():
+            return SearchSpace.read(self.run.space)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -145,7 +153,8 @@ class Study:
         chosen = self.trial(trial) if pick is None else self.pick(pick)
         if self._data is None and bundles.trial_of(self.run.best) == chosen.id:
             return load_bundle(copy_bundle(self.run.best, Path(out)))
-        return load_bundle(bundles.export(self.run, self.space, self.dataset, chosen.id, Path(out)))
+        with self._imports():
+            return load_bundle(bundles.export(self.run, self.space, self.dataset, chosen.id, Path(out)))
 
     def retrain(self, trial: str | None = None, *, seeds: int = 3, device: str | None = None) -> pl.DataFrame:
         """Trains a trial's architecture from fresh weights with seeds 1, 2, ...; a row per seed.
@@ -153,11 +162,14 @@ class Study:
         Columns: seed, valid_auc, valid_logloss, test_auc, test_logloss, best_epoch, seconds. Test is read once a seed,
         for the weights of the best epoch by valid.
         """
-        return pl.DataFrame(retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown))
+        with self._imports():
+            rows = retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown)
+        return pl.DataFrame(rows)
 
     def retrain_arms(self, *, seeds: int = 3, device: str | None = None) -> dict[str, Any]:
         """The same for the best trial of each arm, and paired tests against the best; see `retrain.retrain_arms`."""
-        return retrain_arms(self.run, self.space, self.dataset, seeds, device, self._shown)
+        with self._imports():
+            return retrain_arms(self.run, self.space, self.dataset, seeds, device, self._shown)
 
     def resize(
         self, out: str | Path, trial: str | None = None, *, widths: Sequence[float] = (), sizes: Sequence[int] = ()
@@ -232,4 +244,4 @@ def search(
     )
     shown = display(progress)
     run, _ = run_study(request, shown)
-    return Study(run, shown=shown)
+    return Study(run, shown=shown, imports=True)

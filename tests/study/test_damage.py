@@ -22,6 +22,7 @@ from autoembed.errors import BundleError, DataError, StudyError
 from autoembed.metrics import evaluate
 from autoembed.study.engine.run import Request, run_study
 from autoembed.study.run_dir import RunDir
+from autoembed.study.study import Study
 from autoembed.study.trackers.mlflow import store as moved
 from autoembed.study.trackers.mlflow.store import make_store
 from autoembed.writing import beside, scratch
@@ -176,6 +177,8 @@ def test_a_run_folder_imports_no_module_that_it_names(finished, cli, tmp_path, m
     space["baselines"] = ["uniform", {"method": "evil.code", "option": 1}]
     run.space.write_text(yaml.safe_dump(space))
     assert cli("show", run.path)[0] == 0
+    study = Study.open(run.path)
+    assert study.export(tmp_path / "own").manifest.provenance["trial"] == study.best.id
     assert "imported" not in cli("export", run.path, tmp_path / "bundle", "--trial", "dnis-1", "--data", "")[2]
     assert "evil" not in sys.modules
 
