@@ -9,6 +9,7 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """A file's tests run in one process, since they share what they have trained; those of studies, which share a Ray,
     are one group, and the first, as it is the longest."""

@@ -49,7 +49,8 @@ class Node:
         command += [f"{port}={free_port()}" for port in ports]
         self.process = subprocess.Popen(
             list(map(str, command)),
-            env=os.environ | TOKEN,
+            # A job's `python` is the one that the tests run with.
+            env=os.environ | TOKEN | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=self.log,
             stderr=self.log,
             cwd=folder,
