@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _LONGEST = 2000
 _POWER = r"'[-+]?\d+e[-+]?\d+'"
@@ -59,7 +61,8 @@ def first_line(error: BaseException, model: type[BaseModel] | None = None) -> st
 
     With the `model` that was broken, an unknown key is told with those that there are.
     """
-    if isinstance(error, ValidationError):
+    pydantic = sys.modules.get("pydantic")  # to import it takes a tenth of the time of a short command
+    if pydantic is not None and isinstance(error, pydantic.ValidationError):
         detail = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in detail["loc"]) or "the file"
         line = detail["msg"].removeprefix("Value error, ")

@@ -61,6 +61,14 @@ def test_importing_the_package_loads_no_ray_optuna_or_mlflow(module):
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_line_starts_without_what_a_short_command_does_not_need():
+    code = (
+        "import sys, autoembed.cli; print(sorted({'numpy', 'polars', 'pydantic', 'torch', 'yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_trial_loads_no_more_than_it_needs(planted):
     """What each of many processes at once would hold for itself: torch's compiler alone is 65 MiB."""
     heavy = {"torch._dynamo", "sklearn", "scipy", "numba", "llvmlite", "matplotlib", "mlflow", "optuna"}
