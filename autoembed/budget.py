@@ -126,7 +126,7 @@ def _require_some(mask: Array, sizes: Array, budget: int) -> None:
 def fill(
     parent: Architecture, preferences: Iterable[tuple[int, Sequence[Choice]]], pair_dim: int, budget: int | None
 ) -> Architecture:
-    """The parent with each pair's first wish that fits, pair after pair, and naive for all others.
+    """The parent with each pair's first preference that fits, pair after pair, and naive for all others.
 
     A crossed table costs its own rows; a factorized pair only what columns it adds, as pairs share those. SpaceError if
     the fields alone exceed the budget, in bytes.

@@ -66,8 +66,8 @@ def prepared(
     """The teacher that a bundle or an ensemble is; None if the recipe names neither.
 
     An ensemble's members have the root's full width and are trained with the same recipe, each from a seed of its own;
-    their epochs are reported as those of the phase "teacher", counted on from
-    member to member. BundleError if a bundle does not fit the data.
+    their epochs are reported as those of the phase "teacher", counted on from member to
+    member. BundleError if a bundle does not fit the data.
     """
     distill = train.distill
     if distill is None or distill.weight == 0 or distill.teacher == "search":

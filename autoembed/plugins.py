@@ -1,4 +1,4 @@
-"""Methods and backbones by name: files of the package, or modules of somebody else's by a dotted name."""
+"""Methods, backbones and trackers by name: files of the package, or modules of somebody else's by a dotted name."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def without_imports() -> Iterator[None]:
 
 
 def load(kind: str, name: str, home: str, known: Sequence[str], needed: Sequence[str]) -> ModuleType | None:
-    """The module of a method or backbone.
+    """The module of a method, a backbone or a tracker.
 
     Args:
-        kind: "method" or "backbone", for errors.
+        kind: "method", "backbone" or "tracker", for errors.
         name: a file's name, or a dotted module name.
         home: the package that has the files.
         known: the names of its files.

@@ -23,7 +23,7 @@ from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.model import CTRModel, inherit, measure
 from autoembed.plans import Array, Block, FieldPlan
 from autoembed.retraining import retrain
-from autoembed.training import TrainConfig, pick_device, predict
+from autoembed.training import Monitor, TrainConfig, pick_device, predict
 from autoembed.writing import scratch
 
 _CHUNK = 4096
@@ -119,20 +119,23 @@ def train_architecture(
         with scratch() as folder:
             named: dict[str, Any] = {"label": label, "settings": settings, "train": train, "warm": warm}
             return train_architecture(source, data, out, **named, seed=seed, device=device, cache=folder)
-    architecture, spec, recipe, origin = _source(Path(source), label, settings or {}, train or {})
+    architecture, spec, recipe, monitor, origin = _source(Path(source), label, settings or {}, train or {})
     where = pick_device(device)
     dataset = build_dataset(spec, data, cache)
     absent = [name for name in architecture.columns if name not in dataset.schema.names]
     if absent:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
     notes = dataset.notes
+    if recipe.distill is not None:
+        recipe = recipe.model_copy(update={"distill": None})
+        notes = (*notes, "trained without the teacher of the recipe, which belongs to the data that it was made for")
     dataset = dataset.keep(architecture.columns, cache)
     plan = carried(architecture, dataset.schema)
     start = None
     if warm:
         torch.manual_seed(seed)
         start = _warm(load_bundle(source), plan, dataset).to(where)
-    model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None, start)
+    model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None, start, monitor=monitor)
     test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
     model = model.cpu()
     write_bundle(
@@ -148,6 +151,7 @@ def train_architecture(
             "fingerprint": dataset.fingerprint,
             "sources": list(dataset.sources),
             "train": recipe.model_dump(mode="json"),
+            "monitor": monitor,
             "seed": seed,
             "warm": warm,
         },
@@ -157,8 +161,9 @@ def train_architecture(
 
 def _source(
     path: Path, label: str | None, settings: Mapping[str, Any], train: Mapping[str, Any]
-) -> tuple[Architecture, DataSpec, TrainConfig, dict[str, Any]]:
-    """The architecture, how tables are read, the recipe, and where all of it comes from."""
+) -> tuple[Architecture, DataSpec, TrainConfig, Monitor, dict[str, Any]]:
+    """The architecture, how tables are read, the recipe, the metric of its epochs, and where all of it comes from."""
+    monitor: Monitor = "valid_auc"
     named = {} if label is None else {"label": label}
     own: dict[str, Any] = {}
     recipe: Any = {}
@@ -170,6 +175,7 @@ def _source(
         provenance = bundle.manifest.provenance
         architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train", {})
         origin = {"bundle": str(path.absolute()), "trial": provenance.get("trial")}
+        monitor = "valid_logloss" if provenance.get("monitor") == "valid_logloss" else "valid_auc"
         _refuse_crossed(bundle)
     else:
         raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
@@ -177,9 +183,7 @@ def _source(
         config = TrainConfig.model_validate({**recipe, **train})
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
-    if config.distill is not None and config.distill.teacher == "search":
-        config = config.model_copy(update={"distill": None})  # there is no search to learn from
-    return architecture, DataSpec.checked({**own, **named, **settings}), config, origin
+    return architecture, DataSpec.checked({**own, **named, **settings}), config, monitor, origin
 
 
 @torch.no_grad()

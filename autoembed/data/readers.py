@@ -277,6 +277,8 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
 
 def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
     """The text columns whose every value is a number, and not every value a plain whole number."""
+    if not names:
+        return set()
     head = frame.select(col(name) for name in names).head(_SEEN).collect()
     left = [name for name in names if head[name].cast(pl.Float64, strict=False).null_count() <= _absent(head[name])]
     if not left:
@@ -304,15 +306,13 @@ def _absent(column: pl.Series) -> int:
 
 def _plain_whole(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:
     """The text columns whose every value is a whole number as it is usually written: no two texts are the same."""
-
-    def facts(rows: pl.LazyFrame, names: Sequence[str]) -> pl.DataFrame:
-        return rows.select(_is_plain_whole(col(name)).alias(name) for name in names).collect(engine="streaming")
-
-    head = facts(frame.head(_SEEN), names)
+    head = frame.head(_SEEN).select(_is_plain_whole(col(name)).alias(name) for name in names).collect()
     left = [name for name in names if head[name][0]]
-    found = facts(frame, left)
-    present = frame.select(col(name).is_not_null().any() for name in left).collect(engine="streaming")
-    return {name for name in left if found[name][0] and present[name][0]}
+    if not left:
+        return set()
+    facts = ((_is_plain_whole(col(name)) & col(name).is_not_null().any()).alias(name) for name in left)
+    found = frame.select(facts).collect(engine="streaming")
+    return {name for name in left if found[name][0]}
 
 
 def _is_plain_whole(text: pl.Expr) -> pl.Expr:

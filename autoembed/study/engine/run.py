@@ -83,6 +83,7 @@ def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, L
             f"{run.path} holds a study already: go on with it by {option('resume', True)}, replace it by "
             f"{option('force', True)}, or choose another name"
         )
+    kind = find(space.tracking)  # a module that is not there is told before anything is written
     with _room(run), run.locked(), shown or Log() as bar:
         if request.resume:
             _check_same(run, space)
@@ -92,9 +93,9 @@ def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, L
         place = request.space.absolute().parent if isinstance(request.space, Path) else Path.cwd()
         run.write_json("study.json", {"id": run.identity, "autoembed": __version__, "commit": commit_of(place)})
         dataset = prepare(run, space, _kept(run, request.data), bar)
-        kind = find(space.tracking)
         board = _complete(run, space)
         if board is None:
+            run.sweep()
             board = _run(run, space, dataset, request, bar, kind(run, space, bar.warn))
         elif not kind.is_whole(run):
             tracker = kind(run, space, bar.warn)
@@ -139,7 +140,6 @@ def _run(
     run: RunDir, space: SearchSpace, dataset: Dataset, request: Request, bar: Display, tracker: Tracker
 ) -> Leaderboard:
     """Trials, leaderboard and best bundle; the tracker is told of the end, whatever it is."""
-    run.sweep()
     status: Status = "FAILED"
     try:
         tracker.begin()

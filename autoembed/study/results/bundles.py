@@ -72,6 +72,7 @@ def _bundle(
             "trial": trial_id,
             "fingerprint": dataset.fingerprint,
             "train": result.config.train.model_dump(mode="json"),
+            "monitor": result.config.monitor,
             "sources": list(dataset.sources),
         },
     )

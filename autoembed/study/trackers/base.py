@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from autoembed import plugins
+from autoembed.errors import SpaceError
 from autoembed.space import TRACKERS, SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
@@ -55,5 +56,7 @@ def find(name: str) -> type[Tracker]:
         module: Any = importlib.import_module(f"autoembed.study.trackers.{home}")
     else:
         module = plugins.load("tracker", name, "autoembed.study.trackers", TRACKERS, ("Tracker",))
+        if module is None:
+            raise SpaceError(f"the tracker {name!r} is a module from outside: import it first")
     found: type[Tracker] = module.Tracker
     return found
