@@ -53,6 +53,7 @@ def search(
         device=device,
         cpus=cpus,
         address=address,
+        again=_again(),
     )
     try:
         run, _ = run_study(request, Bar(lines=lines))
@@ -61,6 +62,13 @@ def search(
             show_unfinished(stdout(), request.run)
         raise
     _show_board(stdout(), Study(run))
+
+
+def _again() -> tuple[str, ...]:
+    """This command as one that goes on with its study, for a process that is replaced."""
+    words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+    safe = () if sys.path[:1] in ([""], [str(Path.cwd())]) else ("-P",)
+    return sys.executable, *safe, "-c", "from autoembed.cli import main; main()", *words, "--resume"
 
 
 @app.command()

@@ -42,7 +42,10 @@ FREE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for: a search space or its file, and the data, which may be a frame."""
+    """What the user asked for: a search space or its file, and the data, which may be a frame.
+
+    `again` is the command that goes on with the study, which takes this process's place if the study's own Ray dies.
+    """
 
     space: Path | SearchSpace
     data: Any = None
@@ -54,6 +57,7 @@ class Request:
     cpus: int | None = None
     address: str | None = None
     force: bool = False
+    again: tuple[str, ...] | None = None
 
     @property
     def run(self) -> RunDir:
@@ -274,12 +278,17 @@ def _run_trials(
     from autoembed.study.engine import tune
     from autoembed.study.engine.recorder import Told
 
-    before, todo = len(run.ended()), _left(run, space)
-    done = [trial.result.valid.auc for trial in run.trials()]
-    bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
-    if any(todo.values()):
-        with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
+    resources = tune.Resources(address=request.address, cpus=request.cpus, again=request.again)
+    while True:
+        before, todo = len(run.ended()), _left(run, space)
+        done = [trial.result.valid.auc for trial in run.trials()]
+        bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
+        if not any(todo.values()):
+            break
+        with tune.cluster(resources):
             tune.run_trials(run, space, dataset, todo, [bar, Told(tracker)])
+        if len(run.ended()) == before:  # what is left had no process; if that goes on, it helps nobody
+            break
     shutil.rmtree(run.warm, ignore_errors=True)
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):

@@ -134,7 +134,7 @@ class Bar:
 
     def trials(self, done: int, total: int, best: float | None = None) -> None:
         """Opens the line of the trials, `done` of which had ended before, with this best valid AUC."""
-        self._done, self._total, self._best = done, total, best
+        self._done, self._total, self._best, self._running = done, total, best, []
         self.step("trials", done, total)
 
     def started(self, trial: str, arm: str) -> None:
