@@ -19,7 +19,6 @@ from pydantic import JsonValue, ValidationError, model_validator
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, SpaceError, first_line
 from autoembed.plans import (
-    Array,
     Bits,
     Block,
     BlockCut,
@@ -33,6 +32,7 @@ from autoembed.plans import (
     TowerBits,
 )
 from autoembed.storage import MixedStorage, ProjectedStorage, SparseStorage, Step, Storage, table_bytes
+from autoembed.types import Array
 
 
 class Architecture(Frozen):

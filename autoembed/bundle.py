@@ -35,9 +35,9 @@ from autoembed.data.values import col
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError, first_line
 from autoembed.nn.model import Model, build_model
-from autoembed.plans import Array
 from autoembed.plugins import without_imports
 from autoembed.training import pick_device
+from autoembed.types import Array
 from autoembed.writing import as_open_as, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
@@ -119,7 +119,7 @@ class Bundle:
                 counted[1, at] += _gone(rows, self.vocabulary.names[at])
             ids = torch.from_numpy(encoded).to(where)
             for start in range(0, rows.height, batch):
-                part = torch.sigmoid(model(ids[start : start + batch])).float().cpu().numpy()
+                part = self.schema.task.link(model(ids[start : start + batch])).float().cpu().numpy()
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from autoembed.data.dataset import Dataset, build_dataset
-from autoembed.data.vocabulary import Progress
 from autoembed.pruning import kept_fields
 from autoembed.ranking.ranking import rank
 from autoembed.space import Range, SearchSpace
+from autoembed.types import Progress
 
 
 def draw(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, Any]:

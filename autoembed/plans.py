@@ -5,10 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Array = np.ndarray[Any, np.dtype[Any]]
 BlockCut = Literal["geometric", "equal"]
 Choice = Literal["open", "memorize", "factorize", "naive"]
 Bits = Literal[32, 16, 8, 4, 3, 2, 1]

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 
 from autoembed.data.dataset import Dataset
-from autoembed.data.vocabulary import Progress
 from autoembed.errors import StudyError
-from autoembed.knockout import field_scores
+from autoembed.knockout import field_scores, rise_of
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import Range, SearchSpace
 from autoembed.training import pick_device
 from autoembed.trial import TrialConfig, check, run_trial
+from autoembed.types import Progress
 from autoembed.writing import beside
 
 FILE = "field_scores.parquet"
@@ -44,9 +44,10 @@ def kept_fields(
         if out is not None:
             with beside(out) as temporary:
                 scores.write_parquet(temporary)
-        own = "logloss_rise" if features.score == "knockout" else "saliency"
-        z = pl.col("logloss_rise") / pl.col("logloss_se")
-        table = scores.select(feature="field", score=own, z=pl.when(pl.col("logloss_se") > 0).then(z).otherwise(0.0))
+        rise, error = rise_of(dataset), pl.col(f"{dataset.task.criterion.name}_se")
+        own = rise if features.score == "knockout" else "saliency"
+        z = pl.when(error > 0).then(pl.col(rise) / error).otherwise(0.0)
+        table = scores.select(feature="field", score=own, z=z)
         table = table.sort(["score", "feature"], descending=[True, False])
     table = table.head(features.keep or table.height)
     if features.z is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import Bundle, load_bundle, write_bundle
@@ -18,12 +18,14 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
-from autoembed.metrics import Metrics, evaluate
+from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.model import CTRModel, inherit, measure
-from autoembed.plans import Array, Block, FieldPlan
+from autoembed.plans import Block, FieldPlan
 from autoembed.retraining import retrain
-from autoembed.training import Monitor, TrainConfig, pick_device, predict
+from autoembed.task import metric_in
+from autoembed.training import TrainConfig, metrics_on, pick_device
+from autoembed.types import Array
 from autoembed.writing import scratch
 
 _CHUNK = 4096
@@ -136,7 +138,7 @@ def train_architecture(
         torch.manual_seed(seed)
         start = _warm(load_bundle(source), plan, dataset).to(where)
     model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None, start, monitor=monitor)
-    test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
+    test = metrics_on(model, dataset, "test", where)
     model = model.cpu()
     write_bundle(
         Path(out),
@@ -161,9 +163,9 @@ def train_architecture(
 
 def _source(
     path: Path, label: str | None, settings: Mapping[str, Any], train: Mapping[str, Any]
-) -> tuple[Architecture, DataSpec, TrainConfig, Monitor, dict[str, Any]]:
+) -> tuple[Architecture, DataSpec, TrainConfig, str, dict[str, Any]]:
     """The architecture, how tables are read, the recipe, the metric of its epochs, and where all of it comes from."""
-    monitor: Monitor = "valid_auc"
+    monitor: JsonValue = None
     named = {} if label is None else {"label": label}
     own: dict[str, Any] = {}
     recipe: Any = {}
@@ -175,7 +177,7 @@ def _source(
         provenance = bundle.manifest.provenance
         architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train", {})
         origin = {"bundle": str(path.absolute()), "trial": provenance.get("trial")}
-        monitor = "valid_logloss" if provenance.get("monitor") == "valid_logloss" else "valid_auc"
+        monitor = provenance.get("monitor")
         _refuse_crossed(bundle)
     else:
         raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
@@ -183,7 +185,9 @@ def _source(
         config = TrainConfig.model_validate({**recipe, **train})
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
-    return architecture, DataSpec.checked({**own, **named, **settings}), config, monitor, origin
+    spec = DataSpec.checked({**own, **named, **settings})
+    metric = metric_in(spec.task, monitor if isinstance(monitor, str) else None)
+    return architecture, spec, config, metric.monitor, origin
 
 
 @torch.no_grad()

@@ -14,10 +14,9 @@ from autoembed.data.files import locate, signature
 from autoembed.data.readers import labelled, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col
-from autoembed.data.vocabulary import Progress
 from autoembed.errors import DataError, option
-from autoembed.metrics import evaluate
-from autoembed.plans import Array
+from autoembed.task import told
+from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 PREDICTION = "prediction"
@@ -74,7 +73,7 @@ def score_table(
         step = None
         if progress:
             total = int(frame.select(pl.len()).collect(engine="streaming").item())
-            step = partial(_told, progress, total)
+            step = partial(_passed, progress, total)
         scores, coverage = bundle.score(frame, device=device, progress=step)
         if max_unknown is not None:
             _check(coverage, max_unknown)
@@ -95,7 +94,7 @@ def score_table(
     )
 
 
-def _told(progress: Progress, total: int, done: int) -> None:
+def _passed(progress: Progress, total: int, done: int) -> None:
     progress("predict", done, total)
 
 
@@ -120,13 +119,13 @@ def _warnings(coverage: pl.DataFrame) -> list[str]:
 
 
 def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array) -> str:
-    """AUC and logloss on the rows with a label, or why there is none."""
+    """The metrics on the rows with a label, or why there is none."""
     try:
         labels = labelled(frame, spec).select(col(spec.label)).collect(engine="streaming").to_series()
     except DataError as error:
-        return "" if len(scores) < 2 else f"no AUC: {error}"
+        return "" if len(scores) < 2 else f"no {spec.task.metrics[0].title}: {error}"
     known = labels.is_not_null().to_numpy()
-    if labels.n_unique() - bool(labels.null_count()) != 2:
+    present = labels.drop_nulls().to_numpy()
+    if not len(present) or not spec.task.measurable(present):
         return ""
-    metrics = evaluate(labels.drop_nulls().to_numpy(), scores[known])
-    return f"on its {int(known.sum()):,} labelled rows AUC {metrics.auc:.4f}, logloss {metrics.logloss:.4f}"
+    return f"on its {len(present):,} labelled rows {told(spec.task.evaluate(present, scores[known]))}"

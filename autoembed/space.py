@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,10 +26,10 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, first_line, hinted, unknown
 from autoembed.methods.method import load
 from autoembed.metrics import Metrics
+from autoembed.task import CLICKS, TASKS, Metric, metric_in, metric_of
 from autoembed.trial import TrialConfig, TrialResult, check
 
 COSTS = ("bytes", "parameters", "latency_ms")
-Minimize = Literal["valid.logloss", "bytes", "parameters", "latency_ms"]
 TRACKERS = ("mlflow", "none")
 KINDS = ("choice", "uniform", "log", "int", "log_int")
 _NODES = 1_000_000
@@ -133,6 +134,11 @@ class Budget(BaseModel):
     gpus_per_trial: float = Field(default=0, ge=0)
 
 
+def _metrics(mode: Literal["max", "min"]) -> tuple[str, ...]:
+    """The metrics of all tasks that an objective may maximise, or minimise."""
+    return tuple(f"valid.{one.name}" for task in TASKS for one in task.metrics if one.mode == mode)
+
+
 class Objective(BaseModel):
     """What the driver optimises: the retrained model's metric on valid, and beside it a cost, if one is named.
 
@@ -141,20 +147,30 @@ class Objective(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    maximize: Literal["valid.auc"] | None = None
-    minimize: Minimize | tuple[Minimize, ...] | None = None
+    maximize: str | None = None
+    minimize: str | tuple[str, ...] | None = None
+
+    @field_validator("maximize", "minimize")
+    @classmethod
+    def _known(cls, names: str | tuple[str, ...] | None, info: ValidationInfo) -> str | tuple[str, ...] | None:
+        known = _metrics("max") if info.field_name == "maximize" else (*_metrics("min"), *COSTS)
+        for name in (names,) if isinstance(names, str) else names or ():
+            if name not in known:
+                raise ValueError(f"must be {' or '.join(map(repr, known))}, but got {name!r}")
+        return names
 
     @field_validator("minimize")
     @classmethod
-    def _one_of_each(cls, minimize: Any, info: Any) -> Any:
+    def _one_of_each(cls, minimize: str | tuple[str, ...] | None, info: ValidationInfo) -> str | tuple[str, ...] | None:
         names = [minimize] if isinstance(minimize, str) else list(minimize or ())
         if info.data.get("maximize"):
             names.insert(0, info.data["maximize"])
         costs = sum(name in COSTS for name in names)
         if names and (len(names) - costs != 1 or costs > 1):
             raise ValueError(
-                f"objective must have one metric, valid.auc to maximize or valid.logloss to minimize, and at most one "
-                f"cost of {', '.join(COSTS)}, but has {names}"
+                f"objective must have one metric, {' or '.join(_metrics('max'))} to maximize or "
+                f"{' or '.join(_metrics('min'))} to minimize, and at most one cost of {', '.join(COSTS)}, but has "
+                f"{names}"
             )
         return minimize
 
@@ -163,12 +179,19 @@ class Objective(BaseModel):
         return (self.minimize,) if isinstance(self.minimize, str) else self.minimize or ()
 
     @property
-    def metric(self) -> Literal["valid_auc", "valid_logloss"]:
-        return "valid_logloss" if "valid.logloss" in self._minimized else "valid_auc"
+    def metric(self) -> str:
+        """The metric's name, such as valid_auc."""
+        named = [name for name in (self.maximize, *self._minimized) if name and name not in COSTS]
+        return named[0].replace(".", "_") if named else CLICKS.metrics[0].monitor
+
+    @property
+    def direction(self) -> Metric:
+        """The metric itself, which knows which of two values is better."""
+        return metric_of(self.metric)
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        return "min" if self.metric == "valid_logloss" else "max"
+        return self.direction.mode
 
     @property
     def cost(self) -> str | None:
@@ -177,7 +200,7 @@ class Objective(BaseModel):
 
     def of(self, valid: Metrics) -> float:
         """The value to optimise of a retrained model's metrics on valid."""
-        return valid.auc if self.mode == "max" else valid.logloss
+        return valid[self.direction.name]
 
     def cost_of(self, result: TrialResult) -> float:
         """What a trial's model costs by the named cost, else in bytes."""
@@ -339,6 +362,7 @@ class SearchSpace(BaseModel):
 
     def checked(self) -> SearchSpace:
         """The space; SpaceError unless every choice and both ends of every range make a valid trial."""
+        metric_in(self.data.task, self.objective.metric)
         for arm in self.arms():
             for config in self.corners(arm):
                 self.require_pairs(check(config))

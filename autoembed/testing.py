@@ -30,8 +30,8 @@ from autoembed.methods.method import GateConfig, MethodConfig, SearchConfig, con
 from autoembed.methods.supernet import Supernet
 from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, cost_of, measure, pack, start_rounding
-from autoembed.plans import Array
 from autoembed.training import TrainConfig
+from autoembed.types import Array
 
 _CPU = torch.device("cpu")
 _PLANTED = {

@@ -25,7 +25,6 @@ from autoembed.methods import tower
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import SearchConfig, configure, load
 from autoembed.methods.warm import WarmStarts
-from autoembed.metrics import Metrics
 from autoembed.nn.backbones import base
 from autoembed.nn.model import (
     Model,
@@ -36,9 +35,9 @@ from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
 from autoembed.retraining import latency, retrain
 from autoembed.storage import Step
+from autoembed.task import CLICKS, Monitor, TaskMetrics, metric_of
 from autoembed.training import (
     Fit,
-    Monitor,
     Plateau,
     Teacher,
     TrainConfig,
@@ -86,7 +85,7 @@ class TrialConfig(BaseModel):
     ensemble: Ensemble = Ensemble()
     tower: Tower = Tower()
     train: TrainConfig = TrainConfig()
-    monitor: Monitor = "valid_auc"
+    monitor: Monitor = CLICKS.metrics[0].monitor
     limit: Limit = Limit()
     seed: int = 0
     device: str = "auto"
@@ -102,7 +101,7 @@ class TrialResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: TrialConfig
-    valid: Metrics
+    valid: TaskMetrics
     cost: Cost
     architecture: Architecture
     fingerprint: str
@@ -262,7 +261,7 @@ def _best(
     teacher: Teacher | None,
 ) -> tuple[Model, Fit, float, tuple[str, ...]]:
     """The candidate that is the best on valid once retrained, the seconds of all, and what is to be told of it."""
-    best, epochs = Plateau(config.monitor, 0.0), count(1)
+    best, epochs = Plateau(metric_of(config.monitor), 0.0), count(1)
 
     def counted(event: EpochEnd) -> None:
         report(replace(event, epoch=next(epochs)))

@@ -73,7 +73,7 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
         frames = _same_columns({name: _scan(paths, spec, stage, notes.append) for name, paths in files.items()}, spec)
     schema = _schema(frames["train"], spec, notes.append)
     frames = typed_time(frames, spec)
-    label = label_of(frames, spec).cast(pl.Int8).alias(spec.label)
+    label = label_of(frames, spec).alias(spec.label)
     frames = {name: frame.with_columns(label) for name, frame in frames.items()}
     table = Table(parts=split(frames, spec), schema=schema, truth=truth, notes=tuple(notes))
     if truth is not None:
@@ -147,7 +147,7 @@ def with_numbers(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     """The frame with its label column as 1, 0 or null; DataError if the column is none of the spec's labels."""
     spec = spec.model_copy(update={"missing_label": "drop"})
-    return frame.with_columns(label_of({"train": frame}, spec).cast(pl.Int8).alias(spec.label))
+    return frame.with_columns(label_of({"train": frame}, spec).alias(spec.label))
 
 
 def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
@@ -272,7 +272,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         return "numeric" if measured or name in texts else "categorical"
 
     fields = tuple(Field(name=name, kind=kind(name)) for name in names)
-    return FeatureSchema(fields=fields, label=spec.label, time=spec.time)
+    return spec.schema_of(fields)
 
 
 def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name
 from autoembed.data.schema import Cross, FeatureSchema, Kind
 from autoembed.data.values import as_text, col, key, numbers, tidy
 from autoembed.errors import DataError
+from autoembed.types import Progress
 
 Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
-Progress = Callable[[str, int, int], None]
 
 _COLUMNS = {
     "field": pl.String,

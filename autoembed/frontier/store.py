@@ -86,7 +86,7 @@ class Store:
         self.points[arm, seed], self.seconds[arm, seed] = points, seconds
         self._data[seed] = fingerprint, ENCODING
         line = {"arm": arm, "seed": seed, "data": fingerprint, "encoding": ENCODING, "seconds": round(seconds, 2)}
-        text = json.dumps({**line, "points": [point.model_dump(mode="json") for point in points]})
+        text = json.dumps({**line, "points": [point.row() for point in points]})
         with self.path.open("a") as file:
             file.write(text + "\n")
             file.flush()

@@ -26,7 +26,7 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.methods import measured, supernet
 from autoembed.methods.entries import EntryConfig
 from autoembed.methods.method import GateConfig
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(EntryConfig, measured.MeasuredConfig, GateConfig):

@@ -18,8 +18,8 @@ from torch import Tensor
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.nn.sparse import largest
-from autoembed.plans import Array
 from autoembed.storage import sparse_bytes
+from autoembed.types import Array
 
 if TYPE_CHECKING:
     from autoembed.methods.supernet import Supernet

@@ -34,10 +34,11 @@ from autoembed.methods.method import GateConfig
 from autoembed.nn.model import Model, RoutedModel
 from autoembed.nn.router import CentroidRouter, Gates, HashRouter, TableRouter
 from autoembed.nn.router import Router as RouterModule
-from autoembed.plans import Array, Router, RouterField
+from autoembed.plans import Router, RouterField
 from autoembed.ranking.scores import score
 from autoembed.shuffle import Shuffle
 from autoembed.training import Adam
+from autoembed.types import Array
 
 _CHUNK = 8192
 _UNDECIDED = (0.1, 0.9)

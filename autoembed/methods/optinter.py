@@ -28,8 +28,9 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.errors import SpaceError
 from autoembed.methods import pairs, supernet
 from autoembed.methods.method import GateConfig
-from autoembed.plans import Array, Choice
+from autoembed.plans import Choice
 from autoembed.training import Adam
+from autoembed.types import Array
 
 CHOICES: tuple[Choice, ...] = ("memorize", "factorize", "naive")
 _COPIES = 4  # a table, its gradient and Adam's two moments

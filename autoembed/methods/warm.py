@@ -20,7 +20,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.methods.supernet import Supernet
 from autoembed.metrics import Metrics
-from autoembed.training import Monitor, TrainConfig
+from autoembed.training import TrainConfig
 
 _RANDOM = "random state"
 
@@ -47,7 +47,7 @@ class WarmStarts:
         *,
         rows: int,
         seed: int,
-        monitor: Monitor,
+        monitor: str | None,
     ) -> None:
         """Trains a net by `train`, or loads what another search has trained from the same start.
 

@@ -37,6 +37,7 @@ from autoembed.ranking import pair_kernels
 from autoembed.ranking.counts import PairCounts
 from autoembed.ranking.native import View
 from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
+from autoembed.types import Progress
 
 if TYPE_CHECKING:
     from autoembed.ranking.table import CodedTable
@@ -45,7 +46,6 @@ Floats = npt.NDArray[np.float64]
 Pair = tuple[int, int]
 Cells = tuple[Any, Any, Any, Any]  # both codes, uint32, rows and positives, int32 [cells] each
 Walk = tuple[View, View, View, View]  # order and starts of `sort_rows`, and the codes and labels in that order
-Progress = Callable[[str, int, int], None]
 
 COLUMNS = {
     "a": pl.String,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ from autoembed.ranking.scores import NEEDS_ROWS, Column, Score, measure, require
 from autoembed.ranking.selection import select as take
 from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
+from autoembed.types import Progress
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
 
-Progress = Callable[[str, int, int], None]
 Pairs = int | str | Sequence[tuple[str, str]] | None
 
 _COLUMNS = {

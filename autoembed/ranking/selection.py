@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +11,12 @@ import polars as pl
 
 from autoembed.errors import DataError
 from autoembed.ranking.scores import score, xlogx
+from autoembed.types import Progress
 
 if TYPE_CHECKING:
     from autoembed.ranking.table import CodedTable
 
 Floats = npt.NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
 
 CRITERIA = ("jmi", "3mr")
 _SAMPLE = 200_000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
 from autoembed.ranking.multi import MultiColumn, count, find
+from autoembed.types import Progress
 from autoembed.writing import scratch
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from autoembed.data.schema import Field
     from autoembed.data.vocabulary import Vocabulary
 
-Progress = Callable[[str, int, int], None]
 
 _CHUNK_CELLS = 20_000_000
 _LEAST_CHUNK = 1 << 16
@@ -121,7 +121,7 @@ class CodedTable:
 def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress | None = None) -> CodedTable:
     """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart."""
     schema = dataset.schema
-    ids, labels = dataset.ids("train"), (dataset.labels("train") > 0.5).astype(np.uint8)
+    ids, labels = dataset.ids("train"), dataset.task.classes(dataset.labels("train"))
     sizes = schema.cardinalities
     store = Store() if keep else None
     counts = LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes), squares=0.0)

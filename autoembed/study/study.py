@@ -127,10 +127,13 @@ class Study:
 
         StudyError if the study was searched for quality alone.
         """
-        if self.space.objective.cost is None:
+        objective = self.space.objective
+        if objective.cost is None:
+            named = f"valid.{objective.direction.name}"
+            such = f"maximize: {named}, minimize: bytes" if objective.mode == "max" else f"minimize: [{named}, bytes]"
             raise StudyError(
                 f"{option('pick')} goes by quality and cost, and {self.path} was searched for quality alone: add a "
-                f"cost to its objective, such as {{maximize: valid.auc, minimize: bytes}}, or name a {option('trial')}"
+                f"cost to its objective, such as {{{such}}}, or name a {option('trial')}"
             )
         return self.pareto.pick(rule)
 
@@ -159,8 +162,8 @@ class Study:
     def retrain(self, trial: str | None = None, *, seeds: int = 3, device: str | None = None) -> pl.DataFrame:
         """Trains a trial's architecture from fresh weights with seeds 1, 2, ...; a row per seed.
 
-        Columns: seed, valid_auc, valid_logloss, test_auc, test_logloss, best_epoch, seconds. Test is read once a seed,
-        for the weights of the best epoch by valid.
+        Columns: seed, the metrics on valid and test (valid_auc and so on), best_epoch, seconds. Test is read once a
+        seed, for the weights of the best epoch by valid.
         """
         with self._imports():
             rows = retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown)

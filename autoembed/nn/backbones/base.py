@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoembed import errors, plugins
 from autoembed.errors import first_line
 from autoembed.nn.layers import Tower
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class BackboneConfig(BaseModel):

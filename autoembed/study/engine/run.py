@@ -275,8 +275,9 @@ def _run_trials(
     from autoembed.study.engine.recorder import Told
 
     before, todo = len(run.ended()), _left(run, space)
-    done = [trial.result.valid.auc for trial in run.trials()]
-    bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
+    first = space.data.task.metrics[0]
+    done = first.best(trial.result.valid[first.name] for trial in run.trials())
+    bar.trials(before, before + sum(todo.values()), first, best=done)
     if any(todo.values()):
         with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
             tune.run_trials(run, space, dataset, todo, [bar, Told(tracker)])

@@ -2,7 +2,7 @@
 
 While retraining, by the compact model's metric on valid. asha: behind the best third at epochs 2, 6, 18, ...
 median: behind the median of the others' means. While searching, by the supernet's and once: the worst third at epoch 2
-of the first phase that has one, if the best peer is ahead by more than a standard error of the AUC.
+of the first phase that has one, if the best peer is ahead by more than a standard error of the task's first metric.
 Nothing is stopped where trials are compared by a cost as well: a cheap one may be behind for good reason.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from autoembed.space import SearchSpace
-from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_AUC, RUNG, SEARCH_RUNG
+from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_FIRST, RUNG, SEARCH_RUNG
 
 FACTOR = 3
 SEARCH_FACTOR = 1.5  # stops the worst third, once: how good a search's model is tells little of the retrained one
@@ -35,7 +35,7 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
         self._space = space
         self._arms: dict[str, Any] = {arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR}
         self._searches: dict[tuple[str, str], Any] = {}
-        self._aucs: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        self._firsts: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._compared: set[str] = set()
         self.reasons: dict[str, str] = {}
 
@@ -63,20 +63,21 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
         if result[SEARCH_RUNG] != GRACE or trial.trial_id in self._compared:
             return go_on
         self._compared.add(trial.trial_id)
-        kind, auc = (trial.config["arm"], result[PEERS]), result[PROXY_AUC]
+        kind, value = (trial.config["arm"], result[PEERS]), result[PROXY_FIRST]
         if kind not in self._searches:
             self._searches[kind] = _search_rule(self._space)
-        rule, before = self._searches[kind], self._aucs[kind]
+        rule, before = self._searches[kind], self._firsts[kind]
         rule.on_trial_add(controller, trial)
         worst = rule.on_trial_result(controller, trial, result) == TrialScheduler.STOP
-        before.append(auc)
-        lead = max(before) - auc
+        before.append(value)
+        first = self._space.data.task.metrics[0]
+        lead = first.sign * ((max if first.rises else min)(before) - value)
         if len(before) <= FACTOR or not worst or lead <= result[ERROR]:
             return go_on
         phase = result[PEERS].rpartition(" ")[2]
         self.reasons[trial.config["trial"]] = (
             f"behind its peers: {phase}_{self._space.objective.metric} {result[PROXY]:.4f} at epoch {GRACE} is in the "
-            f"worst third of {len(before)} trials, and {lead:.4f} of AUC behind the best ({result[PEERS]})"
+            f"worst third of {len(before)} trials, and {lead:.4f} of {first.title} behind the best ({result[PEERS]})"
         )
         return str(TrialScheduler.STOP)
 

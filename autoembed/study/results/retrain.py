@@ -8,20 +8,19 @@ from typing import Any
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
-from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
 from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard, best, eligible
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.study.show.progress import Display
-from autoembed.training import pick_device, predict
+from autoembed.task import Task, columns, under
+from autoembed.training import metrics_on, pick_device
 from autoembed.trial import teacher_of
 
 FILE = "retrain.json"
 ARMS = "arms.json"
 PARTIAL = "arms.partial.json"
-METRICS = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
 
 
 def retrain_seeds(
@@ -39,7 +38,7 @@ def retrain_seeds(
     for row in _over_seeds(run, run.read_trial(trial_id), dataset, range(1, seeds + 1), device):
         rows.append(row)
         bar.step("retrain", len(rows), seeds)
-    run.write_json(FILE, {**_summary(trial_id, rows), "seeds": rows})
+    run.write_json(FILE, {**_summary(trial_id, rows, dataset.task), "seeds": rows})
     return rows
 
 
@@ -73,9 +72,8 @@ def retrain_arms(
             ready = sum(map(len, rows.values()))
             bar.step("retrain", ready, total)
             bar.line(f"{trial.id} is retrained with seed {row['seed']}, {ready} of {total}")
-    arms = {arm: {**_summary(trial.id, rows[arm]), "seeds": rows[arm]} for arm, trial in chosen.items()}
-    sign = 1 if space.objective.mode == "max" else -1
-    leader = max(arms, key=lambda arm: sign * arms[arm]["mean"][space.objective.metric])
+    arms = {arm: {**_summary(trial.id, rows[arm], dataset.task), "seeds": rows[arm]} for arm, trial in chosen.items()}
+    leader = max(arms, key=lambda arm: space.objective.direction.sign * arms[arm]["mean"][space.objective.metric])
     metric = space.objective.metric.replace("valid", "test")
     paired = {arm: _paired(arms[leader], found, metric) for arm, found in arms.items() if arm != leader}
     content = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
@@ -126,20 +124,20 @@ def _over_seeds(
             teacher=teacher,
             like=found,
         )
-        test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
-        values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)
+        test = metrics_on(model, dataset, "test", where)
         yield {
             "seed": seed,
-            **dict(zip(METRICS, values, strict=True)),
+            **under("valid", fitted.valid),
+            **under("test", test),
             "best_epoch": fitted.epoch,
             "seconds": round(fitted.seconds, 2),
         }
 
 
-def _summary(trial_id: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    columns = {name: [row[name] for row in rows] for name in METRICS}
+def _summary(trial_id: str, rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
+    found = {name: [row[name] for row in rows] for name in columns(task, "valid", "test")}
     return {
         "trial": trial_id,
-        "mean": {name: statistics.mean(values) for name, values in columns.items()},
-        "sd": {name: statistics.stdev(values) if len(rows) > 1 else 0.0 for name, values in columns.items()},
+        "mean": {name: statistics.mean(values) for name, values in found.items()},
+        "sd": {name: statistics.stdev(values) if len(rows) > 1 else 0.0 for name, values in found.items()},
     }

@@ -28,6 +28,7 @@ from autoembed.study.run_dir import Ended, RunDir, arm_of
 from autoembed.study.show.page import block_matrix, choice_matrix
 from autoembed.study.trackers.mlflow.store import ARTIFACTS, make_store, mend_moved, own_store, store
 from autoembed.study.trackers.mlflow.view import SAVED_VIEW, curve, description, saved_view
+from autoembed.task import columns, task_of, under
 from autoembed.trial import TrialResult
 
 for _name in ("mlflow", "alembic", "urllib3"):
@@ -257,11 +258,10 @@ class Mirror:
         parent = self._runs[""]
         rows = [row.model_dump(mode="json", exclude={"valid", "test"}) for row in board.rows]
         for plain, row in zip(rows, board.rows, strict=True):
-            for split, metrics in (("valid", row.valid), ("test", row.test)):
-                for name in ("auc", "logloss"):
-                    plain[f"{split}_{name}"] = getattr(metrics, name, None)
+            known = under("valid", row.valid) | under("test", row.test)
+            plain |= {name: known.get(name) for name in columns(task_of(board.metric), "valid", "test")}
             if row.trial and row.test:
-                test = {"test_auc": row.test.auc, "test_logloss": row.test.logloss}
+                test = under("test", row.test)
                 self._facts(self._child(row.trial), test)
                 if row.trial == board.winner:
                     self._facts(parent, _facts_of(self.run.read_trial(row.trial).result) | test)
@@ -327,8 +327,7 @@ def _facts_of(result: TrialResult) -> dict[str, float | None]:
     """What came of a trial, under the names that it has everywhere."""
     costs = {f"cost/{name}": getattr(result.cost, name) for name in COSTS}
     return {
-        "valid_auc": result.valid.auc,
-        "valid_logloss": result.valid.logloss,
+        **under("valid", result.valid),
         **costs,
         "cost/latency_ms": result.latency_ms,
         "cost/search_seconds": result.search_seconds,
