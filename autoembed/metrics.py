@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import ItemsView, Iterator
+from collections.abc import ItemsView
 
 import numpy as np
 import polars as pl
@@ -30,8 +30,9 @@ class Metrics(RootModel[dict[str, float]]):
             return known[name]
         raise AttributeError(f"there is no metric {name!r}: the metrics are {', '.join(known)}")
 
-    def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # pydantic iterates over fields, of which it has one
-        return iter(self.root)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.root)
 
     def items(self) -> ItemsView[str, float]:
         return self.root.items()

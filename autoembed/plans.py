@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,7 +36,7 @@ class Block(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_bits(cls, node: Any) -> Any:
+    def _default_bits(cls, node: object) -> object:
         if isinstance(node, dict) and "bits" not in node:  # version 1 stored 32 bits everywhere
             return {**node, "bits": 32 if node.get("dims") else 0}
         return node
@@ -156,7 +156,7 @@ class Cost(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _version_1_had_32_bits(cls, node: Any) -> Any:
+    def _version_1_had_32_bits(cls, node: object) -> object:
         if (
             isinstance(node, dict)
             and "embedding_bytes" not in node

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -75,15 +74,21 @@ def plain_config(space: SearchSpace) -> TrialConfig:
     A range has its middle: the mean of both ends, of a logarithmic range their geometric mean, of a choice the first.
     """
     arm = space.arms()[0]
-    template = space.template(arm) | {"arm": "features", "stages": [{"method": "uniform"}], "limit": {}}
-    template["embedding"] = {**template["embedding"], "bits": 32}
-    template["train"] = {key: value for key, value in template["train"].items() if key != "distill"}
-    return check({**space.filled(template, _middle), "seed": space.seed})
+    template = space.template(arm)
+    plain = {
+        **template,
+        "arm": "features",
+        "stages": [{"method": "uniform"}],
+        "limit": {},
+        "embedding": {**template["embedding"], "bits": 32},
+        "train": {key: value for key, value in template["train"].items() if key != "distill"},
+    }
+    return check({**space.filled(plain, _middle), "seed": space.seed})
 
 
-def _middle(place: str, leaf: Range) -> Any:
-    low, high = leaf.values[0], leaf.values[-1]
+def _middle(place: str, leaf: Range) -> object:
     if leaf.kind == "choice":
-        return low
+        return leaf.first
+    low, high = leaf.ends
     value = float(np.sqrt(low * high)) if leaf.kind.startswith("log") else (low + high) / 2
     return round(value) if leaf.kind.endswith("int") else value

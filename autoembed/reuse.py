@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -87,8 +86,8 @@ def train_architecture(
     out: str | Path,
     *,
     label: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    train: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
+    train: Mapping[str, object] | None = None,
     warm: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -119,8 +118,18 @@ def train_architecture(
     """
     if cache is None:
         with scratch() as folder:
-            named: dict[str, Any] = {"label": label, "settings": settings, "train": train, "warm": warm}
-            return train_architecture(source, data, out, **named, seed=seed, device=device, cache=folder)
+            return train_architecture(
+                source,
+                data,
+                out,
+                label=label,
+                settings=settings,
+                train=train,
+                warm=warm,
+                seed=seed,
+                device=device,
+                cache=folder,
+            )
     architecture, spec, recipe, monitor, origin = _source(Path(source), label, settings or {}, train or {})
     where = pick_device(device)
     dataset = build_dataset(spec, data, cache)
@@ -162,16 +171,16 @@ def train_architecture(
 
 
 def _source(
-    path: Path, label: str | None, settings: Mapping[str, Any], train: Mapping[str, Any]
-) -> tuple[Architecture, DataSpec, TrainConfig, str, dict[str, Any]]:
+    path: Path, label: str | None, settings: Mapping[str, object], train: Mapping[str, object]
+) -> tuple[Architecture, DataSpec, TrainConfig, str, dict[str, JsonValue]]:
     """The architecture, how tables are read, the recipe, the metric of its epochs, and where all of it comes from."""
     monitor: JsonValue = None
     named = {} if label is None else {"label": label}
-    own: dict[str, Any] = {}
-    recipe: Any = {}
+    own: dict[str, JsonValue] = {}
+    recipe: JsonValue = {}
     if path.is_file():
         architecture = Architecture.read(path)
-        origin: dict[str, Any] = {"architecture": str(path.absolute())}
+        origin: dict[str, JsonValue] = {"architecture": str(path.absolute())}
     elif (path / "manifest.json").is_file():
         bundle = load_bundle(path)
         provenance = bundle.manifest.provenance
@@ -182,7 +191,7 @@ def _source(
     else:
         raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
     try:
-        config = TrainConfig.model_validate({**recipe, **train})
+        config = TrainConfig.model_validate({**(recipe if isinstance(recipe, dict) else {}), **train})
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
     spec = DataSpec.checked({**own, **named, **settings})

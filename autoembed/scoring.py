@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import polars as pl
 
@@ -40,7 +39,7 @@ def score_table(
     *,
     keep: Sequence[str] = (),
     device: str = "auto",
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     max_unknown: float | None = None,
     progress: Progress | None = None,
 ) -> Scored:

@@ -297,9 +297,11 @@ def _known_monitor(name: str) -> str:
 
 
 def _whole(metrics: Metrics) -> Metrics:
-    kinds = [[metric.name for metric in task.metrics] for task in TASKS]
-    if list(metrics) not in kinds:
-        raise ValueError(f"must have the metrics {' or '.join(map(str, kinds))}, but has {list(metrics)}")
+    kinds = [tuple(metric.name for metric in task.metrics) for task in TASKS]
+    if metrics.names not in kinds:
+        raise ValueError(
+            f"must have the metrics {' or '.join(map(', '.join, kinds))}, but has {', '.join(metrics.names)}"
+        )
     return metrics
 
 

@@ -11,11 +11,12 @@ A test module of such a package subclasses a contract and names what it tests:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from pydantic import JsonValue
 
 from autoembed.architecture import Architecture
 from autoembed.budget import uniform_bytes
@@ -67,9 +68,9 @@ class MethodContract:
         needs_no_budget: whether the method answers without a budget, by options of its own.
     """
 
-    stage: ClassVar[dict[str, Any]]
+    stage: ClassVar[dict[str, JsonValue]]
     needs_no_budget: ClassVar[bool] = False
-    backbone: ClassVar[dict[str, Any]] = {"name": "deepfm", "hidden": [16], "dropout": 0.0}
+    backbone: ClassVar[dict[str, JsonValue]] = {"name": "deepfm", "hidden": [16], "dropout": 0.0}
 
     @pytest.fixture(scope="class")
     def data(self, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
@@ -195,7 +196,7 @@ class BackboneContract:
         dim: of the embeddings, 1 for a backbone without widths.
     """
 
-    options: ClassVar[dict[str, Any]]
+    options: ClassVar[dict[str, JsonValue]]
     dim: ClassVar[int] = 3
 
     counts: ClassVar[list[Array]] = [
@@ -218,8 +219,10 @@ class BackboneContract:
         net = Supernet(self.schema, parent, MethodConfig(method="none"), self.counts, 0)
         for module in net.modules():  # batch norms with statistics of their own, and weights away from zero
             if isinstance(module, torch.nn.BatchNorm1d):
-                module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
-                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.uniform_(-1, 1)
+                module.running_var.uniform_(0.5, 2)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.normal_(std=0.5)

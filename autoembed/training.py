@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.metrics import Metrics
+from autoembed.nn.model import ClickModel
 from autoembed.shuffle import Rows, Shuffle
 from autoembed.task import Metric, metric_in
 from autoembed.types import Array
@@ -137,19 +138,6 @@ class PhaseTrain(BaseModel):
             raise SpaceError(first_line(error)) from None
 
 
-class ClickModel(Protocol):
-    """What is trained: a module from ids to logits that tells its embedding tables."""
-
-    def embedding_weights(self) -> Sequence[nn.Parameter]:
-        """The tables, which the regulariser applies to."""
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """What training moves: all but a search's gates."""
-
-    def sparse_gradients(self, sparse: bool) -> None:
-        """Whether lookups give their tables sparse gradients."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """The best epoch, its valid metrics, and the seconds spent."""
@@ -261,8 +249,8 @@ class SparseAdam(_Plain, torch.optim.SparseAdam):
 class Optimiser:
     """Adam on a model's weights, with the recipe's regulariser, clipping and sparse tables."""
 
-    def __init__(self, model: nn.Module, weights: Iterable[nn.Parameter], config: TrainConfig) -> None:
-        tables = {id(table) for table in model.embedding_weights()}  # type: ignore[operator]
+    def __init__(self, model: ClickModel, weights: Iterable[nn.Parameter], config: TrainConfig) -> None:
+        tables = {id(table) for table in model.embedding_weights()}
         weights = list(weights)
         self.tables = [weight for weight in weights if id(weight) in tables]
         self.l2, self.clip = config.l2, config.clip
@@ -328,7 +316,7 @@ def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float
 
 
 def fit(
-    model: nn.Module,
+    model: ClickModel,
     dataset: Dataset,
     config: TrainConfig,
     *,
@@ -352,8 +340,8 @@ def fit(
     """
     begin = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
-    model.sparse_gradients(config.sparse)  # type: ignore[operator]
-    optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
+    model.sparse_gradients(config.sparse)
+    optimiser = Optimiser(model, model.weight_parameters(), config)
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     columns = () if teacher is None else (teacher.logits,)
@@ -376,7 +364,7 @@ def fit(
             if teacher is not None:
                 taught = task.distil(logits.float(), told[0])
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             if config.anneal:
                 left = (config.epochs - epoch + 1) * per_epoch - steps

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -223,7 +222,7 @@ def _run(
     teaches(teacher)
     searched = perf_counter() - start
     found: list[Found] = []
-    retrained: dict[tuple[Any, ...], tuple[TrialResult, Model]] = {}
+    retrained: dict[tuple[object, ...], tuple[TrialResult, Model]] = {}
     for one in offers:
         if isinstance(one, SpaceError):
             found.append(one)
@@ -317,7 +316,7 @@ def teacher_of(config: TrialConfig, dataset: Dataset, device: torch.device) -> T
     return made[0]
 
 
-def check(config: Mapping[str, Any]) -> TrialConfig:
+def check(config: Mapping[str, object]) -> TrialConfig:
     """A validated TrialConfig, its stages and backbone included; SpaceError names the first rule broken."""
     try:
         trial = TrialConfig.model_validate(dict(config))

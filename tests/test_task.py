@@ -47,7 +47,7 @@ def test_nobody_but_the_task_names_its_metrics():
 
 def test_metrics_are_a_mapping_whose_values_are_attributes_too():
     found = Metrics(auc=0.7, logloss=0.4)
-    assert (found["auc"], found.logloss, list(found)) == (0.7, 0.4, ["auc", "logloss"])
+    assert (found["auc"], found.logloss, found.names) == (0.7, 0.4, ("auc", "logloss"))
     assert found.model_dump_json() == '{"auc":0.7,"logloss":0.4}'
     assert Metrics.model_validate_json('{"auc":0.7,"logloss":0.4}') == found
     with pytest.raises(AttributeError, match="no metric 'rmse'"):

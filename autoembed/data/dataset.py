@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,10 +23,10 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.values import col
 from autoembed.data.vocabulary import ENCODING, Counts, Ids, Vocabulary
-from autoembed.data.writer import LAYOUT, Labels, Writer, fingerprint_of
+from autoembed.data.writer import LAYOUT, Facts, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
 from autoembed.task import Task
-from autoembed.types import Progress
+from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 _CHUNK = 1 << 18
@@ -36,15 +35,15 @@ _CHUNK = 1 << 18
 class Dataset:
     """Encoded rows per split and what they mean; open one with `build_dataset` or `Dataset.open`."""
 
-    def __init__(self, path: Path, schema: FeatureSchema, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, schema: FeatureSchema, facts: Facts) -> None:
         self.path = path
         self.schema = schema
-        self.fingerprint: str = facts["fingerprint"]
-        self.truth: dict[str, Any] | None = facts["truth"]
+        self.fingerprint = facts["fingerprint"]
+        self.truth = facts["truth"]
         # What was read and guessed, in sentences, and signatures of the files.
         self.notes: tuple[str, ...] = tuple(facts.get("notes", ()))
         self.sources: tuple[str, ...] = tuple(facts.get("sources", ()))
-        self._rows: dict[str, int] = facts["rows"]
+        self._rows = facts["rows"]
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -129,8 +128,9 @@ class Dataset:
         labels: Labels = self._load(f"{_known(split)}.labels")
         return labels
 
-    def _load(self, name: str) -> Any:
-        return np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+    def _load(self, name: str) -> Array:
+        array: Array = np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+        return array
 
     @property
     def counts(self) -> list[Counts]:
@@ -315,7 +315,7 @@ def _corrupt(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _digest(*parts: Any) -> str:
+def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -39,7 +39,7 @@ class SplitSpec(StrictModel):
 
     @field_validator("valid", "test", mode="before")
     @classmethod
-    def _dates_as_text(cls, value: Any) -> Any:
+    def _dates_as_text(cls, value: object) -> object:
         # YAML turns an unquoted 2013-10-01 into a date.
         return value.isoformat() if isinstance(value, dt.date) else value
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -281,7 +280,7 @@ def _table(name: str, column: _Column) -> pl.DataFrame:
     size = len(column.counts)
     values: list[str | None] = [None] * size
     uppers: list[float | None] = [None] * size
-    into: list[Any] = uppers if column.kind == "numeric" else values
+    into: list[str | None] | list[float | None] = uppers if column.kind == "numeric" else values
     known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
     for place, value in zip(column.ids, known, strict=True):
         into[place] = value
@@ -309,7 +308,7 @@ def _crossed(keys: Keys, counts: Counts, cross: Cross) -> _Column:
     )
 
 
-def _from_table(part: pl.DataFrame, crosses: Mapping[str, Any], path: str | Path) -> _Column:
+def _from_table(part: pl.DataFrame, crosses: Mapping[str, object], path: str | Path) -> _Column:
     name, kind = part["field"][0], part["kind"][0]
     if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric", "crossed"):
         raise DataError(f"{path} is not a vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")

@@ -7,7 +7,6 @@ import re
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import polars as pl
 
@@ -174,11 +173,11 @@ def _base(arm: str) -> str:
     return re.sub(r"-\d+$", "", arm.partition("@")[0])
 
 
-def _options(stages: Any) -> list[str]:
+def _options(stages: object) -> list[str]:
     """The options of an arm's stages as text; of stages that are chosen among others there are none to tell."""
     own = [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
     return [f"{name} {_text(value)}" for stage in own for name, value in stage.items() if name != "method"]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return " ".join(f"{k} {_text(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -41,13 +41,13 @@ class Point(BaseModel):
     bytes: int | None = None
     search_seconds: float | None = None
     retrain_seconds: float | None = None
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     notes: tuple[str, ...] = ()
     gap: str | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _gathered(cls, node: dict[str, Any]) -> dict[str, Any]:
+    def _gathered(cls, node: dict[str, object]) -> dict[str, object]:
         """Metrics from the columns that they are stored in: valid_auc and so on, null in a gap."""
         node = dict(node)
         for split in ("valid", "test"):
@@ -57,7 +57,7 @@ class Point(BaseModel):
                 node[split] = own
         return node
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """What is stored: metrics have columns of their own, none in a gap."""
         node = self.model_dump(mode="json")
         metrics = under("valid", self.valid) | under("test", self.test)
@@ -66,8 +66,9 @@ class Point(BaseModel):
 
     def number(self, name: str) -> float | None:
         """A number by its column's name; None in a gap."""
-        found = self.row().get(name)
-        return None if found is None else float(found)
+        metrics = under("valid", self.valid) | under("test", self.test)
+        found: float | None = metrics.get(name, getattr(self, name, None))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def measure(
     """
     rng = np.random.default_rng([seed, space.arms().index(arm)])
     better = space.objective.direction.figure
-    best: dict[int, tuple[TrialResult, Model, dict[str, Any]]] = {}
+    best: dict[int, tuple[TrialResult, Model, dict[str, object]]] = {}
     gaps: dict[int, str] = {}
     failed: list[str] = []
     draws = plan.draws(space, arm)

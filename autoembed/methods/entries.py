@@ -8,7 +8,7 @@ set with the largest sum of scores is taken.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class EntryConfig(BaseModel):
     granularity: Literal["block", "entry"] = "block"
 
     @model_validator(mode="after")
-    def _entries_have_one_rule(self) -> Any:
+    def _entries_have_one_rule(self) -> Self:
         if self.granularity == "entry":
             if getattr(self, "choose_by", "weight") != "weight":
                 raise ValueError("granularity: entry needs choose_by: weight, but got choose_by: loss")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Config(GateConfig, pairs.PairConfig):
     `memory_gb` bounds what the search's pair tables may take with gradients and moments, checked before they are made.
     """
 
-    PAPER: ClassVar[Mapping[str, Any]] = {"update": "joint", "noise": "gumbel", "arch_lr": 1e-3, "retrain": "fresh"}
+    PAPER: ClassVar[Mapping[str, object]] = {"update": "joint", "noise": "gumbel", "arch_lr": 1e-3, "retrain": "fresh"}
 
     method: str = "optinter"
     warm_epochs: int = Field(default=0, ge=0)

@@ -25,7 +25,7 @@ from autoembed.methods import entries
 from autoembed.methods.method import WidthConfig
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
-from autoembed.nn.model import CTRModel, Model, apply, inherit
+from autoembed.nn.model import ClickModel, CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows, rounded, rounded_blocks
 from autoembed.types import Array
@@ -45,7 +45,7 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-class Supernet(nn.Module):
+class Supernet(ClickModel):
     """A full-width click model under a parent architecture.
 
     Args:
@@ -77,7 +77,12 @@ class Supernet(nn.Module):
     mask: Tensor
 
     def __init__(
-        self, schema: FeatureSchema, parent: Architecture, config: Any, counts: Sequence[Array], seed: int
+        self,
+        schema: FeatureSchema,
+        parent: Architecture,
+        config: Any,  # the Config of the method's own file
+        counts: Sequence[Array],
+        seed: int,
     ) -> None:
         super().__init__()
         if parent.storage.kind == "shared":

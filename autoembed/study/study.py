@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -19,7 +18,7 @@ from autoembed.study.engine.run import Request, prepare, run_study
 from autoembed.study.results import bundles, pareto
 from autoembed.study.results.leaderboard import Leaderboard, best
 from autoembed.study.results.pareto import Front
-from autoembed.study.results.retrain import retrain_arms, retrain_seeds
+from autoembed.study.results.retrain import ArmsContent, retrain_arms, retrain_seeds
 from autoembed.study.run_dir import Ended, RunDir, Trial
 from autoembed.study.show.progress import Display, Log
 from autoembed.trial import TrialResult, limits
@@ -169,7 +168,7 @@ class Study:
             rows = retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown)
         return pl.DataFrame(rows)
 
-    def retrain_arms(self, *, seeds: int = 3, device: str | None = None) -> dict[str, Any]:
+    def retrain_arms(self, *, seeds: int = 3, device: str | None = None) -> ArmsContent:
         """The same for the best trial of each arm, and paired tests against the best; see `retrain.retrain_arms`."""
         with self._imports():
             return retrain_arms(self.run, self.space, self.dataset, seeds, device, self._shown)
@@ -198,7 +197,7 @@ class Study:
 
 def search(
     space: str | Path | SearchSpace,
-    data: Any = None,
+    data: object = None,
     *,
     runs: str | Path = "runs",
     name: str | None = None,

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from autoembed.space import SearchSpace
-from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_FIRST, RUNG, SEARCH_RUNG
+from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_FIRST, RUNG, SEARCH_RUNG, Result
 
 FACTOR = 3
 SEARCH_FACTOR = 1.5  # stops the worst third, once: how good a search's model is tells little of the retrained one
 
 
-class PerArm(FIFOScheduler):  # type: ignore[misc]
+class PerArm(FIFOScheduler):
     """One scheduler per arm, ASHA (Li et al., MLSys 2020) or the median rule (Golovin et al., KDD 2017), so that a
     baseline never stops a search or the other way round; and an ASHA with a single rung for each kind of peers.
 
@@ -33,20 +34,22 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         own = space.scheduler.name != "none" and not space.objective.cost
         self._space = space
-        self._arms: dict[str, Any] = {arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR}
-        self._searches: dict[tuple[str, str], Any] = {}
+        self._arms: dict[str, TrialScheduler] = {
+            arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR
+        }
+        self._searches: dict[tuple[str, str], TrialScheduler] = {}
         self._firsts: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._compared: set[str] = set()
         self.reasons: dict[str, str] = {}
 
-    def _of(self, trial: Any) -> Any:
+    def _of(self, trial: Trial) -> TrialScheduler | None:
         return self._arms.get(trial.config["arm"])
 
-    def on_trial_add(self, controller: Any, trial: Any) -> None:
+    def on_trial_add(self, controller: TuneController, trial: Trial) -> None:
         if scheduler := self._of(trial):
             scheduler.on_trial_add(controller, trial)
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: TuneController, trial: Trial, result: Result) -> str:
         scheduler = self._of(trial)
         if scheduler is None:
             return str(TrialScheduler.CONTINUE)
@@ -58,7 +61,7 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
             self.reasons[trial.config["trial"]] = f"behind its arm: {figure} at epoch {result[RUNG]} of retraining"
         return action
 
-    def _on_search(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def _on_search(self, controller: TuneController, trial: Trial, result: Result) -> str:
         go_on = str(TrialScheduler.CONTINUE)
         if result[SEARCH_RUNG] != GRACE or trial.trial_id in self._compared:
             return go_on
@@ -81,7 +84,7 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
         )
         return str(TrialScheduler.STOP)
 
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, controller: TuneController, trial: Trial, result: Result) -> None:
         if scheduler := self._of(trial):
             scheduler.on_trial_complete(controller, trial, result)
 
@@ -93,7 +96,7 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
 
 
 def _rule(space: SearchSpace) -> TrialScheduler:
-    common: dict[str, Any] = {
+    common: dict[str, str | int] = {
         "time_attr": RUNG,
         "metric": OBJECTIVE,
         "mode": space.objective.mode,

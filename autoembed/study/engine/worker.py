@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from ray import tune
@@ -42,7 +42,19 @@ STEPS = 100  # of searching: on small data the first epochs are too few for a go
 COMPARED = ("warm", "search", "retrain")  # phases by which trials are compared
 
 
-def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path) -> None:
+# What a trial has reported as Tune passes it on, with keys of Tune's own of any type.
+Result = dict[str, Any]
+
+
+class Drawn(TypedDict):
+    """What Tune gives a worker: the trial's id, its arm, and values for the arm's ranges."""
+
+    trial: str
+    arm: str
+    values: dict[str, object]
+
+
+def work(config: Drawn, *, run: Path, space: SearchSpace, dataset: Path) -> None:
     """Runs the trial that `config` names, reporting every epoch to Tune.
 
     Args:
@@ -53,7 +65,7 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
     """
     torch.set_num_threads(max(1, int(space.budget.cpus_per_trial)))
     folder, name = RunDir(run), config["trial"]
-    end: dict[str, Any]
+    end: dict[str, float]
     try:
         trial = space.config(config["arm"], config["values"], space.seed)
         folder.begin_trial(name, trial)
@@ -125,7 +137,7 @@ class Reporter:
     def __call__(self, event: Event) -> None:
         values = values_of(event)
         self.keep(values)
-        report: dict[str, Any] = dict(values)
+        report: dict[str, float | str] = dict(values)
         if isinstance(event, EpochEnd) and event.phase in COMPARED:
             report |= self._compared(event, event.phase, event.epoch)
         tune.report(report)

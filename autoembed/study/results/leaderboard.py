@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoembed.architecture import Architecture
 from autoembed.data.dataset import Dataset
+from autoembed.data.planted import Populations, Truth
 from autoembed.errors import StudyError, first_line, option
 from autoembed.metrics import Metrics
 from autoembed.space import SearchSpace
@@ -143,14 +143,14 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
     rows, champions = [], []
     labels = dataset.labels("test")
     for arm in space.arms():
-        facts: dict[str, Any] = {state: counts[arm, state] for state in ("done", "pruned", "failed")}
+        row = Row(arm=arm, done=counts[arm, "done"], pruned=counts[arm, "pruned"], failed=counts[arm, "failed"])
         own = [trial for trial in eligible(trials, space) if trial.arm == arm]
         if own:
             champion = best(own, space)
             champions.append(champion)
             cost = champion.result.cost
-            test = known.get(champion.id) or on_test(run, champion, dataset, space.device)
-            facts |= {
+            test = known.get(champion.id) or on_test(run, champion, dataset, str(space.device))
+            found = {
                 "trial": champion.id,
                 "valid": champion.result.valid,
                 "test": test,
@@ -162,16 +162,18 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
                 "search_seconds": round(champion.result.search_seconds, 2),
                 "retrain_seconds": round(champion.result.retrain_seconds, 2),
             }
-        rows.append(Row(arm=arm, **facts))
+            row = row.model_copy(update=found)
+        rows.append(row)
     winner = best(champions or trials, space)
-    found: dict[str, Any] = {}
-    truth = dataset.truth
-    if truth:
-        searched = next((trial for trial in champions if trial.arm == space.arms()[0]), None)
-        if searched:
-            found["groups"] = groups(truth, dataset, searched.result.architecture)
-        found["best_test_auc"] = truth.get("best_auc", {}).get("test")
-    board = Leaderboard(metric=space.objective.metric, winner=winner.id, rows=tuple(rows), **found)
+    truth = dataset.truth or Truth()
+    searched = next((trial for trial in champions if trial.arm == space.arms()[0]), None)
+    board = Leaderboard(
+        metric=space.objective.metric,
+        winner=winner.id,
+        rows=tuple(rows),
+        groups=groups(truth, dataset, searched.result.architecture) if truth and searched else (),
+        best_test_auc=truth.get("best_auc", {}).get("test"),
+    )
     run.write_json(FILE, board.model_dump(mode="json"))
     return board
 
@@ -183,7 +185,7 @@ def on_test(run: RunDir, trial: Trial, dataset: Dataset, device: str) -> Metrics
     return metrics_on(model, dataset, "test", where)
 
 
-def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
+def groups(truth: Truth, dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
     """Planted beside found, for the groups that were planted."""
     kept = {field.name: field.entries for field in architecture.fields}
     cardinality = dict(zip(dataset.schema.names, dataset.schema.cardinalities, strict=True))
@@ -205,15 +207,20 @@ def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) 
     return tuple(found)
 
 
-def planted_columns(truth: dict[str, Any]) -> dict[str, list[str]]:
+def planted_columns(truth: Truth) -> dict[str, list[str]]:
     """The planted columns by group, pairs laid flat."""
-    found = {}
-    for name in ("marginal", "xor", "low_rank", "memorize", "tail", "noise"):
-        flat = [column for entry in truth.get(name, []) for column in (entry if isinstance(entry, list) else [entry])]
-        if flat:
-            found[name] = flat
-    populations = truth.get("populations") or {}
-    flat = [column for name in ("reveals", "A", "B") for column in populations.get(name, [])]
-    if flat:
-        found["populations"] = flat
-    return found
+    populations = truth.get("populations") or Populations()
+    found = {
+        "marginal": truth.get("marginal", []),
+        "xor": _flat(truth.get("xor", [])),
+        "low_rank": _flat(truth.get("low_rank", [])),
+        "memorize": _flat(truth.get("memorize", [])),
+        "tail": _flat(truth.get("tail", [])),
+        "noise": truth.get("noise", []),
+        "populations": [*populations.get("reveals", []), *populations.get("A", []), *populations.get("B", [])],
+    }
+    return {name: columns for name, columns in found.items() if columns}
+
+
+def _flat(groups: Iterable[Iterable[str]]) -> list[str]:
+    return [column for group in groups for column in group]

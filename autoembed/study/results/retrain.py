@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TypedDict
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
@@ -23,9 +23,38 @@ ARMS = "arms.json"
 PARTIAL = "arms.partial.json"
 
 
+SeedRow = dict[str, float]  # seed, the metrics on valid and test, best_epoch, seconds
+
+
+class ArmSeeds(TypedDict):
+    """The trial that was retrained, mean and sd of each metric, and a row for each seed."""
+
+    trial: str
+    mean: dict[str, float]
+    sd: dict[str, float]
+    seeds: list[SeedRow]
+
+
+class Gap(TypedDict):
+    """How far the leader is ahead over seeds, and p of a paired t-test."""
+
+    mean: float
+    sd: float
+    p: float
+
+
+class ArmsContent(TypedDict):
+    """The content of arms.json."""
+
+    leader: str
+    metric: str
+    arms: dict[str, ArmSeeds]
+    paired: dict[str, Gap]
+
+
 def retrain_seeds(
     run: RunDir, trial_id: str, dataset: Dataset, seeds: int, device: str | None, bar: Display
-) -> list[dict[str, Any]]:
+) -> list[SeedRow]:
     """Trains a trial's compact model from fresh weights with seeds 1, 2, ...; a row per seed.
 
     The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json, with mean
@@ -33,18 +62,18 @@ def retrain_seeds(
     """
     if seeds < 1:
         raise StudyError(f"{option('seeds')} must be at least 1, but got {seeds}")
-    rows: list[dict[str, Any]] = []
+    rows: list[SeedRow] = []
     bar.step("retrain", 0, seeds)
     for row in _over_seeds(run, run.read_trial(trial_id), dataset, range(1, seeds + 1), device):
         rows.append(row)
         bar.step("retrain", len(rows), seeds)
-    run.write_json(FILE, {**_summary(trial_id, rows, dataset.task), "seeds": rows})
+    run.write_json(FILE, _summary(trial_id, rows, dataset.task))
     return rows
 
 
 def retrain_arms(
     run: RunDir, space: SearchSpace, dataset: Dataset, seeds: int, device: str | None, bar: Display
-) -> dict[str, Any]:
+) -> ArmsContent:
     """The same for the best trial of each arm, with what sets the arms apart.
 
     `arms` holds mean, sd and seeds of each. `paired` holds, for each arm but the best by mean valid, the mean and sd
@@ -61,7 +90,7 @@ def retrain_arms(
     chosen = {arm: best(own, space) for arm, own in owns.items() if own}
     if not chosen:
         raise StudyError("no trial is done yet")
-    known: dict[str, list[dict[str, Any]]] = run.read_json(PARTIAL) or {}
+    known: dict[str, list[SeedRow]] = run.read_json(PARTIAL) or {}
     rows = {arm: known.get(trial.id, [])[:seeds] for arm, trial in chosen.items()}
     total = seeds * len(chosen)
     for arm, trial in chosen.items():
@@ -72,11 +101,11 @@ def retrain_arms(
             ready = sum(map(len, rows.values()))
             bar.step("retrain", ready, total)
             bar.line(f"{trial.id} is retrained with seed {row['seed']}, {ready} of {total}")
-    arms = {arm: {**_summary(trial.id, rows[arm], dataset.task), "seeds": rows[arm]} for arm, trial in chosen.items()}
+    arms = {arm: _summary(trial.id, rows[arm], dataset.task) for arm, trial in chosen.items()}
     leader = max(arms, key=lambda arm: space.objective.direction.sign * arms[arm]["mean"][space.objective.metric])
     metric = space.objective.metric.replace("valid", "test")
     paired = {arm: _paired(arms[leader], found, metric) for arm, found in arms.items() if arm != leader}
-    content = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
+    content: ArmsContent = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
     run.write_json(ARMS, content)
     (run.path / PARTIAL).unlink(missing_ok=True)
     return content
@@ -91,7 +120,7 @@ def due(run: RunDir, space: SearchSpace, board: Leaderboard) -> bool:
     return held != {row.arm: row.trial for row in board.rows if row.trial}
 
 
-def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[str, float]:
+def _paired(leader: ArmSeeds, other: ArmSeeds, metric: str) -> Gap:
     from scipy.stats import ttest_rel
 
     first, second = ([row[metric] for row in arm["seeds"]] for arm in (leader, other))
@@ -103,7 +132,7 @@ def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[
 
 def _over_seeds(
     run: RunDir, trial: Trial, dataset: Dataset, seeds: Iterable[int], device: str | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[SeedRow]:
     """A row per seed, as it is ready."""
     result = trial.result
     where = pick_device(device or result.config.device)
@@ -134,10 +163,11 @@ def _over_seeds(
         }
 
 
-def _summary(trial_id: str, rows: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
+def _summary(trial_id: str, rows: list[SeedRow], task: Task) -> ArmSeeds:
     found = {name: [row[name] for row in rows] for name in columns(task, "valid", "test")}
     return {
         "trial": trial_id,
         "mean": {name: statistics.mean(values) for name, values in found.items()},
         "sd": {name: statistics.stdev(values) if len(rows) > 1 else 0.0 for name, values in found.items()},
+        "seeds": rows,
     }

@@ -51,15 +51,14 @@ def _board(run: RunDir) -> Leaderboard:
 
 
 def _cells(metric: str, first: Row | None, second: Row | None) -> list[str]:
-    valid, test, held = [], [], []
-    for row in (first, second):
-        valid.append(None if row is None or row.valid is None else row.valid[metric])
-        test.append(None if row is None or row.test is None else row.test[metric])
-        held.append(None if row is None else row.embedding_bytes)
-    quality = ["-" if value is None else f"{value:.4f}" for value in (*valid, *test)]
-    bytes_ = ["-" if value is None else f"{value:,}" for value in held]
-    moved = "-" if None in test else f"{test[1] - test[0]:+.4f}"  # type: ignore[operator]
-    grown = "-" if None in held or not held[0] else f"{held[1] / held[0] - 1:+.0%}"  # type: ignore[operator]
+    rows = (first, second)
+    valid = [None if row is None or row.valid is None else row.valid[metric] for row in rows]
+    before, after = (None if row is None or row.test is None else row.test[metric] for row in rows)
+    held, now = (None if row is None else row.embedding_bytes for row in rows)
+    quality = ["-" if value is None else f"{value:.4f}" for value in (*valid, before, after)]
+    bytes_ = ["-" if value is None else f"{value:,}" for value in (held, now)]
+    moved = "-" if before is None or after is None else f"{after - before:+.4f}"
+    grown = "-" if not held or now is None else f"{now / held - 1:+.0%}"
     return [*quality, moved, *bytes_, grown]
 
 

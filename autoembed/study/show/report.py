@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autoembed.space import SearchSpace
     from autoembed.study.results.leaderboard import Leaderboard, Row
     from autoembed.study.results.pareto import Point
+    from autoembed.study.results.retrain import ArmsContent
     from autoembed.study.run_dir import Ended, RunDir
     from autoembed.trial import TrialResult
 
@@ -251,7 +252,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
         console.print(Text(f"  {name}: {_plain(facts)}"), soft_wrap=True)
 
 
-def _plain(facts: Any) -> str:
+def _plain(facts: object) -> str:
     if isinstance(facts, dict):
         return ", ".join(
             f"{name} ({_plain(value)})" if isinstance(value, dict) else f"{name} {_plain(value)}"
@@ -391,7 +392,7 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
     console.print(f"  written to {folder}/frontier.md, .png, .svg and .parquet", soft_wrap=True)
 
 
-def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
+def show_arms(console: Console, found: ArmsContent, path: Path) -> None:
     """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
     metric, task = titled(found["metric"]), task_of(found["metric"])
     names = [task.metrics[0].monitor, *columns(task, "test")]

@@ -11,7 +11,6 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import polars as pl
 from mlflow import MlflowClient
@@ -21,7 +20,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from autoembed.bundle import load_bundle
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
-from autoembed.space import SearchSpace, load_yaml
+from autoembed.space import SearchSpace, load_mapping
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.results.retrain import ARMS
 from autoembed.study.run_dir import Ended, RunDir, arm_of
@@ -242,7 +241,7 @@ class Mirror:
         if self._whole(run):
             return
         self._inputs(self.parent)
-        given = load_yaml(self.run.space.read_text())
+        given = load_mapping(self.run.space.read_text())
         # What is there stays: some keys may differ when a study goes on.
         new = {name: value for name, value in flat(given).items() if name not in run.data.params}
         self.client.log_batch(self.parent, params=[Param(name, str(value)[:6000]) for name, value in new.items()])
@@ -340,13 +339,13 @@ def model_name(run: RunDir) -> str:
     return run.name.replace(":", "-").replace("'", "-")
 
 
-def flat(node: Any, place: str = "") -> dict[str, Any]:
+def flat(node: object, place: str = "") -> dict[str, object]:
     """Nested plain data as one level of dotted names; lists of plain values stay whole."""
     if isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
         node = {str(number): item for number, item in enumerate(node)}
     if not isinstance(node, dict):
         return {place: node}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, child in node.items():
         found |= flat(child, f"{place}.{key}" if place else str(key))
     return found

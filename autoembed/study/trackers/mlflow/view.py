@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.task import columns, metric_of, task_of, titled, under
@@ -70,5 +69,5 @@ def description(board: Leaderboard, experiment: str, runs: Mapping[str, str], co
     return "\n".join([*lines, "", *(f"    {command}" for command in commands)])
 
 
-def _whole(value: Any) -> str:
+def _whole(value: object) -> str:
     return "-" if value is None else f"{value:,}"
