@@ -4,7 +4,7 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autoembed import ranges as ranges
@@ -49,7 +49,7 @@ _HOMES = {
 __all__ = [*sorted(_HOMES), "ranges"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "ranges":
         return import_module("autoembed.ranges")
     if name not in _HOMES:

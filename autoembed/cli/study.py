@@ -157,11 +157,13 @@ def _train_architecture(
     console = stdout()
     for note in found.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)
+    from autoembed.task import told
+
     cost = found.bundle.architecture.cost
     assert cost is not None
+    metrics = ", ".join([told(found.valid, "valid").partition(",")[0], told(found.test, "test")])
     console.print(
-        f"valid AUC {found.valid.auc:.4f}, test AUC {found.test.auc:.4f}, test logloss {found.test.logloss:.4f}; "
-        f"{cost.embedding_bytes:,} bytes of embeddings, {cost.bytes:,} in all",
+        f"{metrics}; {cost.embedding_bytes:,} bytes of embeddings, {cost.bytes:,} in all",
         soft_wrap=True,
     )
     console.print(f"bundle written to {out}", soft_wrap=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,10 @@ from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name
 from autoembed.data.schema import Cross, FeatureSchema, Kind
 from autoembed.data.values import as_text, col, key, numbers, tidy
 from autoembed.errors import DataError
+from autoembed.types import Progress
 
 Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
-Progress = Callable[[str, int, int], None]
 
 _COLUMNS = {
     "field": pl.String,
@@ -284,7 +283,7 @@ def _table(name: str, column: _Column) -> pl.DataFrame:
     size = len(column.counts)
     values: list[str | None] = [None] * size
     uppers: list[float | None] = [None] * size
-    into: list[Any] = uppers if column.kind == "numeric" else values
+    into: list[str | None] | list[float | None] = uppers if column.kind == "numeric" else values
     known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
     for place, value in zip(column.ids, known, strict=True):
         into[place] = value
@@ -312,7 +311,7 @@ def _crossed(keys: Keys, counts: Counts, cross: Cross) -> _Column:
     )
 
 
-def _from_table(part: pl.DataFrame, crosses: Mapping[str, Any], path: str | Path) -> _Column:
+def _from_table(part: pl.DataFrame, crosses: Mapping[str, object], path: str | Path) -> _Column:
     name, kind = part["field"][0], part["kind"][0]
     if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric", "crossed"):
         raise DataError(f"{path} is not a vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")

@@ -14,7 +14,7 @@ from autoembed import __version__
 from autoembed.bundle import Bundle, sha256
 from autoembed.errors import BundleError, option
 from autoembed.export.program import expected
-from autoembed.plans import Array
+from autoembed.types import Array
 from autoembed.writing import scratch
 
 # The module of each format: `write(bundle, folder)`, REQUIREMENTS of whoever scores, and LIMITS in a sentence.

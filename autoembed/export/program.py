@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from autoembed.bundle import Bundle
 from autoembed.export.serving import ServingModel
 from autoembed.nn.model import Model
-from autoembed.plans import Array
+from autoembed.types import Array
 
 INPUT = "ids"
 _MOST_ROWS = 1 << 24

@@ -20,8 +20,8 @@ from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.router import Router
 from autoembed.nn.rows import PackedRows, Rows, lowest
 from autoembed.nn.sparse import PackedSparseRows
-from autoembed.plans import Array
 from autoembed.storage import PLANES, first_order_bits, row_bytes
+from autoembed.types import Array
 
 
 class ServingModel(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,15 @@ def rounded_blocks(table: Tensor, width: int, sizes: Sequence[int], bits: int, s
         best, least = torch.where(error < least, found, best), torch.minimum(error, least)
     own = best[block, None]
     return torch.cat((body, levels(first / own, fewer) * own), dim=1)
+
+
+class TableOptions(TypedDict):
+    """What tables of either kind are made with, beside rows and width."""
+
+    first_order: bool
+    bits: int
+    step: Step
+    slots: int
 
 
 class Rows(nn.Module):

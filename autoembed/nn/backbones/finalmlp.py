@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import InputLinear, OutputLinear, hidden_layers
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):
