@@ -1,11 +1,13 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from autoembed.bundle import load_bundle, write_bundle
+from autoembed.bundle import EXTRAS, FILES, load_bundle, sha256, verify_bundle, write_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.data.vocabulary import Vocabulary
@@ -118,7 +120,8 @@ def test_a_missing_column_is_named(made):
 
 def test_nothing_in_it_is_pickled(made):
     names = {file.name for file in made[0].iterdir()}
-    assert names == {"architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors", "manifest.json"}
+    assert names == {*FILES, *EXTRAS, "manifest.json"}
+    assert {Path(name).suffix for name in names} == {".json", ".parquet", ".safetensors", ".md"}
     for file in made[0].iterdir():
         assert not file.read_bytes().startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"))
 
@@ -165,3 +168,40 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(made, tmp_path):
             provenance={},
         )
     assert (tmp_path / "keep.txt").read_text() == "mine"
+
+
+def test_verify_checks_hashes_and_predictions(made, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(made[0], path)
+    lines = verify_bundle(path)
+    assert "6 files have the hashes" in lines[0]
+    assert "64 stored predictions are the same" in lines[-1]
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    sample = json.loads((path / "sample.json").read_text())
+    sample["click"][3] += 0.01
+    (path / "sample.json").write_text(json.dumps(sample))
+    with pytest.raises(BundleError, match=r"sample\.json is not the file that the manifest describes"):
+        verify_bundle(path)
+    manifest["files"]["sample.json"] = sha256(path / "sample.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"a prediction differs by 0\.01"):
+        verify_bundle(path)
+
+
+def test_a_bundle_of_before_has_no_sample(made, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(made[0], path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in ("sample.json", "README.md"):
+        (path / name).unlink()
+        del manifest["files"][name]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert "no sample of predictions" in verify_bundle(path)[-1]
+
+
+def test_a_model_card_tells_cost_and_columns(made):
+    text = (made[0] / "README.md").read_text()
+    assert "# Click model for `click`" in text
+    assert "| age | numeric |" in text
+    assert "| city | categorical | 4 |" in text or "| city | categorical | 5 |" in text

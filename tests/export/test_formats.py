@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from autoembed.bundle import load_bundle, write_bundle
+from autoembed.card import sample_ids
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.data.spec import DataSpec
 from autoembed.errors import BundleError
-from autoembed.export.formats import FORMATS, export_bundle, sample_ids
+from autoembed.export.formats import FORMATS, export_bundle
 from autoembed.export.program import expected
 from autoembed.export.scorer import Scorer
 from autoembed.trial import check, run_trial
@@ -97,7 +98,7 @@ def exports(bundle, tmp_path_factory):
 
 def test_onnx_scores_ids_in_batches_of_any_size(bundle, exports):
     session = onnxruntime.InferenceSession(exports["onnx"].path / "model.onnx")
-    ids = sample_ids(bundle, 300)
+    ids = sample_ids(bundle.schema, 300)
     wanted = expected(bundle, ids)
     for size in (1, 7, 300):
         close(session.run(None, {"ids": ids[:size].astype(np.int64)})[0], wanted[:size])
@@ -129,7 +130,7 @@ def test_onnx_scores_raw_rows(bundle, exports, raw):
 
 
 def test_a_torch_program_scores_without_this_package(bundle, exports):
-    ids = sample_ids(bundle, 50)
+    ids = sample_ids(bundle.schema, 50)
     model = torch.export.load(exports["torch"].path / "model.pt2").module()
     close(model(torch.from_numpy(ids).long()), expected(bundle, ids))
 
@@ -179,7 +180,7 @@ def test_a_reader_of_the_raw_tables_finds_each_embedding(bundle, exports):
     folder = exports["tables"].path
     described, tensors = json.loads((folder / "tables.json").read_text()), load_file(folder / "tables.safetensors")
     (model,) = described["models"]
-    ids = sample_ids(bundle, 20)
+    ids = sample_ids(bundle.schema, 20)
     columns = [bundle.schema.index(field["name"]) for field in model["fields"]]
     with torch.no_grad():
         wanted = bundle.model.embedding(torch.from_numpy(ids[:, columns])).numpy()
