@@ -284,8 +284,8 @@ def verify_bundle(path: str | Path) -> list[str]:
     difference = float(np.abs(found - np.array(sample["click"])).max())
     if difference > _SAME:
         raise BundleError(
-            f"the model must predict to {_SAME:g} what it did when {bundle.path} was written, but a prediction differs by "
-            f"{difference:.2g}: this machine or version of torch computes otherwise"
+            f"the model must predict to {_SAME:g} what it did when {bundle.path} was written, but a prediction differs "
+            f"by {difference:.2g}: this machine or version of torch computes otherwise"
         )
     return [*checked, f"{len(found)} stored predictions are the same (largest difference {difference:.1g})"]
 
