@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -26,9 +30,29 @@ def program_of_model(model: Model, fields: int) -> ExportedProgram:
     """The program of a compact model that reads so many columns; the model stays as it is."""
     served = ServingModel(copy.deepcopy(model).cpu())
     example = torch.zeros(4, fields, dtype=torch.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its own code
+    with quiet():
         return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=_MOST_ROWS)}})
+
+
+def core_of(program: ExportedProgram) -> ExportedProgram:
+    """The same program in the operations of core ATen alone."""
+    with quiet():
+        core: ExportedProgram = program.run_decompositions()
+    return core
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters warn of, log and print about their own code."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @torch.no_grad()

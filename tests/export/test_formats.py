@@ -16,7 +16,7 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.spec import DataSpec
 from autoembed.errors import BundleError
 from autoembed.export.formats import FORMATS, export_bundle
-from autoembed.export.program import expected
+from autoembed.export.program import expected, quiet
 from autoembed.export.scorer import Scorer
 from autoembed.trial import check, run_trial
 
@@ -131,7 +131,8 @@ def test_onnx_scores_raw_rows(bundle, exports, raw):
 
 def test_a_torch_program_scores_without_this_package(bundle, exports):
     ids = sample_ids(bundle.schema, 50)
-    model = torch.export.load(exports["torch"].path / "model.pt2").module()
+    with quiet():
+        model = torch.export.load(exports["torch"].path / "model.pt2").module()
     close(model(torch.from_numpy(ids).long()), expected(bundle, ids))
 
 
