@@ -38,7 +38,7 @@ from autoembed.nn.model import Model, build_model
 from autoembed.plans import Array
 from autoembed.plugins import without_imports
 from autoembed.training import pick_device
-from autoembed.writing import as_open_as, scratch
+from autoembed.writing import as_open_as, exchange, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 VERSION = 1
@@ -123,9 +123,9 @@ class Bundle:
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))
-        return scores, self._shares(counted, max(len(scores), 1))
+        return scores, self.shares(counted, max(len(scores), 1))
 
-    def _shares(self, counted: Array, rows: int) -> pl.DataFrame:
+    def shares(self, counted: Array, rows: int) -> pl.DataFrame:
         """The frame of `coverage` from the rows of unknown and of missing values of each field, int [2, F]."""
         table = []
         for place, name in enumerate(self.vocabulary.names):
@@ -214,6 +214,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         made, before = temporary / "made", temporary / "before"
         made.mkdir(mode=0o755)
         yield made
+        if path.is_dir() and exchange(made, path):
+            return
         if path.exists():
             path.rename(before)
         try:
