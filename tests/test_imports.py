@@ -14,7 +14,8 @@ PACKAGE = Path(autoembed.__file__).parent
 ORDER = [
     "errors", "writing", "ranges", "plugins", "data", "ranking", "plans", "storage", "architecture", "nn", "budget",
     "metrics", "events", "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining",
-    "reuse", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
+    "reuse", "refreshing", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api",
+    "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 
