@@ -40,7 +40,7 @@ from autoembed.nn.model import Model, build_model
 from autoembed.plugins import without_imports
 from autoembed.training import pick_device
 from autoembed.types import Array
-from autoembed.writing import as_open_as, scratch
+from autoembed.writing import as_open_as, exchange, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 EXTRAS = ("README.md", "sample.json")  # not in bundles of before
@@ -127,9 +127,9 @@ class Bundle:
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))
-        return scores, self._shares(counted, max(len(scores), 1))
+        return scores, self.shares(counted, max(len(scores), 1))
 
-    def _shares(self, counted: Array, rows: int) -> pl.DataFrame:
+    def shares(self, counted: Array, rows: int) -> pl.DataFrame:
         """The frame of `coverage` from the rows of unknown and of missing values of each field, int [2, F]."""
         table = []
         for place, name in enumerate(self.vocabulary.names):
@@ -221,6 +221,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         made, before = temporary / "made", temporary / "before"
         made.mkdir(mode=0o755)
         yield made
+        if path.is_dir() and exchange(made, path):
+            return
         if path.exists():
             path.rename(before)
         try:
@@ -280,7 +282,7 @@ def verify_bundle(path: str | Path) -> list[str]:
     if "sample.json" not in bundle.manifest.files:
         return [*checked, "no sample of predictions is stored: the bundle was written by an earlier version"]
     sample = json.loads((bundle.path / "sample.json").read_text())
-    found = _predicted(bundle.model, np.array(sample["ids"], dtype=np.int32))
+    found = _predicted(bundle.schema, bundle.model, np.array(sample["ids"], dtype=np.int32))
     difference = float(np.abs(found - np.array(sample["click"])).max())
     if difference > _SAME:
         raise BundleError(
@@ -292,16 +294,16 @@ def verify_bundle(path: str | Path) -> list[str]:
 
 def _write_sample(schema: FeatureSchema, architecture: Architecture, folder: Path) -> None:
     ids = sample_ids(schema)
-    click = _predicted(load_model(schema, architecture, folder / "weights.safetensors").eval(), ids)
+    click = _predicted(schema, load_model(schema, architecture, folder / "weights.safetensors").eval(), ids)
     node = {"fields": list(schema.names), "ids": ids.tolist(), "click": [float(value) for value in click]}
     (folder / "sample.json").write_text(json.dumps(node) + "\n")
 
 
 @torch.no_grad()
-def _predicted(model: Model, ids: Array) -> Array:
-    """Click probabilities float32 [N] of ids int [N, F]."""
+def _predicted(schema: FeatureSchema, model: Model, ids: Array) -> Array:
+    """Predictions float32 [N] for ids int [N, F]."""
     device = next(model.parameters()).device
-    found: Array = torch.sigmoid(model(torch.from_numpy(ids).to(device))).float().cpu().numpy()
+    found: Array = schema.task.link(model(torch.from_numpy(ids).to(device))).float().cpu().numpy()
     return found
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -205,3 +206,26 @@ def test_a_model_card_tells_cost_and_columns(made):
     assert "# Click model for `click`" in text
     assert "| age | numeric |" in text
     assert "| city | categorical | 4 |" in text or "| city | categorical | 5 |" in text
+
+
+def test_a_bundle_is_there_at_any_moment_of_its_replacement(tmp_path, monkeypatch):
+    """Where two names can be swapped, no rename takes it away first; where they cannot, two renames do."""
+    from autoembed import bundle as module
+    from autoembed.writing import exchange
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(name)
+    there = exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "manifest.json").read_text() == ("b" if there else "a")
+    assert not exchange(tmp_path / "a", tmp_path / "none")
+    for swaps in (True, False):
+        if not swaps:
+            monkeypatch.setattr(module, "exchange", lambda one, other: False)
+        elif there:
+            monkeypatch.setattr(os, "rename", None)
+        with module._replacing(tmp_path / "a") as made:
+            (made / "manifest.json").write_text(f"new {swaps}")
+        monkeypatch.undo()
+        assert (tmp_path / "a" / "manifest.json").read_text() == f"new {swaps}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

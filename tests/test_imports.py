@@ -14,8 +14,8 @@ PACKAGE = Path(autoembed.__file__).parent
 ORDER = [
     "errors", "writing", "ranges", "plugins", "types", "metrics", "task", "data", "ranking", "plans", "storage",
     "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "card", "bundle", "export",
-    "scoring", "candidates", "retraining",
-    "reuse", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
+    "scoring", "candidates", "retraining", "reuse", "refreshing", "distill", "trial", "space", "estimator", "pruning",
+    "draws", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from autoembed.bundle import Bundle
 from autoembed.export.serving import ServingModel
 from autoembed.nn.model import Model
+from autoembed.task import CLICKS, Task
 from autoembed.types import Array
 
 INPUT = "ids"
@@ -23,12 +24,12 @@ _MOST_ROWS = 1 << 24
 
 def program_of(bundle: Bundle) -> ExportedProgram:
     """The program of a bundle, on the CPU."""
-    return program_of_model(bundle.model, len(bundle.schema.fields))
+    return program_of_model(bundle.model, len(bundle.schema.fields), bundle.schema.task)
 
 
-def program_of_model(model: Model, fields: int) -> ExportedProgram:
+def program_of_model(model: Model, fields: int, task: Task = CLICKS) -> ExportedProgram:
     """The program of a compact model that reads so many columns; the model stays as it is."""
-    served = ServingModel(copy.deepcopy(model).cpu())
+    served = ServingModel(copy.deepcopy(model).cpu(), task)
     example = torch.zeros(4, fields, dtype=torch.int64)
     with quiet():
         return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=_MOST_ROWS)}})
@@ -59,4 +60,4 @@ def quiet() -> Iterator[None]:
 def expected(bundle: Bundle, ids: Array) -> Array:
     """What the bundle's model predicts for ids int [N, F], float32 [N]."""
     model = bundle.model.cpu().eval()
-    return torch.sigmoid(model(torch.from_numpy(ids))).numpy()
+    return bundle.schema.task.link(model(torch.from_numpy(ids))).numpy()
