@@ -211,7 +211,7 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
         data: a file or directory that overrides `spec.path`, or None.
         cache: where encoded data sets live; one folder each, keyed by the spec, the files' path, size and time, and
             the way in which values become ids.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
 
     Raises:
         DataError: in one line, whatever is wrong with the data.
@@ -224,15 +224,15 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:
-        stage = temporary / "stage"
-        stage.mkdir()
+        staging = temporary / "staging"
+        staging.mkdir()
         try:
             tell = progress or (lambda *_: None)
             tell("read", 0, 1)
-            _encode(read(spec, data, stage), spec, temporary, tell, [signature(Path(name)) for name, _, _ in sources])
+            _encode(read(spec, data, staging), spec, temporary, tell, [signature(Path(name)) for name, _, _ in sources])
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
-        shutil.rmtree(stage)
+        shutil.rmtree(staging)
 
     dataset = _cached(folder, write, progress)
     if spec.crosses is None:

@@ -21,8 +21,8 @@ _BLOCK = 1 << 20
 _RATIO, _LARGE = 1000, 1 << 30
 
 
-def plain_text(path: Path, encoding: str, stage: Path, tell: Callable[[str], None]) -> Path:
-    """A file that Polars reads as UTF-8: `path` itself, or a copy in `stage`. Polars unpacks .gz and .zst by itself.
+def plain_text(path: Path, encoding: str, staging: Path, tell: Callable[[str], None]) -> Path:
+    """A file that Polars reads as UTF-8: `path` itself, or a copy in `staging`. Polars unpacks .gz and .zst by itself.
 
     DataError if the file is not what its name says, if its encoding is unknown, or if it does not fit its text.
     """
@@ -42,7 +42,7 @@ def plain_text(path: Path, encoding: str, stage: Path, tell: Callable[[str], Non
         raise DataError(f"data.encoding must be one that Python knows, such as latin-1, but got {encoding!r}") from None
     if end == ".zst":
         raise DataError(f"{path} is packed and not UTF-8: unpack it first")
-    out = stage / f"{len(list(stage.iterdir()))}.{_inner(path)}"
+    out = staging / f"{len(list(staging.iterdir()))}.{_inner(path)}"
     try:
         with _opened(path, end) as source, out.open("wb") as target:
             _copy(path, source, target, encoding)
