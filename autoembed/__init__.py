@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoembed.errors import StudyError as StudyError
     from autoembed.errors import TrialError as TrialError
     from autoembed.estimator import AutoEmbedClassifier as AutoEmbedClassifier
+    from autoembed.export.formats import export_bundle as export_bundle
     from autoembed.nn.model import build_model as build_model
     from autoembed.ranking.ranking import Ranking as Ranking
     from autoembed.reuse import train_architecture as train_architecture
@@ -38,6 +39,7 @@ _HOMES = {
     "SearchSpace": "space",
     "Study": "study.study",
     "build_model": "nn.model",
+    "export_bundle": "export.formats",
     "load_bundle": "bundle",
     "rank": "api",
     "search": "study.study",

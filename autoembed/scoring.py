@@ -48,7 +48,7 @@ def score_table(
     Args:
         bundle: a loaded bundle.
         table: a file, a pattern or a directory of fragments.
-        keep: columns to copy beside the predictions.
+        keep: columns to copy beside the predictions. A text with commas that is no column's name is a list of names.
         device: auto, cpu, cuda or cuda:N.
         settings: keys of the `data:` section that override those that the bundle was made with.
         max_unknown: the share of unknown values of a field above which nothing is scored.
@@ -62,6 +62,7 @@ def score_table(
     with scratch() as staging:
         frame = read_rows(spec, table, staging, notes.append)
         present = frame.collect_schema().names()
+        keep = _names(keep, present)
         missing = [name for name in keep if name not in present]
         if missing:
             raise DataError(f"unknown column {missing[0]!r} in {option('keep')}: the table has {', '.join(present)}")
@@ -91,6 +92,12 @@ def score_table(
         warnings=tuple(_warnings(coverage)),
         quality=quality,
     )
+
+
+def _names(keep: Sequence[str], present: Sequence[str]) -> list[str]:
+    """The columns that are meant, each once: a text is a name if there is such a column, else names with commas."""
+    parts = ([text] if text in present else [part for part in text.split(",") if part] for text in keep)
+    return list(dict.fromkeys(name for own in parts for name in own))
 
 
 def _passed(progress: Progress, total: int, done: int) -> None:

@@ -13,8 +13,8 @@ PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
     "errors", "writing", "ranges", "plugins", "types", "metrics", "task", "data", "ranking", "plans", "storage",
-    "architecture", "nn", "budget",
-    "events", "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining",
+    "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "bundle", "export",
+    "scoring", "candidates", "retraining",
     "reuse", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}

@@ -114,6 +114,15 @@ def test_no_kept_column_is_overwritten(made, tmp_path):
         score_table(bundle, str(tmp_path / "t.parquet"), keep=["prediction"])
 
 
+def test_kept_columns_may_have_commas_in_their_names(made, tmp_path):
+    _, frame, bundle = made
+    frame.with_columns(pl.lit(1).alias("a,b"), pl.lit(2).alias("a")).write_parquet(tmp_path / "t.parquet")
+    one = score_table(bundle, str(tmp_path / "t.parquet"), keep=["a,b", "user,a", "user"]).table
+    assert one.columns == ["a,b", "user", "a", "prediction"]
+    with pytest.raises(DataError, match="unknown column 'b' in keep"):
+        score_table(bundle, str(tmp_path / "t.parquet"), keep=["a,user,b"])
+
+
 def test_settings_go_before_those_of_the_bundle(made, tmp_path):
     _, frame, bundle = made
     frame.write_csv(tmp_path / "t.csv", separator=";")

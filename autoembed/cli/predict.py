@@ -20,7 +20,10 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where to write predictions: .parquet or .csv.")] = Path(
         "predictions.parquet"
     ),
-    keep: Annotated[str, typer.Option(help="Columns to copy beside the predictions, separated by commas.")] = "",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="A column to copy beside the predictions, or several with commas between them; repeatable."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     max_unknown: Annotated[
         float | None, typer.Option(help="Score nothing if a column has a larger share of unknown values, such as 0.2.")
@@ -42,7 +45,7 @@ def predict(
         scored = score_table(
             load_bundle(bundle),
             table,
-            keep=[name for name in keep.split(",") if name],
+            keep=keep or [],
             device=device,
             settings=settings_of(settings or []),
             max_unknown=max_unknown,

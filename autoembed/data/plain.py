@@ -22,9 +22,10 @@ _RATIO, _LARGE = 1000, 1 << 30
 
 
 def plain_text(path: Path, encoding: str, staging: Path, tell: Callable[[str], None]) -> Path:
-    """A file that Polars reads as UTF-8: `path` itself, or a copy in `staging`. Polars unpacks .gz and .zst by itself.
+    """A file that Polars reads as UTF-8: `path` itself, or a copy in `staging`.
 
-    DataError if the file is not what its name says, if its encoding is unknown, or if it does not fit its text.
+    DataError if the file is not what its name says, if it grows beyond measure, if its encoding is unknown, or if that
+    does not fit its text.
     """
     end = path.suffix.lower()
     magic = _MAGIC.get(end)
@@ -36,12 +37,10 @@ def plain_text(path: Path, encoding: str, staging: Path, tell: Callable[[str], N
         if magic is None and head.startswith(_UTF16) and encoding == "utf-8":
             encoding = "utf-16"
             tell(f"{path.name} is read as UTF-16")
-        if codecs.lookup(encoding).name == "utf-8" and end not in (".bz2", ".xz", ".zip"):
+        if codecs.lookup(encoding).name == "utf-8" and magic is None:
             return path
     except LookupError:
         raise DataError(f"data.encoding must be one that Python knows, such as latin-1, but got {encoding!r}") from None
-    if end == ".zst":
-        raise DataError(f"{path} is packed and not UTF-8: unpack it first")
     out = staging / f"{len(list(staging.iterdir()))}.{_inner(path)}"
     try:
         with _opened(path, end) as source, out.open("wb") as target:
@@ -72,10 +71,16 @@ def _opened(path: Path, end: str) -> Iterator[IO[bytes]]:
             with archive.open(members[0]) as inside:
                 yield inside
         return
-    # Any: the three kinds of files have no type in common that says they can be read.
-    opens: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    # Any: the kinds of files have no type in common that says they can be read.
+    opens: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zst}
     with opens[end](path) if end in opens else path.open("rb") as plain:
         yield plain
+
+
+def _zst(path: Path) -> Any:
+    from pyarrow import CompressedInputStream  # half a second, which only such a file needs
+
+    return CompressedInputStream(str(path), "zstd")
 
 
 def _copy(path: Path, source: IO[bytes], target: IO[bytes], encoding: str) -> None:

@@ -33,8 +33,8 @@ def scan(
 ) -> pl.LazyFrame:
     """The raw columns of one table, lazily; files of other columns or types than the first are told of.
 
-    Text formats are converted to Parquet in `staging` once, in a stream, so that later passes read single columns; their
-    columns are text. With `hold` the one text file is held in memory instead (see `can_hold`). Parquet is read in
+    Text formats are converted to Parquet in `staging` once, in a stream, so that later passes read single columns;
+    their columns are text. With `hold` the one text file is held in memory instead (see `can_hold`). Parquet is read in
     place. Folders `key=value` right above a file are columns.
 
     Raises:

@@ -68,8 +68,9 @@ def check_sorts(frames: list[pl.LazyFrame], name: str) -> None:
 
 
 def _shape(text: pl.Expr) -> pl.Expr:
-    """How text is written: 0 for every digit, fractions of a second in one length, a zone as it is."""
+    """How text is written: 0 for every digit, a zone as it is. A moment sorts with a shorter one, such as its date."""
     body = text.str.replace(_ZONE, "").str.replace_all(r"\d", "0").str.replace(r"\.0+$", ".0")
+    body = body.str.replace(r"^(0000-00-00) 00:00(:00(\.0)?)?$", "${1}")
     return body + text.str.extract(_ZONE, 0).fill_null("")
 
 

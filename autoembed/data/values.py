@@ -12,6 +12,8 @@ _NESTED = (pl.List, pl.Array, pl.Struct, pl.Object)
 # Texts that mean that there is no value: what pandas writes for NaN, and nothing at all.
 MISSING = ("", "nan", "NaN")
 WHOLE = r"^[-+]?\d+(\.0+)?$"
+# A moment as text: date, clock, seconds and zone.
+_MOMENT = r"^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$"
 _TRUTH = {"True": "true", "False": "false", "TRUE": "true", "FALSE": "false"}
 
 
@@ -23,14 +25,31 @@ def col(name: str) -> pl.Expr:
 
 
 def tidy(text: pl.Expr) -> pl.Expr:
-    """Text that names a whole number or a truth value, written in one way: '2.0' is '2', 'True' is 'true', '' null."""
-    return text.str.replace(r"^(-?\d+)\.0+$", "${1}").replace({**_TRUTH, **dict.fromkeys(MISSING)})
+    """Text that names a whole number, a truth value or a moment, written in one way: '2.0' is '2', 'True' is 'true', ''
+    null, and '2024-01-01T10:30:00+09:00' is '2024-01-01 01:30:00'."""
+    text = text.str.replace(r"^(-?\d+)\.0+$", "${1}").replace({**_TRUTH, **dict.fromkeys(MISSING)})
+    return text.map_batches(_tidy_moments, return_dtype=pl.String, is_elementwise=True)
+
+
+def _tidy_moments(text: pl.Series) -> pl.Series:
+    """Moments among text in UTC, which one without a zone is in, and short: midnight is its date."""
+    where = text.str.contains(_MOMENT).arg_true()
+    if not len(where):
+        return text
+    parts = [pl.col("x").str.extract(_MOMENT, number) for number in (1, 2, 3, 4)]
+    zone = parts[3].replace({"Z": "+00:00", "UTC": "+00:00"}).fill_null("+00:00")
+    written = parts[0] + " " + parts[1] + parts[2].fill_null(":00") + zone
+    moment = written.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%#z", strict=False, time_unit="us", time_zone="UTC")
+    short = moment.dt.strftime("%Y-%m-%d %H:%M:%S%.6f").str.replace(r"\.?0{1,6}$", "").str.replace(r" 00:00:00$", "")
+    found = text.gather(where).to_frame("x").select(pl.coalesce(short, "x")).to_series()
+    return text.scatter(where, found)
 
 
 def as_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """The values of a column as text, untidied for text itself; NaN becomes missing, 2.0 '2' and decimal 1.50 '1.5'.
 
-    Moments are told to the microsecond, with a zone in UTC, so that no unit and no zone changes them.
+    Moments are told to the microsecond, with a zone in UTC, so that no unit and no zone changes them; `tidy` makes them
+    short.
     """
     if dtype.is_float():
         whole = (column == column.round()) & (column.abs() < _EXACT)

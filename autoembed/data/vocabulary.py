@@ -254,16 +254,19 @@ def _encode_numeric(series: pl.Series, column: _Column) -> Ids:
 def _encode_categorical(series: pl.Series, column: _Column, enum: pl.Enum) -> Ids:
     text = series.to_frame("x").select(as_text(pl.col("x"), series.dtype)).to_series()
     known = set(column.known) if len(column.known) <= len(_TRUTH) else set()
+    truth: dict[str, str] = {}
     if known and known <= set(_TRUTH.values()):
-        text = text.replace(_TRUTH)
+        truth = _TRUTH
     elif (known and known <= set(_TRUTH)) or series.dtype == pl.Boolean:  # train has 0 and 1
-        text = text.replace({word: number for number, truth in _TRUTH.items() for word in _spellings(truth)})
+        truth = {word: number for number, true in _TRUTH.items() for word in _spellings(true)}
+    text = text.replace(truth) if truth else text
     places = text.cast(enum, strict=False).to_physical()
     if not series.dtype.is_integer():
         # Tidying every value would take five times as long as the cast: do it where the text as it stands is unknown.
         strange = (places.is_null() & text.is_not_null()).arg_true()
         if len(strange):
             tidied = text.gather(strange).to_frame("x").select(tidy(pl.col("x"))).to_series()
+            tidied = tidied.replace(truth) if truth else tidied
             places = places.scatter(strange, tidied.cast(enum, strict=False).to_physical())
             text = text.scatter(strange, tidied)
     ids: Ids = column.lookup[places.fill_null(len(column.ids)).to_numpy()]

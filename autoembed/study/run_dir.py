@@ -222,6 +222,10 @@ class RunDir:
         # A trial whose process was lost is run again from its beginning.
         (folder / CURVES).unlink(missing_ok=True)
 
+    def has_begun(self, trial_id: str) -> bool:
+        """Whether a process has ever been at work on a trial, or it has ended."""
+        return (self.trial(trial_id) / "config.json").is_file() or self.state(trial_id) is not None
+
     def add_point(self, trial_id: str, values: Mapping[str, float]) -> None:
         """Appends what a trial reported of an epoch to its curves, with the time in milliseconds."""
         point = {"time": int(time.time() * 1000), **values}

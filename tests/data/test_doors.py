@@ -1,5 +1,6 @@
 """Every way into the product reads the same: rank, search and predict, CSV, Parquet and frames."""
 
+import bz2
 import datetime as dt
 import gzip
 import lzma
@@ -186,8 +187,6 @@ def test_a_missing_last_value_and_a_blank_line_are_no_cut(tmp_path):
 
 
 def test_packed_files_other_formats_and_encodings_are_one_table(tmp_path, clicks):
-    import bz2
-
     text = clicks.with_columns(site=pl.col("site").replace("a", "ä")).write_csv().encode()
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text))
     (tmp_path / "t.csv.bz2").write_bytes(bz2.compress(text))
@@ -220,6 +219,22 @@ def test_a_zip_that_fills_the_disk_is_refused(tmp_path, monkeypatch):
         archive.writestr("t.csv", b"0" * (1 << 26))
     with pytest.raises(DataError, match="grows to more than 1000 times its size"):
         rows_of(tmp_path / "t.zip", tmp_path)
+
+
+@pytest.mark.parametrize("end", ["gz", "bz2", "xz", "zst"])
+def test_any_packed_file_that_grows_without_end_is_refused(tmp_path, monkeypatch, end):
+    from autoembed.data import plain
+
+    monkeypatch.setattr(plain, "_LARGE", 1 << 20)
+    monkeypatch.setattr(plain, "_RATIO", 100)
+    table, text = tmp_path / f"t.csv.{end}", b"click,a\n" + b"1,0\n" * (1 << 22)
+    if end == "zst":
+        pl.read_csv(text, infer_schema=False).lazy().sink_csv(table, compression="zstd")
+    else:
+        packs = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+        table.write_bytes(packs[end](text))
+    with pytest.raises(DataError, match="grows to more than 100 times its size"):
+        rows_of(table, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -298,12 +313,29 @@ VALUES = {
     "moment": [
         pl.Series([dt.datetime(2024, 1, 1, hour) for hour in (1, 2, 3, 1, 2)] * 20).cast(pl.Datetime(unit))
         for unit in ("us", "ns", "ms")
+    ]
+    + [
+        pl.Series([form.format(hour) for hour in (1, 2, 3, 1, 2)] * 20)
+        for form in (
+            "2024-01-01 0{}:00:00",
+            "2024-01-01T0{}:00",
+            "2024-01-01T0{}:00:00.000Z",
+            "2024-01-01 0{}:00:00 UTC",
+        )
     ],
     "zone": [
         pl.Series([dt.datetime(2024, 1, 1, hour, tzinfo=dt.UTC) for hour in (1, 2, 3, 1, 2)] * 20),
         pl.Series([dt.datetime(2024, 1, 1, hour, tzinfo=dt.UTC) for hour in (1, 2, 3, 1, 2)] * 20).dt.convert_time_zone(
             "Asia/Tokyo"
         ),
+        pl.Series([dt.datetime(2024, 1, 1, hour) for hour in (1, 2, 3, 1, 2)] * 20),
+        pl.Series([f"2024-01-01T1{hour - 1}:00:00+09:00" for hour in (1, 2, 3, 1, 2)] * 20),
+    ],
+    "day": [
+        pl.Series([dt.date(2024, 1, day) for day in (1, 2, 3, 1, 2)] * 20),
+        pl.Series([dt.datetime(2024, 1, day) for day in (1, 2, 3, 1, 2)] * 20),
+        pl.Series([f"2024-01-0{day}" for day in (1, 2, 3, 1, 2)] * 20),
+        pl.Series([f"2024-01-0{day} 00:00:00" for day in (1, 2, 3, 1, 2)] * 20),
     ],
     "duration": [
         pl.Series([dt.timedelta(minutes=minute) for minute in (1, 2, 3, 1, 2)] * 20).cast(pl.Duration(unit))
@@ -323,6 +355,8 @@ def test_a_value_is_the_same_in_every_type(tmp_path, kind, listed):
     """The vocabulary of each type gives the ids of the first to all the others."""
     if listed == "numeric" and kind == "truth":
         pytest.skip("the text true is no number")
+    if listed == "numeric" and kind in ("moment", "zone", "day"):
+        pytest.skip("text of moments is no number, which is an error")
     label = pl.Series([0, 1, 1, 0, 1] * 20)
     spec = DataSpec(label="click", split={"valid": 0.2, "test": 0.2}, **({listed: ("x",)} if listed else {}))
     for first in VALUES[kind]:
@@ -339,6 +373,24 @@ def test_a_value_is_the_same_in_every_type(tmp_path, kind, listed):
         ]
         assert all((other == ids[0]).all() for other in ids)
         assert len(set(ids[0].tolist())) == 3
+
+
+@pytest.mark.parametrize("time", [None, "x"])
+def test_moments_in_one_table_and_their_text_in_another_are_the_same(tmp_path, time):
+    """A column of either kind in train and valid, as a field and as the time to split by."""
+    moments = pl.Series([dt.datetime(2024, 1, 1, hour % 24, hour % 60) for hour in range(100)])
+    frame = pl.DataFrame({"click": [0, 1, 1, 0, 1] * 20, "y": [1, 2, 3, 4, 5] * 20, "x": moments})
+    text = frame.with_columns(pl.col("x").dt.strftime("%Y-%m-%d %H:%M:%S"))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    for folder, train, valid in (("one", frame, text), ("other", text, frame)):
+        train.write_parquet(tmp_path / folder / "train.parquet")
+        valid.write_parquet(tmp_path / folder / "valid.parquet")
+        valid.write_parquet(tmp_path / folder / "test.parquet")
+    spec = DataSpec(label="click", time=time, min_count=1, categorical=("x",))
+    one, other = (build_dataset(spec, tmp_path / name, tmp_path / f"c-{name}") for name in ("one", "other"))
+    assert (one.ids("valid") > 0).all()
+    assert (one.ids("valid") == other.ids("valid")).all()
 
 
 NAMES = ["count", "len", "*", "^x$", "__split", "prediction", "rows", "value", "label", "text", "clicks", "[x]"]

@@ -138,6 +138,7 @@ def trial(dataset, seed, stage, **train):
     return run_trial(config, dataset, lambda values: None)[0]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_no_method_loses_a_long_tail(tmp_path, seeds):
     """Thousands of values with 5 to 50 rows each that matter: at equal bytes no searched arm is behind uniform."""

@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from autoembed.bundle import load_bundle
-from autoembed.study.engine.last_word import LINE
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
 
@@ -202,21 +201,61 @@ def test_a_study_outlives_its_worker_and_its_fork_server(write_space, tmp_path, 
     check_whole(run, ("dnis",), 2)
 
 
-def test_a_study_that_loses_its_raylet_ends_in_one_line_and_goes_on(write_space, tmp_path, start, family):
+def kill_part(driver, family, name):
+    """Kills a process of the driver's Ray."""
+    found = [one for one in named(driver, family, name) if one.name() == name]
+    (process,) = [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
+    process.kill()
+
+
+@pytest.mark.parametrize(("part", "told"), [("raylet", "raylet"), ("gcs_server", "GCS")])
+def test_a_study_outlives_one_death_of_its_ray_and_says_so(write_space, tmp_path, start, family, part, told):
     space, run = write_space(budget={"trials": 5, "width": 2}), RunDir(tmp_path / "runs" / "tiny")
+    driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "2", "--lines")
+    assert wait_until(lambda: run.path.exists() and len(run.ended()) > 1, driver), driver.text()
+    kept = contents(run)
+    kill_part(driver, family, part)
+    text = driver.wait()
+    own = [line for line in text.splitlines() if "Ray's" in line or "raylet" in line]
+    assert own == [f"warning: Ray's {told} has ended: it was killed, or memory ran out: Ray is started once more"]
+    assert "best bundle" in text, text
+    assert "Traceback" not in text
+    assert {path: digest for path, digest in contents(run).items() if path in kept} == kept
+    check_whole(run, ("dnis", "uniform"), 5)
+
+
+def test_a_second_death_of_ray_ends_the_study_in_one_line_and_it_goes_on(write_space, tmp_path, start, family):
+    space, run = write_space(budget={"trials": 8, "width": 2}), RunDir(tmp_path / "runs" / "tiny")
     words = ("search", space, "--runs", tmp_path / "runs", "--cpus", "2", "--lines")
     driver = start(*words)
     assert wait_until(lambda: run.path.exists() and len(run.ended()) > 1, driver), driver.text()
+    kill_part(driver, family, "raylet")
+    assert wait_until(lambda: "once more" in driver.text(), driver), driver.text()
+    before = len(run.ended())
+    assert wait_until(lambda: len(run.ended()) > before, driver), driver.text()
     kept = contents(run)
-    (raylet,) = [process for process in named(driver, family, "raylet") if process.name() == "raylet"]
-    raylet.kill()
+    kill_part(driver, family, "gcs_server")
     driver.wait()
-    end = time.monotonic() + 20
-    while LINE not in driver.text() and time.monotonic() < end:  # told by a process that outlives the driver
-        time.sleep(0.1)
+    last = driver.text().rstrip().splitlines()[-1]
+    assert last == (
+        "error: Ray's GCS has ended: it was killed, or memory ran out, for the second time: go on with --resume"
+    )
     assert "Traceback" not in driver.text()
-    assert driver.text().rstrip().splitlines()[-1] == LINE
     text = start(*words, "--resume").wait()
     assert "best bundle" in text, text
     assert {path: digest for path, digest in contents(run).items() if path in kept} == kept
-    check_whole(run, ("dnis", "uniform"), 5)
+    check_whole(run, ("dnis", "uniform"), 8)
+
+
+def test_a_trial_whose_process_dies_between_two_trials_is_run(write_space, tmp_path, start, family):
+    """Tune gives up a trial at once whose process is dead before it begins: that is no trial that failed."""
+    space = write_space(stages=[{"method": "dnis", "warm_epochs": 1, "epochs": 3}], baselines=[])
+    run = RunDir(tmp_path / "runs" / "tiny")
+    driver = start("search", space, "--runs", tmp_path / "runs", "--cpus", "1", "--trials", "6", "--lines")
+    for ended in (1, 3):
+        assert wait_until(lambda ended=ended: run.path.exists() and len(run.ended()) >= ended, driver), driver.text()
+        for process in named(driver, family, "ray::Impl"):
+            process.kill()
+    text = driver.wait()
+    assert "best bundle" in text, text
+    check_whole(run, ("dnis",), 6)

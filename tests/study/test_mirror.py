@@ -370,7 +370,12 @@ def test_mlflow_serves_the_champion(finished, unused_port):
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(unused_port)]
     server = subprocess.Popen(
         command,
-        env=os.environ | {"MLFLOW_TRACKING_URI": run.read_json("mlflow.json")["tracking_uri"]},
+        env=os.environ
+        | {
+            "MLFLOW_TRACKING_URI": run.read_json("mlflow.json")["tracking_uri"],
+            # MLflow starts uvicorn by its name, as an environment that is active has it.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -82,8 +82,8 @@ def test_a_study_of_many_trials_leaves_nothing_but_its_folder(write_space, tmp_p
         time.sleep(0.2)
     print(f"{took:.0f} s, {2 * TRIALS} trials; {opened=}, {closed=}, {threads=}, {os.listdir(temporary)}")
     assert marked(mark) == []
-    # Ray keeps its own log of the process open, and of each start a connection.
-    assert sorted(name for name in opened if RAYS not in name) in ([], ["socket"])
+    # Ray keeps its own log of the process open, and of each start a connection or two, however many the trials are.
+    assert sorted(name for name in opened if RAYS not in name) in ([], ["socket"], ["socket"] * 2)
     assert len(closed) == sum(RAYS in name for name in opened) == 1
     assert threads <= 0
     assert set(os.listdir("/dev/shm")) <= shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 LINE = (
@@ -16,14 +16,22 @@ _CODE = "import sys\nif not sys.stdin.buffer.read(): sys.stderr.write(sys.argv[1
 
 
 @contextmanager
-def last_word() -> Iterator[None]:
-    """Within it, a process of its own tells on stderr if this one ends without reaching the end of the block."""
+def last_word() -> Iterator[Callable[[], None]]:
+    """Within it, a process of its own tells on stderr if this one ends without reaching the end of the block.
+
+    What it gives is called where the process is about to end, or to be replaced, with words of its own.
+    """
     command = [sys.executable, "-I", "-S", "-c", _CODE, LINE]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert watcher.stdin is not None
-    try:
-        yield
-    finally:
-        with suppress(OSError), watcher.stdin as pipe:  # it may have been killed itself
+
+    def bye() -> None:
+        assert watcher.stdin is not None
+        with suppress(OSError, ValueError), watcher.stdin as pipe:  # it may have been killed itself
             pipe.write(b"bye")
+
+    try:
+        yield bye
+    finally:
+        bye()
         watcher.wait()

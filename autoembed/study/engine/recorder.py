@@ -24,6 +24,7 @@ class Watcher(Protocol):
     def started(self, trial: str, arm: str) -> None: ...
     def reported(self, trial: str, metrics: Mapping[str, float]) -> None: ...
     def ended(self, trial: str) -> None: ...
+    def warn(self, text: str) -> None: ...
 
 
 class Told:
@@ -41,12 +42,19 @@ class Told:
     def ended(self, trial: str) -> None:
         self._tracker.close(trial)
 
+    def warn(self, text: str) -> None:
+        pass
+
 
 class Recorder(tune.Callback):
-    """Marks in the run folder trials that the scheduler stopped or whose process died; a worker marks the others."""
+    """Marks in the run folder trials that the scheduler stopped or whose process died; a worker marks the others.
+
+    `unbegun` counts trials that Tune gave up before they began, since the process that they were to share had died.
+    """
 
     def __init__(self, run: RunDir, watchers: Sequence[Watcher], reasons: Mapping[str, str]) -> None:
         self.run, self.watchers, self.reasons = run, watchers, reasons
+        self.unbegun = 0
 
     def __getstate__(self) -> dict[str, object]:
         # Tune pickles its callbacks for Tuner.restore, which is not how a study goes on.
@@ -72,8 +80,16 @@ class Recorder(tune.Callback):
             self.run.mark(name, "pruned", f"{reason}\n{json.dumps(metrics_of(trial.last_result or {}))}")
         self._ended(name)
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        line = f"the process of trial {trial.config['trial']} ended (killed, or out of memory): the trial is run again"
+        for watcher in self.watchers:
+            watcher.warn(line)
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         name = trial.config["trial"]
+        if not self.run.has_begun(name):
+            self.unbegun += 1
+            return
         if self.run.state(name) is None:
             # A worker writes its own reason: without one, its process is gone.
             reason = (

@@ -41,7 +41,10 @@ FREE: Mapping[str, set[str] | bool] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for: a search space or its file, and the data, which may be a frame."""
+    """What the user asked for: a search space or its file, and the data, which may be a frame.
+
+    `again` is the command that goes on with the study, which takes this process's place if the study's own Ray dies.
+    """
 
     space: Path | SearchSpace
     data: object = None
@@ -53,6 +56,7 @@ class Request:
     cpus: int | None = None
     address: str | None = None
     force: bool = False
+    again: tuple[str, ...] | None = None
 
     @property
     def run(self) -> RunDir:
@@ -275,13 +279,18 @@ def _run_trials(
     from autoembed.study.engine import tune
     from autoembed.study.engine.recorder import Told
 
-    before, todo = len(run.ended()), _left(run, space)
+    resources = tune.Resources(address=request.address, cpus=request.cpus, again=request.again)
     first = space.data.task.metrics[0]
-    done = first.best(trial.result.valid[first.name] for trial in run.trials())
-    bar.trials(before, before + sum(todo.values()), first, best=done)
-    if any(todo.values()):
-        with tune.cluster(tune.Resources(address=request.address, cpus=request.cpus)):
+    while True:
+        before, todo = len(run.ended()), _left(run, space)
+        done = first.best(trial.result.valid[first.name] for trial in run.trials())
+        bar.trials(before, before + sum(todo.values()), first, best=done)
+        if not any(todo.values()):
+            break
+        with tune.cluster(resources):
             tune.run_trials(run, space, dataset, todo, [bar, Told(tracker)])
+        if len(run.ended()) == before:  # what is left had no process; if that goes on, it helps nobody
+            break
     shutil.rmtree(run.warm, ignore_errors=True)
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):

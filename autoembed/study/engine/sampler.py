@@ -23,13 +23,22 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class Arms(Searcher):
     """The arms' searchers as one, so that all trials share one Tuner and its worker processes.
 
-    The next trial is of the arm with the most left to do, so the arms fill up evenly.
+    The next trial is of the arm with the most left to do, so the arms fill up evenly. One that Tune gives up before it
+    has `begun` is not told to Optuna: the next searcher finds it running, and queues it again under its name.
     """
 
-    def __init__(self, searches: Mapping[str, OptunaSearch], left: Mapping[str, int], mode: str) -> None:
+    def __init__(
+        self,
+        searches: Mapping[str, OptunaSearch],
+        left: Mapping[str, int],
+        mode: str,
+        begun: Callable[[str], bool],
+        storage: optuna.storages.RDBStorage,
+    ) -> None:
         super().__init__(metric=OBJECTIVE, mode=mode)
-        self._searches, self._left = searches, dict(left)
+        self._searches, self._left, self._begun, self._storage = searches, dict(left), begun, storage
         self._arm: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Drawn | str | None:
         arm = max(self._left, key=lambda name: self._left[name])
@@ -38,13 +47,21 @@ class Arms(Searcher):
         self._left[arm] -= 1
         self._arm[trial_id] = arm
         drawn: Drawn | None = self._searches[arm].suggest(trial_id)
+        if drawn is not None:
+            self._names[trial_id] = str(drawn["trial"])
         return drawn
 
     def on_trial_result(self, trial_id: str, result: Result) -> None:
         self._searches[self._arm[trial_id]].on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
-        self._searches[self._arm[trial_id]].on_trial_complete(trial_id, result, error)
+        if not error or self._begun(self._names[trial_id]):
+            self._searches[self._arm[trial_id]].on_trial_complete(trial_id, result, error)
+
+    def close(self) -> None:
+        """Lets go of optuna.db, which a write that was interrupted would keep locked."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def save(self, checkpoint_path: str) -> None:
         # Tune's snapshot for Tuner.restore; the studies themselves stand in optuna.db.
@@ -76,7 +93,8 @@ class Search(OptunaSearch):
 def searcher(run: RunDir, space: SearchSpace, left: Mapping[str, int]) -> Arms:
     """The searcher of a study with `left` trials to run per arm; it goes on where the Optuna studies ended."""
     storage = optuna.storages.RDBStorage(run.optuna)
-    return Arms({arm: _search(run, space, arm, storage) for arm in left}, left, space.objective.mode)
+    searches = {arm: _search(run, space, arm, storage) for arm in left}
+    return Arms(searches, left, space.objective.mode, run.has_begun, storage)
 
 
 def _search(run: RunDir, space: SearchSpace, arm: str, storage: optuna.storages.BaseStorage) -> Search:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, first_line, option
 from autoembed.space import SearchSpace
 from autoembed.study.engine import forkserver
+from autoembed.study.engine.guard import guarded, quiet
 from autoembed.study.engine.last_word import last_word
 from autoembed.study.engine.ray_access import LOOPBACK, guard_token, on_loopback
 from autoembed.study.engine.recorder import RETRIES, Recorder, Watcher
@@ -33,17 +34,22 @@ ANSWER = 120.0  # seconds that a node may take to start a worker
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a study may use: a running cluster by `address`, or else `cpus` of this machine (all by default)."""
+    """What a study may use: a running cluster by `address`, or else `cpus` of this machine (all by default).
+
+    `again` is the command that takes this process's place if a Ray of its own dies.
+    """
 
     address: str | None = None
     cpus: int | None = None
+    again: tuple[str, ...] | None = None
 
 
 @contextmanager
 def cluster(resources: Resources) -> Iterator[None]:
     """A Ray of the study's own, or the named one; the own one ends with the block, whatever happens.
 
-    A Ray that this process has started already is used as it is.
+    A Ray that this process has started already is used as it is. RayLostError if the
+    study's own one dies and there is no command to go on with.
     """
     if ray.is_initialized():
         yield
@@ -62,10 +68,14 @@ def cluster(resources: Resources) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         # Ray's own handler, which ray.init has just set, would abort the process.
-        with last_word(), ended_by_sigterm():
+        with quiet(), last_word() as bye, ended_by_sigterm(), _guard(resources, bye):
             yield
     finally:
         _end()
+
+
+def _guard(resources: Resources, bye: Callable[[], None]) -> AbstractContextManager[None]:
+    return nullcontext() if resources.address else guarded(resources.again, bye)
 
 
 def _start(options: Mapping[str, object], *, twice: bool) -> None:
@@ -149,7 +159,8 @@ def run_trials(
 ) -> None:
     """Runs `left` more trials of each arm and returns when they have ended.
 
-    A trial that fails is recorded as failed and does not end the study. One whose process was lost is run again.
+    A trial that fails is recorded as failed and does not end the study. One whose process was lost is run again; one
+    that had no process yet, since that died between two trials, is left to run.
     """
     require_shared(run)
     budget = space.budget
@@ -157,13 +168,14 @@ def run_trials(
         tune.with_parameters(work, run=run.path, space=space, dataset=dataset.path),
         {"cpu": budget.cpus_per_trial, "gpu": budget.gpus_per_trial},
     )
-    scheduler = PerArm(left, space)
+    scheduler, search = PerArm(left, space), searcher(run, space, left)
+    recorder = Recorder(run, watchers, scheduler.reasons)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             num_samples=sum(left.values()),
             max_concurrent_trials=concurrency(space),
-            search_alg=searcher(run, space, left),
+            search_alg=search,
             scheduler=scheduler,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -171,13 +183,16 @@ def run_trials(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(run.path / "ray"),
-            callbacks=[Recorder(run, watchers, scheduler.reasons)],
+            callbacks=[recorder],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )
-    results = tuner.fit()
+    try:
+        results = tuner.fit()
+    finally:
+        search.close()
     unrecorded = [error for error in results.errors if error is not None]
     ended = sum(trial.state == "failed" for trial in run.ended())
-    if len(unrecorded) > ended:
+    if len(unrecorded) > ended + recorder.unbegun:
         raise StudyError(f"Ray Tune ended with an error: {_last_line(unrecorded[0])}")

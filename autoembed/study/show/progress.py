@@ -136,7 +136,7 @@ class Bar:
 
     def trials(self, done: int, total: int, metric: Metric, best: float | None = None) -> None:
         """Opens the line of the trials, `done` of which had ended before, with this best value of a metric on valid."""
-        self._done, self._total, self._metric, self._best = done, total, metric, best
+        self._done, self._total, self._metric, self._best, self._running = done, total, metric, best, []
         self.step("trials", done, total)
 
     def started(self, trial: str, arm: str) -> None:
