@@ -28,7 +28,7 @@ from autoembed.plans import (
     FieldPlan,
     Frozen,
     PairPlan,
-    Router,
+    RouterPlan,
     TowerBits,
 )
 from autoembed.storage import MixedStorage, ProjectedStorage, SparseStorage, Step, Storage, table_bytes
@@ -56,7 +56,7 @@ class Architecture(Frozen):
     pair_bits: Bits = 32
     storage: Storage = MixedStorage()
     clusters: tuple[Architecture, ...] = ()
-    router: Router | None = None
+    router: RouterPlan | None = None
     ensemble: Ensemble | None = None
     cost: Cost | None = None
 

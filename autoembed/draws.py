@@ -44,7 +44,7 @@ def prepare(
         data: a file or directory that overrides `data.path`, or None.
         seed: the seed.
         cache: where encoded data sets live.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
     """
     spec = space.data
     if spec.planted is not None:

@@ -47,7 +47,7 @@ def field_scores(
         dataset: the data that it was trained on.
         split: whose rows to score.
         device: where to run it.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
 
     Raises:
         StudyError: the model has several models for clusters of rows.

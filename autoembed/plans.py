@@ -101,7 +101,7 @@ class RouterField(Frozen):
     rows: int = Field(ge=1)
 
 
-class Router(Frozen):
+class RouterPlan(Frozen):
     """How a row finds the model of its cluster (iHAS, CIKM 2023, arXiv 2309.07967).
 
     table: the cluster with the largest sum of scores, of which each value of each field has one per cluster.

@@ -30,7 +30,7 @@ def kept_fields(
         ranking: of all columns of the dataset.
         dataset: all columns. Read for `score: knockout` and `saliency` only, train and valid.
         out: a file for the scores of the model's fields.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
 
     Raises:
         StudyError: no column is above `features.z`.

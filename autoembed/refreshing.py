@@ -211,8 +211,8 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
     spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": []})
-    with scratch() as stage:
-        there = read_rows(spec, data, stage).collect_schema().names()
+    with scratch() as staging:
+        there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
     if gone:
         raise DataError(

@@ -52,15 +52,15 @@ def score_table(
         device: auto, cpu, cuda or cuda:N.
         settings: keys of the `data:` section that override those that the bundle was made with.
         max_unknown: the share of unknown values of a field above which nothing is scored.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
 
     Raises:
         DataError: the table lacks a column, has one that would be overwritten, or has too many unknown values.
     """
     spec = DataSpec.checked(bundle.spec.model_dump(exclude_unset=True) | dict(settings or {}))
     notes: list[str] = []
-    with scratch() as stage:
-        frame = read_rows(spec, table, stage, notes.append)
+    with scratch() as staging:
+        frame = read_rows(spec, table, staging, notes.append)
         present = frame.collect_schema().names()
         keep = _names(keep, present)
         missing = [name for name in keep if name not in present]

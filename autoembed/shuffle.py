@@ -69,7 +69,7 @@ def _add(a: Array, b: Array, modulus: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Part:
+class Stretch:
     """The rows at the places from `start` to `stop` of others."""
 
     rows: Rows

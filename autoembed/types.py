@@ -12,5 +12,5 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-# Called with (stage, done, total).
+# Called with (step, done, total).
 Progress = Callable[[str, int, int], None]

@@ -17,7 +17,7 @@ from autoembed.cli import main
 from autoembed.errors import StudyError, TrialError
 from autoembed.frontier import points, run
 from autoembed.frontier.curves import Curves, paired
-from autoembed.frontier.points import Plan, Point, measure
+from autoembed.frontier.points import FrontierPlan, Point, measure
 from autoembed.frontier.tables import Facts, markdown
 from autoembed.metrics import Metrics
 from autoembed.space import SearchSpace
@@ -284,7 +284,7 @@ def test_the_best_draw_by_valid_is_taken_for_each_size(finished, monkeypatch, pl
         return Metrics(auc=0.5, logloss=1.0)
 
     monkeypatch.setattr(points, "metrics_on", fake_metrics)
-    small, large = measure(space, "magnitude", planted, 4, Plan(sizes=(2000, 4000)))
+    small, large = measure(space, "magnitude", planted, 4, FrontierPlan(sizes=(2000, 4000)))
     assert len(set(drawn)) == 3
     assert (small.valid.auc, small.values) == (0.7, {"train.lr": drawn[2]})
     assert (large.valid.auc, large.values) == (0.7, {"train.lr": drawn[0]})
@@ -292,7 +292,7 @@ def test_the_best_draw_by_valid_is_taken_for_each_size(finished, monkeypatch, pl
     assert read == ["test", "test"]
     valid = iter([TrialError("the loss is not finite")] * 3)
     with pytest.raises(TrialError, match="arm magnitude, seed 4: the loss is not finite"):
-        measure(space, "magnitude", planted, 4, Plan(sizes=(2000, 4000)))
+        measure(space, "magnitude", planted, 4, FrontierPlan(sizes=(2000, 4000)))
 
 
 def test_how_few_bytes_are_enough(finished):
@@ -314,7 +314,7 @@ def test_how_few_bytes_are_enough(finished):
         for size, auc in zip(SIZES, own, strict=True)
         for seed in (0, 1)
     ]
-    curves = Curves(space=space, plan=Plan(sizes=SIZES), points=made, seconds={(arm, 0): 1.0 for arm in ARMS})
+    curves = Curves(space=space, plan=FrontierPlan(sizes=SIZES), points=made, seconds={(arm, 0): 1.0 for arm in ARMS})
     best = curves.best()
     assert best[1:] == ("magnitude", 4000)
     assert best[0] == pytest.approx(0.825)
@@ -339,7 +339,7 @@ def test_arms_of_one_method_are_told_apart_by_their_options(tmp_path):
     stage = {"method": "magnitude", "warm_epochs": 3}
     baselines = [{**stage, "basis": "plain"}, "dnis", {**stage, "warm_train": {"lr": {"log": [0.1, 1.0]}}}]
     space = SearchSpace.read(write(tmp_path, stages=[stage], baselines=baselines, variants={"a": {}}))
-    labels = Curves(space=space, plan=Plan(sizes=SIZES), points=[], seconds={}).labels()
+    labels = Curves(space=space, plan=FrontierPlan(sizes=SIZES), points=[], seconds={}).labels()
     assert labels == {
         "magnitude@a": "magnitude@a",
         "magnitude-2@a": "magnitude-2@a (basis plain)",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from autoembed.shuffle import Part, Shuffle
+from autoembed.shuffle import Shuffle, Stretch
 
 
 def whole(rows):
@@ -48,7 +48,7 @@ def test_it_looks_uniform():
 
 def test_parts_of_one_order_share_no_row():
     order = Shuffle(1003, 4)
-    held, rest = Part(order, 0, 200), Part(order, 200, 1003)
+    held, rest = Stretch(order, 0, 200), Stretch(order, 200, 1003)
     assert np.array_equal(np.sort(np.concatenate([whole(held), whole(rest)])), np.arange(1003))
     again = whole(Shuffle(held, 1))
     assert not np.array_equal(again, whole(held))

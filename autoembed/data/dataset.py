@@ -233,7 +233,7 @@ def build_dataset(
         data: a file or directory that overrides `spec.path`, or None.
         cache: where encoded data sets live; one folder each, keyed by the spec, the files' path, size and time, and
             the way in which values become ids.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
         vocabulary: the ids, if they are to be others than those fitted to train; the columns are its fields then.
 
     Raises:
@@ -248,16 +248,16 @@ def build_dataset(
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:
-        stage = temporary / "stage"
-        stage.mkdir()
+        staging = temporary / "staging"
+        staging.mkdir()
         try:
             tell = progress or (lambda *_: None)
             tell("read", 0, 1)
             signatures = [signature(Path(name)) for name, _, _ in sources]
-            _encode(read(spec, data, stage), spec, temporary, tell, signatures, vocabulary)
+            _encode(read(spec, data, staging), spec, temporary, tell, signatures, vocabulary)
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
-        shutil.rmtree(stage)
+        shutil.rmtree(staging)
 
     dataset = _cached(folder, write, progress)
     if spec.crosses is None:

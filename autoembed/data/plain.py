@@ -21,8 +21,8 @@ _BLOCK = 1 << 20
 _RATIO, _LARGE = 1000, 1 << 30
 
 
-def plain_text(path: Path, encoding: str, stage: Path, tell: Callable[[str], None]) -> Path:
-    """A file that Polars reads as UTF-8: `path` itself, or a copy in `stage`.
+def plain_text(path: Path, encoding: str, staging: Path, tell: Callable[[str], None]) -> Path:
+    """A file that Polars reads as UTF-8: `path` itself, or a copy in `staging`.
 
     DataError if the file is not what its name says, if it grows beyond measure, if its encoding is unknown, or if that
     does not fit its text.
@@ -41,7 +41,7 @@ def plain_text(path: Path, encoding: str, stage: Path, tell: Callable[[str], Non
             return path
     except LookupError:
         raise DataError(f"data.encoding must be one that Python knows, such as latin-1, but got {encoding!r}") from None
-    out = stage / f"{len(list(stage.iterdir()))}.{_inner(path)}"
+    out = staging / f"{len(list(staging.iterdir()))}.{_inner(path)}"
     try:
         with _opened(path, end) as source, out.open("wb") as target:
             _copy(path, source, target, encoding)

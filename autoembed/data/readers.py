@@ -17,7 +17,7 @@ from autoembed.data.planted import LOGIT, Truth, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
-from autoembed.data.splits import Part, split
+from autoembed.data.splits import SplitTable, split
 from autoembed.data.times import typed_time
 from autoembed.data.values import MISSING, WHOLE, all_whole, check_dtype, col, is_measured, key
 from autoembed.errors import DataError, option
@@ -36,7 +36,7 @@ class Table:
     say in sentences what was taken and what was guessed.
     """
 
-    parts: list[Part]
+    parts: list[SplitTable]
     schema: FeatureSchema
     truth: Truth | None
     notes: tuple[str, ...] = ()
@@ -47,13 +47,13 @@ class Table:
         return {name: pl.concat([part.split(name) for part in self.parts]) for name in SPLITS}
 
 
-def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
+def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
     """Find, scan, label and split the data.
 
     Args:
         spec: the `data:` section.
         data: a file or directory that overrides `spec.path`, or None.
-        stage: an empty folder for converted copies of text files; it must outlive the returned table.
+        staging: an empty folder for converted copies of text files; it must outlive the returned table.
 
     Raises:
         DataError: whatever is wrong with the files, columns, label or split, in one line.
@@ -70,7 +70,7 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
         files = locate(spec, data)
         notes.append(f"read {told(files)}")
         spec = _with_defaults(spec, files["train"][0])
-        frames = _same_columns({name: _scan(paths, spec, stage, notes.append) for name, paths in files.items()}, spec)
+        frames = _same_columns({name: _scan(paths, spec, staging, notes.append) for name, paths in files.items()}, spec)
     schema = _schema(frames["train"], spec, notes.append)
     frames = typed_time(frames, spec)
     label = label_of(frames, spec).alias(spec.label)
@@ -82,16 +82,16 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
     return replace(table, parts=[part.select(*columns) for part in table.parts])
 
 
-def read_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line: None) -> pl.LazyFrame:
+def read_rows(spec: DataSpec, path: Where, staging: Path, tell: Tell = lambda line: None) -> pl.LazyFrame:
     """The columns of one file as `read` sees them, label or no label: for prediction on new rows.
 
-    `stage` is as in `read`. DataError if `path` is a directory of several tables.
+    `staging` is as in `read`. DataError if `path` is a directory of several tables.
     """
     files = locate(spec.model_copy(update={"files": None, "planted": None}), path)
     tell(f"read {told(files)}")
     if len(files) > 1:
         raise DataError(f"{path} holds the tables {', '.join(files)}: name the file of one of them")
-    return _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell)
+    return _scan(files["train"], _with_defaults(spec, files["train"][0]), staging, tell)
 
 
 class Opened(NamedTuple):
@@ -102,7 +102,7 @@ class Opened(NamedTuple):
     held: bool
 
 
-def open_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line: None) -> Opened:
+def open_rows(spec: DataSpec, path: Where, staging: Path, tell: Tell = lambda line: None) -> Opened:
     """All rows of a table; of a directory with train, valid and test those of train. Small text is held in memory."""
     files = locate(spec, path)
     if len(files) > 1:
@@ -110,7 +110,7 @@ def open_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line
         files = Located(train=files["train"])
     tell(f"read {told(files)}")
     held = can_hold(files["train"], spec)
-    frame = _scan(files["train"], _with_defaults(spec, files["train"][0]), stage, tell, hold=held)
+    frame = _scan(files["train"], _with_defaults(spec, files["train"][0]), staging, tell, hold=held)
     return Opened(_without_dropped(frame, spec), files["train"], held)
 
 
@@ -163,8 +163,8 @@ def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
     return spec.model_copy(update=update)
 
 
-def _scan(paths: list[Path], spec: DataSpec, stage: Path, tell: Tell, *, hold: bool = False) -> pl.LazyFrame:
-    frame = scan(paths, spec, stage, tell, hold=hold)
+def _scan(paths: list[Path], spec: DataSpec, staging: Path, tell: Tell, *, hold: bool = False) -> pl.LazyFrame:
+    frame = scan(paths, spec, staging, tell, hold=hold)
     try:
         columns = frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:

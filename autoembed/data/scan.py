@@ -29,12 +29,12 @@ Alike = tuple[tuple[tuple[str, pl.DataType], ...], tuple[str, ...]]
 
 
 def scan(
-    paths: Sequence[Path], spec: DataSpec, stage: Path, tell: Tell = lambda line: None, *, hold: bool = False
+    paths: Sequence[Path], spec: DataSpec, staging: Path, tell: Tell = lambda line: None, *, hold: bool = False
 ) -> pl.LazyFrame:
     """The raw columns of one table, lazily; files of other columns or types than the first are told of.
 
-    Text formats are converted to Parquet in `stage` once, in a stream, so that later passes read single columns; their
-    columns are text. With `hold` the one text file is held in memory instead (see `can_hold`). Parquet is read in
+    Text formats are converted to Parquet in `staging` once, in a stream, so that later passes read single columns;
+    their columns are text. With `hold` the one text file is held in memory instead (see `can_hold`). Parquet is read in
     place. Folders `key=value` right above a file are columns.
 
     Raises:
@@ -47,11 +47,11 @@ def scan(
         keys = _partition(path)
         try:
             if hold:
-                frame, check = _frame(path, spec, form, stage, tell)
+                frame, check = _frame(path, spec, form, staging, tell)
                 held = frame.collect(engine="streaming").lazy()
                 check(held)
                 return _with_keys(held, keys)
-            file = path if form == "parquet" else _staged(path, spec, form, keys, stage, tell)
+            file = path if form == "parquet" else _staged(path, spec, form, keys, staging, tell)
             schema = pl.scan_parquet(file, glob=False).collect_schema()
         except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
             raise unreadable(path, error) from error
@@ -133,10 +133,10 @@ def _joined(frames: list[pl.LazyFrame], firsts: list[Path], spec: DataSpec, tell
     return pl.concat(whole, how="vertical_relaxed")
 
 
-def _staged(path: Path, spec: DataSpec, form: str, keys: dict[str, str], stage: Path, tell: Tell) -> Path:
-    """A file of another format as Parquet in `stage`."""
-    frame, check = _frame(path, spec, form, stage, tell)
-    staged = stage / f"{len(list(stage.iterdir()))}.parquet"
+def _staged(path: Path, spec: DataSpec, form: str, keys: dict[str, str], staging: Path, tell: Tell) -> Path:
+    """A file of another format as Parquet in `staging`."""
+    frame, check = _frame(path, spec, form, staging, tell)
+    staged = staging / f"{len(list(staging.iterdir()))}.parquet"
     _with_keys(frame, keys).sink_parquet(staged, compression="lz4", maintain_order=True, engine="streaming")
     check(pl.scan_parquet(staged, glob=False).drop(list(keys)))
     return staged
@@ -146,11 +146,11 @@ def _with_keys(frame: pl.LazyFrame, keys: dict[str, str]) -> pl.LazyFrame:
     return frame.with_columns(pl.lit(value).alias(name) for name, value in keys.items()) if keys else frame
 
 
-def _frame(path: Path, spec: DataSpec, form: str, stage: Path, tell: Tell) -> tuple[pl.LazyFrame, Check]:
+def _frame(path: Path, spec: DataSpec, form: str, staging: Path, tell: Tell) -> tuple[pl.LazyFrame, Check]:
     """The rows of a file of another format than Parquet, and what is to be called with them once they are read."""
     if form == "arrow":
         return pl.scan_ipc(path, glob=False), lambda rows: None
-    path = plain_text(path, spec.encoding, stage, tell)
+    path = plain_text(path, spec.encoding, staging, tell)
     if form == "jsonl":
         return pl.scan_ndjson(path, infer_schema_length=None), lambda rows: None
     if form == "libfm":

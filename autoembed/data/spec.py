@@ -18,7 +18,7 @@ from autoembed.task import CLICKS, Task
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
-Cut = float | int | str
+SplitPoint = float | int | str
 
 
 class SplitSpec(StrictModel):
@@ -32,8 +32,8 @@ class SplitSpec(StrictModel):
     """
 
     by: Literal["random", "time"] | None = None
-    valid: Cut = 0.1
-    test: Cut = 0.1
+    valid: SplitPoint = 0.1
+    test: SplitPoint = 0.1
     seed: int = Field(default=0, ge=0)
     stratify: bool = False
 
@@ -67,12 +67,12 @@ class SplitSpec(StrictModel):
         return self
 
 
-def is_fraction(cut: Cut) -> bool:
+def is_fraction(cut: SplitPoint) -> bool:
     """Whether a cut is a fraction of the rows, and not a value of the time column."""
     return isinstance(cut, float) and 0 < cut < 1
 
 
-def _before(first: Cut, second: Cut) -> bool:
+def _before(first: SplitPoint, second: SplitPoint) -> bool:
     if isinstance(first, str) or isinstance(second, str):
         return isinstance(first, str) and isinstance(second, str) and first < second
     return first < second

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from autoembed.data.spec import SPLITS, Cut, DataSpec, Split, is_fraction
+from autoembed.data.spec import SPLITS, DataSpec, Split, SplitPoint, is_fraction
 from autoembed.data.times import check_sorts, cut_value
 from autoembed.data.values import col
 from autoembed.errors import DataError
@@ -18,7 +18,7 @@ _NONE = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SplitTable:
     """One given table, and which split each of its rows is in: 0, 1 or 2 for a place in SPLITS, 255 for none.
 
     `frame` must be a scan with expressions per row, as its rows are addressed by their place in the file.
@@ -27,8 +27,8 @@ class Part:
     frame: pl.LazyFrame
     code: pl.Expr | npt.NDArray[np.uint8]
 
-    def select(self, *columns: str) -> Part:
-        return Part(frame=self.frame.select(col(name) for name in columns), code=self.code)
+    def select(self, *columns: str) -> SplitTable:
+        return SplitTable(frame=self.frame.select(col(name) for name in columns), code=self.code)
 
     def rows(self) -> int:
         """The number of rows, whatever their split."""
@@ -65,7 +65,7 @@ def _unused(frame: pl.LazyFrame) -> str:
     return name
 
 
-def split(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> list[Part]:
+def split(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> list[SplitTable]:
     """Say of every row in which split it is.
 
     Args:
@@ -109,8 +109,8 @@ def _labelled(code: pl.Expr, spec: DataSpec) -> pl.Expr:
     return pl.when(col(spec.label).is_null()).then(_NONE).otherwise(code)
 
 
-def _whole(frame: pl.LazyFrame, name: Split, spec: DataSpec) -> Part:
-    return Part(frame=frame, code=_labelled(pl.lit(SPLITS.index(name)), spec))
+def _whole(frame: pl.LazyFrame, name: Split, spec: DataSpec) -> SplitTable:
+    return SplitTable(frame=frame, code=_labelled(pl.lit(SPLITS.index(name)), spec))
 
 
 def _refuse(keys: set[str], why: str) -> None:
@@ -121,7 +121,7 @@ def _refuse(keys: set[str], why: str) -> None:
         )
 
 
-def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> Part:
+def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> SplitTable:
     label = frame.select(col(spec.label).alias("label")).collect(engine="streaming")["label"]
     known = label.is_not_null().to_numpy()
     rng = np.random.default_rng(spec.split.seed)
@@ -135,10 +135,12 @@ def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -
         n_valid, n_test = round(len(places) * valid), round(len(places) * test)
         codes[places[:n_valid]] = 1
         codes[places[n_valid : n_valid + n_test]] = 2
-    return Part(frame=frame, code=codes)
+    return SplitTable(frame=frame, code=codes)
 
 
-def _by_time(frames: list[pl.LazyFrame], spec: DataSpec, valid: Cut, test: Cut | None) -> list[Part]:
+def _by_time(
+    frames: list[pl.LazyFrame], spec: DataSpec, valid: SplitPoint, test: SplitPoint | None
+) -> list[SplitTable]:
     assert spec.time is not None
     time = col(spec.time)
     labelled = [frame.filter(col(spec.label).is_not_null()) for frame in frames]
@@ -160,7 +162,7 @@ def _by_time(frames: list[pl.LazyFrame], spec: DataSpec, valid: Cut, test: Cut |
     code = pl.when(time >= first_valid).then(1).otherwise(0)
     if first_test is not None:
         code = pl.when(time >= first_test).then(2).otherwise(code)
-    return [Part(frame=frame, code=_labelled(code, spec)) for frame in frames]
+    return [SplitTable(frame=frame, code=_labelled(code, spec)) for frame in frames]
 
 
 def _fractions(times: pl.DataFrame, name: str, valid: float, test: float | None) -> tuple[pl.Expr, pl.Expr | None]:

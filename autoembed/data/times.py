@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from autoembed.data.spec import Cut, DataSpec, Split
+from autoembed.data.spec import DataSpec, Split, SplitPoint
 from autoembed.data.values import col
 from autoembed.errors import DataError
 
@@ -87,7 +87,7 @@ def _first(frames: Mapping[Split, pl.LazyFrame], column: pl.Expr, where: pl.Expr
     return None
 
 
-def cut_value(cut: Cut, frames: list[pl.LazyFrame], spec: DataSpec) -> pl.Expr:
+def cut_value(cut: SplitPoint, frames: list[pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     """A cut value in the type of the time column; DataError if it cannot be, or is written in another way than text."""
     name = spec.time
     assert name is not None

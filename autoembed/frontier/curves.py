@@ -10,7 +10,7 @@ from functools import cached_property
 
 import polars as pl
 
-from autoembed.frontier.points import Plan, Point
+from autoembed.frontier.points import FrontierPlan, Point
 from autoembed.space import SearchSpace
 from autoembed.task import Metric, columns
 
@@ -42,7 +42,7 @@ class Curves:
     """All points of a frontier, and the seconds of each (arm, seed)."""
 
     space: SearchSpace
-    plan: Plan
+    plan: FrontierPlan
     points: list[Point]
     seconds: dict[tuple[str, int], float]
 

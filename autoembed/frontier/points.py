@@ -72,7 +72,7 @@ class Point(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FrontierPlan:
     """What is measured: at which sizes in bytes, of what, with how many draws from the ranges for an arm and seed."""
 
     sizes: tuple[int, ...]
@@ -88,7 +88,7 @@ class Plan:
 
 
 def measure(
-    space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: Plan, warm: WarmStarts | None = None
+    space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: FrontierPlan, warm: WarmStarts | None = None
 ) -> list[Point]:
     """The points of an arm and a seed, by rising size.
 
@@ -142,7 +142,7 @@ def measure(
 
 
 def _within(
-    config: TrialConfig, plan: Plan, dataset: Dataset, warm: WarmStarts | None
+    config: TrialConfig, plan: FrontierPlan, dataset: Dataset, warm: WarmStarts | None
 ) -> tuple[dict[int, tuple[TrialResult, Model]], dict[int, str]]:
     """The result and model of each size that the arm can hold, and of the others why it cannot."""
     results: dict[int, tuple[TrialResult, Model]] = {}

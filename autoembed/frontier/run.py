@@ -19,7 +19,7 @@ from autoembed.draws import prepare
 from autoembed.errors import StudyError, TrialError, option
 from autoembed.frontier.curves import Curves
 from autoembed.frontier.picture import draw_curves
-from autoembed.frontier.points import OF, Of, Plan, Point, measure
+from autoembed.frontier.points import OF, FrontierPlan, Of, Point, measure
 from autoembed.frontier.store import Store, locked
 from autoembed.frontier.tables import Facts, markdown
 from autoembed.methods.warm import WarmStarts
@@ -52,7 +52,7 @@ class Request:
     def folder(self) -> Path:
         return self.out or self.runs / f"{self.space.stem}-frontier"
 
-    def plan(self) -> Plan:
+    def plan(self) -> FrontierPlan:
         """StudyError where a number or a word is not what it must be."""
         for name, number in {"seeds": self.seeds, "trials": self.trials, "jobs": self.jobs}.items():
             if number is not None and number < 1:
@@ -64,7 +64,7 @@ class Request:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise StudyError(f"{option('bytes')} must be different whole numbers above 0, but got {self.sizes}")
         of: Of = "embeddings" if self.of == "embeddings" else "model"
-        return Plan(sizes=tuple(sorted(self.sizes)), of=of, trials=self.trials)
+        return FrontierPlan(sizes=tuple(sorted(self.sizes)), of=of, trials=self.trials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Task:
     seed: int
     dataset: Path
     fingerprint: str
-    plan: Plan
+    plan: FrontierPlan
     warm: Path
 
 
@@ -85,7 +85,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
 
     Args:
         request: what is asked for.
-        progress: called with (stage, done, total) while data are encoded.
+        progress: called with (step, done, total) while data are encoded.
         tell: called with (done, total, note) for arms and seeds.
         line: called with a sentence for each arm and seed that is done.
 

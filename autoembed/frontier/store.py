@@ -15,7 +15,7 @@ from autoembed import __version__
 from autoembed.data.dataset import Dataset, data_changed
 from autoembed.data.vocabulary import ENCODING
 from autoembed.errors import StudyError
-from autoembed.frontier.points import Plan, Point
+from autoembed.frontier.points import FrontierPlan, Point
 from autoembed.space import SearchSpace
 
 FILE = "frontier.jsonl"
@@ -37,7 +37,7 @@ class Store:
         seconds: what each took, by (arm, seed).
     """
 
-    def __init__(self, folder: Path, space: SearchSpace, plan: Plan) -> None:
+    def __init__(self, folder: Path, space: SearchSpace, plan: FrontierPlan) -> None:
         self.path = folder / FILE
         self.points: dict[tuple[str, int], list[Point]] = {}
         self.seconds: dict[tuple[str, int], float] = {}
@@ -92,7 +92,7 @@ class Store:
             os.fsync(file.fileno())
 
 
-def _plan_of(space: SearchSpace, plan: Plan) -> dict[str, object]:
+def _plan_of(space: SearchSpace, plan: FrontierPlan) -> dict[str, object]:
     facts = space.model_dump(mode="json", exclude=_FREE)
     facts["data"].pop("path", None)  # the fingerprint of the data tells more
     named = {f"search space ({key} differs)": value for key, value in facts.items()}

@@ -23,7 +23,7 @@ from autoembed.events import EpochEnd, EpochReport, Phase, Report, SearchEnd
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig
 from autoembed.methods.supernet import Supernet
 from autoembed.methods.warm import WarmStarts
-from autoembed.shuffle import Part, Rows, Shuffle
+from autoembed.shuffle import Rows, Shuffle, Stretch
 from autoembed.task import metric_in
 from autoembed.training import (
     Optimiser,
@@ -39,11 +39,11 @@ from autoembed.types import Array
 _HELD = 20_000  # rows that answers are compared by
 
 
-def split_train(total: int, fraction: float, seed: int) -> tuple[Part, Part]:
+def split_train(total: int, fraction: float, seed: int) -> tuple[Stretch, Stretch]:
     """Row numbers of the weights' part and of the gates' held-out part `arch`, both drawn from the train split."""
     order = Shuffle(total, [seed, 1])
     held = round(total * fraction)
-    return Part(order, held, total), Part(order, 0, held)
+    return Stretch(order, held, total), Stretch(order, 0, held)
 
 
 def search(

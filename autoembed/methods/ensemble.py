@@ -13,7 +13,7 @@ from pydantic import Field
 from autoembed.architecture import Architecture
 from autoembed.methods import magnitude, supernet
 from autoembed.nn.model import Model, RoutedModel
-from autoembed.plans import Router
+from autoembed.plans import RouterPlan
 
 
 class Config(magnitude.Config):
@@ -33,7 +33,7 @@ class Supernet(magnitude.Supernet):
         members = self.config.members
         one = super().answer(None if limit is None else limit // members)
         member = one.architecture
-        whole = member.replace(clusters=(member,) * members, router=Router(kind="all"))
+        whole = member.replace(clusters=(member,) * members, router=RouterPlan(kind="all"))
         return supernet.Answer(architecture=whole, notes=one.notes)
 
     def compact(self, architecture: Architecture) -> Model:

@@ -32,9 +32,8 @@ from autoembed.errors import SpaceError
 from autoembed.methods import supernet
 from autoembed.methods.method import GateConfig
 from autoembed.nn.model import Model, RoutedModel
-from autoembed.nn.router import CentroidRouter, Gates, HashRouter, TableRouter
-from autoembed.nn.router import Router as RouterModule
-from autoembed.plans import Router, RouterField
+from autoembed.nn.router import CentroidRouter, Gates, HashRouter, Router, TableRouter
+from autoembed.plans import RouterField, RouterPlan
 from autoembed.ranking.scores import score
 from autoembed.shuffle import Shuffle
 from autoembed.training import Adam
@@ -169,7 +168,7 @@ class Supernet(supernet.Supernet):
         share = torch.bincount(cluster, minlength=count).min().item() / len(ids)
         return {"clusters": float(count), "smallest_share": share, **found}
 
-    def find_clusters(self, ids: Tensor) -> tuple[RouterModule | None, Tensor, dict[str, float]]:
+    def find_clusters(self, ids: Tensor) -> tuple[Router | None, Tensor, dict[str, float]]:
         """The router that serves, none if all rows are of one cluster; the cluster that it gives each row, int64 [N];
         and how often it agrees with the centroids.
         """
@@ -178,14 +177,14 @@ class Supernet(supernet.Supernet):
         if config.clusters == 1:
             return None, ids.new_zeros(len(ids), dtype=torch.int64), {}
         if config.cluster_on == "random":
-            plan = Router(kind="hash", fields=tuple(fields), seed=self.seed)
+            plan = RouterPlan(kind="hash", fields=tuple(fields), seed=self.seed)
             drawn = HashRouter(self.schema, plan, config.clusters).to(ids.device)
             return drawn, drawn(ids), {}
         centroids = self.centroids(ids, fields)
         while True:
             exact = self.centroid_router(fields, centroids)
             cluster = torch.cat([exact(part) for part in torch.split(ids, _CHUNK)])
-            router: RouterModule = exact
+            router: Router = exact
             found = {}
             if config.router == "table":
                 router = distil(self.schema, names, ids, cluster, len(centroids), config)
@@ -210,7 +209,7 @@ class Supernet(supernet.Supernet):
 
     def centroid_router(self, fields: Sequence[RouterField], centroids: Array) -> CentroidRouter:
         config, dim = self.config, self.parent.dim
-        plan = Router(
+        plan = RouterPlan(
             kind="centroid", fields=tuple(fields), dim=dim, space=config.cluster_on, gate=config.gate, seed=self.seed
         )
         router = CentroidRouter(self.schema, plan, len(centroids)).to(self.weight.device)
@@ -332,7 +331,7 @@ def distil(
     held = len(ids) // 5
     best, agreement = None, 0.0
     for count in range(1, min(config.router_fields, len(told)) + 1):
-        plan = Router(kind="table", fields=tuple(field for _, field in told[:count]))
+        plan = RouterPlan(kind="table", fields=tuple(field for _, field in told[:count]))
         router = TableRouter(schema, plan, clusters).to(ids.device)
         fit_table(router, ids[held:], cluster[held:])
         found = (router(ids[:held]) == cluster[:held]).float().mean().item()

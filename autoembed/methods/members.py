@@ -14,7 +14,7 @@ from autoembed.methods.supernet import Answer, Supernet
 from autoembed.nn.backbones.base import Backbone
 from autoembed.nn.ensemble import SharedMembers
 from autoembed.nn.model import CTRModel, Model, build_model, members
-from autoembed.plans import Ensemble, Router
+from autoembed.plans import Ensemble, RouterPlan
 
 Ask = tower.Ask
 
@@ -29,7 +29,7 @@ def spread(architecture: Architecture, ensemble: Ensemble) -> Architecture:
         return architecture.replace(ensemble=ensemble)
     if architecture.storage.kind not in ("mixed", "projected"):
         raise SpaceError("members with tables of their own need separate tables: set ensemble.share to tables or all")
-    return architecture.replace(clusters=(architecture,) * ensemble.members, router=Router(kind="all"))
+    return architecture.replace(clusters=(architecture,) * ensemble.members, router=RouterPlan(kind="all"))
 
 
 def single(architecture: Architecture) -> Architecture:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from autoembed.data.schema import FeatureSchema
 from autoembed.nn.embedding import PRIME, starts
-from autoembed.plans import Router as Plan
+from autoembed.plans import RouterPlan
 
 
 def fixed(*shape: int) -> nn.Parameter:
@@ -27,7 +27,7 @@ class Router(nn.Module):
     columns: Tensor
     offsets: Tensor
 
-    def __init__(self, schema: FeatureSchema, plan: Plan, clusters: int) -> None:
+    def __init__(self, schema: FeatureSchema, plan: RouterPlan, clusters: int) -> None:
         super().__init__()
         self.plan, self.clusters = plan, clusters
         sizes = [field.rows for field in plan.fields]
@@ -52,7 +52,7 @@ class TableRouter(Router):
 
     sizes: Tensor
 
-    def __init__(self, schema: FeatureSchema, plan: Plan, clusters: int) -> None:
+    def __init__(self, schema: FeatureSchema, plan: RouterPlan, clusters: int) -> None:
         super().__init__(schema, plan, clusters)
         self.score, self.bias = fixed(self.rows, clusters), fixed(clusters)
 
@@ -98,7 +98,7 @@ class CentroidRouter(Router):
     Entries that are 0 in the table are closed for good.
     """
 
-    def __init__(self, schema: FeatureSchema, plan: Plan, clusters: int) -> None:
+    def __init__(self, schema: FeatureSchema, plan: RouterPlan, clusters: int) -> None:
         super().__init__(schema, plan, clusters)
         fields = len(plan.fields)
         self.weight, self.centroids = fixed(self.rows, plan.dim), fixed(clusters, fields * plan.dim)
@@ -125,7 +125,7 @@ class HashRouter(Router):
 
     factor: Tensor
 
-    def __init__(self, schema: FeatureSchema, plan: Plan, clusters: int) -> None:
+    def __init__(self, schema: FeatureSchema, plan: RouterPlan, clusters: int) -> None:
         super().__init__(schema, plan, clusters)
         factor = np.random.default_rng(plan.seed).integers(1, PRIME, len(plan.fields))
         self.register_buffer("factor", torch.tensor(factor), persistent=False)
@@ -138,6 +138,6 @@ class HashRouter(Router):
 KINDS: dict[str, type[Router]] = {"table": TableRouter, "centroid": CentroidRouter, "hash": HashRouter}
 
 
-def build_router(schema: FeatureSchema, plan: Plan, clusters: int) -> Router | None:
+def build_router(schema: FeatureSchema, plan: RouterPlan, clusters: int) -> Router | None:
     """The router of a plan; none where every model answers for every row."""
     return None if plan.kind == "all" else KINDS[plan.kind](schema, plan, clusters)

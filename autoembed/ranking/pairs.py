@@ -164,7 +164,7 @@ def rank_pairs(
         wanted: "all"; a list of name pairs; or a number: as many best pairs of all pairs. Beyond 1e9 row visits, all
             pairs are screened on every s-th row, and a quarter more than the number are then measured on all rows.
         threads: pairs measured at a time.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
 
     Raises:
         DataError: the label has more than two classes, a name is no column, or a pair names one column twice.
@@ -251,7 +251,7 @@ def _measured(
     columns: _Columns,
     pairs: Sequence[Pair],
     threads: int,
-    stage: str,
+    step: str,
     one: Callable[[Kernel, Side, Side, View, Walk | None], Floats],
     progress: Progress | None,
 ) -> Floats:
@@ -276,7 +276,7 @@ def _measured(
                 walk = a.walk(labels)
             out[at] = one(local.kernel, a, columns[other], labels, None if direct else walk)
             if progress:
-                progress(stage, next(done), len(pairs))
+                progress(step, next(done), len(pairs))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(run, sorted(by_larger, key=lambda column: -sizes[column])))

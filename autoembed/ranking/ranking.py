@@ -192,7 +192,7 @@ def rank(
         select: a criterion and how many columns to take by it; see `selection.select`.
         stability: how many random halves of the rows to rank; see `selection.stability`.
         threads: all cores by default.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
 
     Raises:
         DataError: an unknown score or column, or pairs with a label of more than two classes.

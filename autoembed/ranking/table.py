@@ -176,7 +176,7 @@ def read_table(
         label: its column: 0 and 1, or up to 255 classes.
         keep: whether to keep the codes, for pairs and for scores that need rows.
         threads: columns counted at a time.
-        progress: called with (stage, done, total).
+        progress: called with (step, done, total).
         separators: of text columns that hold several values a row, what stands between these; lists need none.
         settings: keys of a search space's `data:` section, such as format, separator, drop, null_values.
 
@@ -189,9 +189,9 @@ def read_table(
     spec = DataSpec.checked({"label": label, **(settings or {})})
     notes: list[str] = []
     try:
-        with scratch() as stage:
+        with scratch() as staging:
             if isinstance(source, (str, Path, Sequence)):
-                opened = open_rows(spec, source, stage, notes.append)
+                opened = open_rows(spec, source, staging, notes.append)
             else:
                 opened = open_frame(spec, source)
             mark = fingerprint_of(opened.files, spec.label) if opened.files else _mark_of(opened.frame, spec.label)
@@ -231,7 +231,7 @@ def _coded(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CodingPlan:
     """How the rows of a raw table become codes and labels: the same for every chunk of them."""
 
     names: tuple[str, ...]
@@ -241,7 +241,7 @@ class Plan:
     rows: int
 
     @classmethod
-    def of(cls, frame: pl.LazyFrame, label: str, fixed: bool = False) -> Plan:
+    def of(cls, frame: pl.LazyFrame, label: str, fixed: bool = False) -> CodingPlan:
         """What passes over single columns tell; `fixed` as in `coders`. DataError as in `read_table`."""
         types = frame.collect_schema()
         if label not in types:
@@ -298,7 +298,7 @@ class Plan:
 def _read(
     frame: pl.LazyFrame, label: str, keep: bool, threads: int, progress: Progress | None, fingerprint: str
 ) -> CodedTable:
-    plan = Plan.of(frame, label)
+    plan = CodingPlan.of(frame, label)
     store = Store() if keep else None
     counts: LabelCounts | None = None
     labels = np.empty(plan.rows, np.uint8)

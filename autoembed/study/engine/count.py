@@ -15,9 +15,9 @@ from autoembed.errors import DataError
 from autoembed.ranking.counts import LabelCounts, PairCounts, count_pair
 from autoembed.ranking.pairs import score_counts
 from autoembed.ranking.ranking import Ranking, score_columns
-from autoembed.ranking.table import Plan, fingerprint_of
+from autoembed.ranking.table import CodingPlan, fingerprint_of
 
-Part = tuple[LabelCounts, list[PairCounts]]
+Counted = tuple[LabelCounts, list[PairCounts]]
 
 
 def rank_fragments(
@@ -39,15 +39,15 @@ def rank_fragments(
         if _rows(spec, path).collect_schema() != schema:
             raise DataError(f"{path} has other columns or types than the rest of {directory}: rank it on one machine")
     frame = with_numbers(frame, [name for name in schema.names() if name != label])
-    plan = Plan.of(frame, label, fixed=True)
+    plan = CodingPlan.of(frame, label, fixed=True)
     places = [(plan.names.index(a), plan.names.index(b)) for a, b in pairs]
     shared = ray.put(plan)
     count = ray.remote(_count)
     waiting = [count.remote(shared, spec, path, places) for path in paths]
-    total: Part | None = None
+    total: Counted | None = None
     while waiting:
         done, waiting = ray.wait(waiting)
-        part: Part = ray.get(done[0])
+        part: Counted = ray.get(done[0])
         total = part if total is None else (total[0] + part[0], [a + b for a, b in zip(total[1], part[1], strict=True)])
     assert total is not None
     counts, cells = total
@@ -63,7 +63,7 @@ def _rows(spec: DataSpec, path: Path) -> pl.LazyFrame:
     return clean(scan([path], spec, Path()), spec)
 
 
-def _count(plan: Plan, spec: DataSpec, path: Path, places: Sequence[tuple[int, int]]) -> Part:
+def _count(plan: CodingPlan, spec: DataSpec, path: Path, places: Sequence[tuple[int, int]]) -> Counted:
     columns, labels = plan.encode(_rows(spec, path).collect())
     classes = len(set(plan.classes.values()))
     return plan.count(columns, labels), [count_pair(columns[a], columns[b], labels, classes) for a, b in places]
