@@ -60,7 +60,7 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     """
     path = Path(out)
     if format not in FORMATS:
-        raise BundleError(f"{option('format')} must be bundle, {', '.join(FORMATS)}, but got {format!r}")
+        raise BundleError(f"{option('format')} must be bundle, onnx, torch, numpy or tables, but got {format!r}")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not empty: choose another place")
     module = import_module(f"autoembed.export.{FORMATS[format]}")

@@ -236,8 +236,32 @@ def test_an_export_says_how_to_score(bundle, exports, name):
 
 
 def test_what_cannot_be_exported_is_refused(bundle, exports, tmp_path):
-    with pytest.raises(BundleError, match=r"format='torchscript'|format must be bundle, onnx, torch, numpy, tables"):
+    with pytest.raises(BundleError, match="format must be bundle, onnx, torch, numpy or tables, but got 'torchscript'"):
         export_bundle(bundle, tmp_path / "out", "torchscript")
     with pytest.raises(BundleError, match="exists and is not empty"):
         export_bundle(bundle, exports["numpy"].path, "numpy")
     assert not (tmp_path / "out").exists()
+
+
+def cli(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "autoembed.cli", *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path):
+    done = cli("export", bundle.path, tmp_path / "numpy", "--format", "numpy")
+    assert done.returncode == 0, done.stderr
+    assert "numpy model written to" in done.stdout
+    assert (tmp_path / "numpy" / "scorer.py").is_file()
+    done = cli("export", bundle.path, tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
+    done = cli("verify", tmp_path / "copy")
+    assert "64 stored predictions are the same" in done.stdout
+    done = cli("export", bundle.path, tmp_path / "other", "--format", "pmml")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --format must be bundle, onnx, torch, numpy or tables, but got 'pmml'"
+    done = cli("export", bundle.path, tmp_path / "other", "--format", "onnx", "--pick", "knee")
+    assert done.returncode == 2
+    assert "is a bundle" in done.stderr
+    assert not (tmp_path / "other").exists()
