@@ -4,7 +4,7 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autoembed import ranges as ranges
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoembed.errors import StudyError as StudyError
     from autoembed.errors import TrialError as TrialError
     from autoembed.estimator import AutoEmbedClassifier as AutoEmbedClassifier
+    from autoembed.export.formats import export_bundle as export_bundle
     from autoembed.nn.model import build_model as build_model
     from autoembed.ranking.ranking import Ranking as Ranking
     from autoembed.refreshing import refresh as refresh
@@ -39,6 +40,7 @@ _HOMES = {
     "SearchSpace": "space",
     "Study": "study.study",
     "build_model": "nn.model",
+    "export_bundle": "export.formats",
     "load_bundle": "bundle",
     "rank": "api",
     "refresh": "refreshing",
@@ -49,7 +51,7 @@ _HOMES = {
 __all__ = [*sorted(_HOMES), "ranges"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "ranges":
         return import_module("autoembed.ranges")
     if name not in _HOMES:

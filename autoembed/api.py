@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from autoembed.data.dataset import build_dataset
-from autoembed.data.frames import is_frame
+from autoembed.data.files import Where
+from autoembed.data.frames import Frame, is_frame
 from autoembed.data.readers import DataSpec
 from autoembed.errors import DataError
 from autoembed.ranking import ranking
@@ -16,7 +16,7 @@ from autoembed.space import SearchSpace
 
 
 def rank(
-    source: Any,
+    source: Frame | Where | SearchSpace | DataSpec,
     *,
     label: str = "label",
     score: str = "adjusted_mi",
@@ -25,7 +25,7 @@ def rank(
     stability: int | None = None,
     threads: int | None = None,
     separators: Mapping[str, str] | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     cache: str | Path = "runs/.cache",
 ) -> Ranking:
     """Ranks columns by what they say about the label beyond what noise of the same cardinality would.
@@ -49,7 +49,7 @@ def rank(
         DataError: the table, its label or an option breaks a rule.
         SpaceError: the search space does.
     """
-    options: dict[str, Any] = {
+    options: ranking.RankOptions = {
         "score": score,
         "pairs": pairs,
         "select": select,

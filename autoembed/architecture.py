@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
@@ -19,7 +19,6 @@ from pydantic import JsonValue, ValidationError, model_validator
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, SpaceError, first_line
 from autoembed.plans import (
-    Array,
     Bits,
     Block,
     BlockCut,
@@ -33,6 +32,7 @@ from autoembed.plans import (
     TowerBits,
 )
 from autoembed.storage import MixedStorage, ProjectedStorage, SparseStorage, Step, Storage, table_bytes
+from autoembed.types import Array
 
 
 class Architecture(Frozen):
@@ -62,7 +62,7 @@ class Architecture(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _upgrade(cls, node: Any) -> Any:
+    def _upgrade(cls, node: object) -> object:
         """Version 1 had `shared`, a hashed table or null, in the place of `storage`."""
         if not isinstance(node, dict) or node.get("version") != 1:
             return node
@@ -179,7 +179,7 @@ class Architecture(Frozen):
         storage = MixedStorage(step=step)
         return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs, pair_bits=bits, storage=storage)
 
-    def replace(self, **changes: Any) -> Architecture:
+    def replace(self, **changes: object) -> Architecture:
         """A copy with other values for some of its parts, checked like a new one; its cost is dropped unless given."""
         parts = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**parts, "cost": None, **changes})

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones.base import find
-from autoembed.plans import Array, Choice
+from autoembed.plans import Choice
+from autoembed.types import Array
 
 
 class Limit(BaseModel):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -28,16 +28,16 @@ from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
 from autoembed.architecture import Architecture
-from autoembed.data.frames import to_lazy
+from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.values import col
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError, first_line
 from autoembed.nn.model import Model, build_model
-from autoembed.plans import Array
 from autoembed.plugins import without_imports
 from autoembed.training import pick_device
+from autoembed.types import Array
 from autoembed.writing import as_open_as, exchange, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
@@ -77,7 +77,7 @@ class Bundle:
     spec: DataSpec
     manifest: Manifest
 
-    def predict(self, frame: Any, *, batch: int = 16384, device: str = "auto") -> Array:
+    def predict(self, frame: Frame, *, batch: int = 16384, device: str = "auto") -> Array:
         """Click probabilities of raw rows, float32 [N], in the order of the rows.
 
         `frame` is of Polars, eager or lazy, or of pandas. The label need not be there, further columns are ignored, and
@@ -85,7 +85,7 @@ class Bundle:
         """
         return self.score(frame, batch=batch, device=device)[0]
 
-    def coverage(self, frame: Any) -> pl.DataFrame:
+    def coverage(self, frame: Frame) -> pl.DataFrame:
         """How well a table's values are known: a row for each field with shares of rows, beside those of train.
 
         Columns: field, unknown (values that train did not have, or too rarely), missing, train_unknown, train_missing.
@@ -94,7 +94,7 @@ class Bundle:
 
     @torch.no_grad()
     def score(
-        self, frame: Any, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
+        self, frame: Frame, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
     ) -> tuple[Array, pl.DataFrame]:
         """What `predict` gives, and what `coverage` does, of one pass over the rows; `progress` gets those done."""
         where = pick_device(device)
@@ -119,7 +119,7 @@ class Bundle:
                 counted[1, at] += _gone(rows, self.vocabulary.names[at])
             ids = torch.from_numpy(encoded).to(where)
             for start in range(0, rows.height, batch):
-                part = torch.sigmoid(model(ids[start : start + batch])).float().cpu().numpy()
+                part = self.schema.task.link(model(ids[start : start + batch])).float().cpu().numpy()
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))
@@ -146,7 +146,7 @@ class Bundle:
         """One raw row of every field's most frequent value, to show what a table must hold."""
         table = self.vocabulary.table().filter(pl.col("id") > 0)
         finite = table.filter(pl.col("value").is_not_null() | pl.col("upper").is_finite()).sort("id")
-        row: dict[str, list[Any]] = {}
+        row: dict[str, list[object]] = {}
         for field in self.schema.fields:
             if field.cross:
                 continue
@@ -162,9 +162,9 @@ def write_bundle(
     vocabulary: Vocabulary,
     architecture: Architecture,
     model: Model,
-    data: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    data: Mapping[str, JsonValue],
+    metrics: Mapping[str, JsonValue],
+    provenance: Mapping[str, JsonValue],
 ) -> Path:
     """Writes a bundle in one step, in the place of one that is there; BundleError if something else is.
 

@@ -1,6 +1,6 @@
 """Distillation: a model learns from the labels and from the logits of a teacher (Hinton et al., arXiv 1503.02531).
 
-The student's loss is (1 - weight) * BCE(label) + weight * BCE(sigmoid(teacher's logit)). A teacher scores the rows of
+The student's loss is (1 - weight) * loss(label) + weight * loss(link(teacher's logit)). A teacher scores the rows of
 train once, before the student trains; its logits stand in a file without a name, memory-mapped, 4 bytes a row, which
 the system deletes with the last reference to it, even if the process is killed.
 """
@@ -23,8 +23,8 @@ from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import BundleError, SpaceError
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.nn.model import build_model
-from autoembed.plans import Array
-from autoembed.training import Ensemble, Monitor, Teacher, TrainConfig, batches, fit
+from autoembed.training import Ensemble, Teacher, TrainConfig, batches, fit
+from autoembed.types import Array
 
 _BATCH = 16384
 _SEEDS = 10_000  # members of an ensemble start at this seed: no student is trained with one of theirs
@@ -61,7 +61,7 @@ def prepared(
     *,
     seed: int,
     report: EpochReport,
-    monitor: Monitor,
+    monitor: str | None,
 ) -> Teacher | None:
     """The teacher that a bundle or an ensemble is; None if the recipe names neither.
 

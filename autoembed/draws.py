@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from autoembed.data.dataset import Dataset, build_dataset
-from autoembed.data.vocabulary import Progress
 from autoembed.pruning import kept_fields
 from autoembed.ranking.ranking import rank
 from autoembed.space import Range, SearchSpace
+from autoembed.types import Progress
 
 
-def draw(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, Any]:
+def draw(ranges: Mapping[str, Range], rng: np.random.Generator) -> dict[str, object]:
     """A value for each range, by place: evenly, or evenly in the logarithm."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for place, leaf in ranges.items():
-        low, high = leaf.values[0], leaf.values[-1]
         if leaf.kind == "choice":
             values[place] = leaf.values[rng.integers(len(leaf.values))]
-        elif leaf.kind == "uniform":
+            continue
+        low, high = leaf.ends
+        if leaf.kind == "uniform":
             values[place] = float(rng.uniform(low, high))
         elif leaf.kind == "int":
-            values[place] = int(rng.integers(low, high + 1))
+            values[place] = int(rng.integers(int(low), int(high) + 1))
         else:
             value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
             values[place] = round(value) if leaf.kind == "log_int" else value

@@ -6,7 +6,7 @@ import errno
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -108,7 +108,7 @@ def hinted(line: str, given: str = "") -> str:
     return line + hint if hint not in line and re.search(_POWER, f"{line} {given}") else line
 
 
-def _fields(model: Any, place: Sequence[int | str]) -> list[str]:
+def _fields(model: object, place: Sequence[int | str]) -> list[str]:
     """The keys of the model at a place within a model, none if there is no model."""
     for part in place:
         field = getattr(model, "model_fields", {}).get(part)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
@@ -16,16 +17,17 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from autoembed.architecture import Architecture
 from autoembed.bundle import Bundle, load_bundle, write_bundle
 from autoembed.data.dataset import build_dataset
-from autoembed.data.frames import is_frame, to_lazy
+from autoembed.data.frames import Frame, is_frame, to_lazy
 from autoembed.errors import SpaceError
 from autoembed.space import SearchSpace
 from autoembed.trial import TrialResult, run_trial
+from autoembed.types import Array, Bools
 from autoembed.writing import scratch
 
 _LEAST = 2  # rows of a class
 
 
-class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
     """Searches an architecture on a table, in this process and without Ray, and predicts with the best one.
 
     The keys of a search space are its parameters, all values literal: for ranges, which need many trials, use
@@ -56,16 +58,16 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         *,
         label: str = "label",
-        stages: Sequence[Mapping[str, Any]] | None = None,
-        baselines: Sequence[Any] = (),
-        embedding: Mapping[str, Any] | None = None,
-        backbone: Any = "deepfm",
-        train: Mapping[str, Any] | None = None,
-        budget: Mapping[str, Any] | None = None,
-        data: Mapping[str, Any] | None = None,
+        stages: Sequence[Mapping[str, object]] | None = None,
+        baselines: Sequence[str | dict[str, object] | list[dict[str, object]]] = (),
+        embedding: Mapping[str, object] | None = None,
+        backbone: str | Mapping[str, object] = "deepfm",
+        train: Mapping[str, object] | None = None,
+        budget: Mapping[str, object] | None = None,
+        data: Mapping[str, object] | None = None,
         valid_size: float = 0.15,
         device: str = "auto",
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.label = label
         self.stages = stages
@@ -79,7 +81,7 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         tags.input_tags.allow_nan = True
@@ -87,7 +89,7 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.string = True
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Frame | npt.ArrayLike, y: npt.ArrayLike | None = None) -> Self:
         """Searches, retrains and keeps the best.
 
         Args:
@@ -152,13 +154,13 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "bundle_")
         return self.bundle_.architecture
 
-    def predict_proba(self, X: Any) -> Any:
+    def predict_proba(self, X: Frame | npt.ArrayLike) -> Array:
         """The probabilities of both classes, float32 [rows, 2]."""
         check_is_fitted(self, "bundle_")
         clicks = self.bundle_.predict(self._frame(X, reset=False), device=self.device)
         return np.stack([1.0 - clicks, clicks], axis=1)
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Frame | npt.ArrayLike) -> Array:
         """The more probable class of each row."""
         chosen = self.predict_proba(X)[:, 1] >= 0.5
         return self.classes_[chosen.astype(np.intp)]
@@ -180,7 +182,7 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         return load_bundle(out)
 
-    def _valid_rows(self, labels: Any, seed: int) -> Any:
+    def _valid_rows(self, labels: Array, seed: int) -> Bools:
         """Which rows are for valid, bool [rows]: their share of each class, and two of it at least.
 
         All of them, which are then for train too, where a class has too few to be shared out.
@@ -214,7 +216,7 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 )
         return space
 
-    def _frame(self, X: Any, *, reset: bool, labelled: bool = False) -> pl.DataFrame:
+    def _frame(self, X: Frame | npt.ArrayLike, *, reset: bool, labelled: bool = False) -> pl.DataFrame:
         """X as a frame: its own columns, or x0, x1, ... of numbers."""
         if is_frame(X):
             frame = to_lazy(X).collect()
@@ -231,15 +233,15 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.feature_names_in_ = np.array(names, dtype=object)
         self.n_features_in_ = len(names)
 
-    def _labels(self, y: Any, rows: int) -> Any:
+    def _labels(self, y: npt.ArrayLike, rows: int) -> Array:
         """The labels as 0 and 1, int8 [rows]."""
         check_classification_targets(y)
-        y = column_or_1d(y, warn=True)
-        if len(y) != rows:
-            raise ValueError(f"X and y must have as many rows, but have {rows} and {len(y)}")
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        given: Array = column_or_1d(y, warn=True)
+        if len(given) != rows:
+            raise ValueError(f"X and y must have as many rows, but have {rows} and {len(given)}")
+        self.classes_, labels = np.unique(given, return_inverse=True)
         if len(self.classes_) > 2:
-            kind = type_of_target(y)
+            kind = type_of_target(given)
             raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
         if len(self.classes_) < 2:
             raise ValueError(f"y must have two classes, but got one class, {self.classes_[0]!r}")

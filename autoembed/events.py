@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autoembed.metrics import Metrics
+from autoembed.task import under
 
 Phase = Literal["warm", "search", "refit", "teacher", "retrain"]
 
@@ -48,14 +49,13 @@ EpochReport = Callable[[EpochEnd], None]
 def values_of(event: Event) -> dict[str, float]:
     """An event under the names of curves and of Ray's results.
 
-    The phase stands before each name, but before `valid_auc`, `valid_logloss` and `train_loss` of retraining: only
+    The phase stands before each name, but before `train_loss` and the metrics on valid of retraining: only
     these are of the model that a trial answers with.
     """
     if isinstance(event, SearchEnd):
         values = {f"search_{name}": value for name, value in event.extra.items()}
     else:
-        valid = event.valid
-        named = {"train_loss": event.loss, "valid_auc": valid.auc, "valid_logloss": valid.logloss, **event.extra}
+        named = {"train_loss": event.loss, **under("valid", event.valid), **event.extra}
         prefix = "" if event.phase == "retrain" else f"{event.phase}_"
         values = {f"{event.phase}_epoch": event.epoch, **{f"{prefix}{name}": value for name, value in named.items()}}
     return values if event.stage is None else {**values, "stage": event.stage}

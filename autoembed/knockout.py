@@ -10,20 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import StudyError
 from autoembed.nn.model import CTRModel, Model
 from autoembed.training import batches
-
-Floats = npt.NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
+from autoembed.types import Floats, Progress
 
 _CPU = torch.device("cpu")
 _IDS = 4096
@@ -67,30 +63,22 @@ def field_scores(
         )
     model = model.to(device).eval()
     names = [field.name for field in model.architecture.fields]
-    labels = dataset.labels(split) == 1
     means = mean_embeddings(model, dataset, device)
-    whole = _logits(model, dataset, split, device)
-    loss, placed = _losses(whole, labels), _placements(whole, labels)
+    worse = dataset.task.compare(dataset.labels(split), _logits(model, dataset, split, device))
     gradients = saliency(model, dataset, split, device)
     rows = []
     for place, name in enumerate(names):
         with _embeddings(model, _knocked_out(place, means[place])):
             without = _logits(model, dataset, split, device)
-        rise = _losses(without, labels) - loss
-        fall = placed - _placements(without, labels)
-        rows.append(
-            {
-                "field": name,
-                "logloss_rise": float(rise.mean()),
-                "logloss_se": float(np.sqrt(_variance_of_mean(rise))),
-                "auc_fall": float(fall[labels].mean()),
-                "auc_se": float(np.sqrt(_variance_of_mean(fall[labels]) + _variance_of_mean(fall[~labels]))),
-                "saliency": float(gradients[place]),
-            }
-        )
+        rows.append({"field": name, **worse(without), "saliency": float(gradients[place])})
         if progress:
             progress("knockout", place + 1, len(names))
-    return pl.DataFrame(rows).sort(["logloss_rise", "field"], descending=[True, False])
+    return pl.DataFrame(rows).sort([rise_of(dataset), "field"], descending=[True, False])
+
+
+def rise_of(dataset: Dataset) -> str:
+    """The column of `field_scores` that says how much the loss rises: logloss_rise for clicks."""
+    return f"{dataset.task.criterion.name}_rise"
 
 
 @torch.no_grad()
@@ -127,7 +115,7 @@ def saliency(model: CTRModel, dataset: Dataset, split: Split, device: torch.devi
 
         with torch.enable_grad(), _embeddings(model, hold):
             # The sum: the gradient of a row's embedding is then that of its own loss.
-            loss = functional.binary_cross_entropy_with_logits(model(ids).float(), labels, reduction="sum")
+            loss = dataset.task.loss(model(ids).float(), labels, reduction="sum")
             (gradient_BFD,) = torch.autograd.grad(loss, held)
         norm_F = torch.where(held[0] == 0, 0.0, gradient_BFD).norm(dim=2).double().sum(0)
         total = norm_F if total is None else total + norm_F
@@ -160,31 +148,3 @@ def _logits(model: CTRModel, dataset: Dataset, split: Split, device: torch.devic
     parts = [model(ids).double().cpu() for ids, _ in batches(dataset, split, _ROWS, device)]
     logits: Floats = torch.cat(parts).numpy()
     return logits
-
-
-def _losses(logits: Floats, labels: npt.NDArray[np.bool_]) -> Floats:
-    """The logloss of each row, in nats."""
-    losses: Floats = np.logaddexp(0.0, np.where(labels, -logits, logits))
-    return losses
-
-
-def _placements(scores: Floats, labels: npt.NDArray[np.bool_]) -> Floats:
-    """Of each row, the share of rows of the other class that it is in the right order with, ties as half.
-
-    The mean over the rows of either class is the AUC, and their variances give its error.
-    """
-    placed = np.empty(len(scores))
-    ranks = _ranks(scores)
-    for own, sign in ((labels, 1), (~labels, -1)):
-        others = len(labels) - int(own.sum())
-        share = (ranks[own] - _ranks(scores[own])) / others
-        placed[own] = share if sign > 0 else 1 - share
-    return placed
-
-
-def _ranks(scores: Floats) -> Floats:
-    return pl.Series(scores).rank("average").to_numpy()
-
-
-def _variance_of_mean(values: Floats) -> float:
-    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import ItemsView
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, RootModel
 
 from autoembed.errors import DataError
-from autoembed.plans import Array
+from autoembed.types import Array, Bools, Floats
 
 
-class Metrics(BaseModel):
-    """Area under the ROC curve, and mean negative log likelihood in nats."""
+class Metrics(RootModel[dict[str, float]]):
+    """What a task's metrics are on some rows: `metrics["auc"]`, and `metrics.auc` too.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Of clicks these are auc, the area under the ROC curve, and logloss, the mean negative log likelihood in nats.
+    """
 
-    auc: float
-    logloss: float
+    model_config = ConfigDict(frozen=True)
+
+    def __getitem__(self, name: str) -> float:
+        return self.root[name]
+
+    def __getattr__(self, name: str) -> float:
+        known: dict[str, float] = self.__dict__.get("root", {})
+        if name in known:
+            return known[name]
+        raise AttributeError(f"there is no metric {name!r}: the metrics are {', '.join(known)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.root)
+
+    def items(self) -> ItemsView[str, float]:
+        return self.root.items()
 
 
 def evaluate(labels: Array, probabilities: Array) -> Metrics:
@@ -35,7 +52,8 @@ def evaluate(labels: Array, probabilities: Array) -> Metrics:
         raise DataError("probabilities must be finite, but some are not")
     chosen = np.where(labels == 1, probabilities, 1 - probabilities)
     eps = np.finfo(chosen.dtype).eps
-    return Metrics(auc=_auc(labels, probabilities), logloss=float(-np.log(chosen.clip(eps, 1 - eps)).mean()))
+    loss = -np.log(chosen.clip(eps, 1 - eps)).mean()
+    return Metrics({"auc": _auc(labels, probabilities), "logloss": float(loss)})
 
 
 def _auc(labels: Array, scores: Array) -> float:
@@ -48,6 +66,25 @@ def _auc(labels: Array, scores: Array) -> float:
     corner[1:-1] = (np.diff(zeros, 2) != 0) | (np.diff(ones, 2) != 0)
     ones, zeros = np.append(0, ones[corner]), np.append(0, zeros[corner])
     return float(np.trapezoid(ones / ones[-1], zeros / zeros[-1]))
+
+
+def placements(scores: Array, ones: Bools) -> Floats:
+    """Of each row, the share of rows of the other class that it is in the right order with, ties as half: float [N].
+
+    The mean over the rows of either class is the AUC, and their variances give its error (DeLong et al., Biometrics
+    1988).
+    """
+    placed = np.empty(len(scores))
+    ranks = _ranks(scores)
+    for own, sign in ((ones, 1), (~ones, -1)):
+        others = len(ones) - int(own.sum())
+        share = (ranks[own] - _ranks(scores[own])) / others
+        placed[own] = share if sign > 0 else 1 - share
+    return placed
+
+
+def _ranks(scores: Array) -> Floats:
+    return pl.Series(scores).rank("average").to_numpy()
 
 
 def auc_error(auc: float, ones: int, zeros: int) -> float:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Array = np.ndarray[Any, np.dtype[Any]]
 BlockCut = Literal["geometric", "equal"]
 Choice = Literal["open", "memorize", "factorize", "naive"]
 Bits = Literal[32, 16, 8, 4, 3, 2, 1]
@@ -38,7 +36,7 @@ class Block(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_bits(cls, node: Any) -> Any:
+    def _default_bits(cls, node: object) -> object:
         if isinstance(node, dict) and "bits" not in node:  # version 1 stored 32 bits everywhere
             return {**node, "bits": 32 if node.get("dims") else 0}
         return node
@@ -158,7 +156,7 @@ class Cost(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _version_1_had_32_bits(cls, node: Any) -> Any:
+    def _version_1_had_32_bits(cls, node: object) -> object:
         if (
             isinstance(node, dict)
             and "embedding_bytes" not in node

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from autoembed.data.dataset import Dataset
-from autoembed.data.vocabulary import Progress
 from autoembed.errors import StudyError
-from autoembed.knockout import field_scores
+from autoembed.knockout import field_scores, rise_of
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import Range, SearchSpace
 from autoembed.training import pick_device
 from autoembed.trial import TrialConfig, check, run_trial
+from autoembed.types import Progress
 from autoembed.writing import beside
 
 FILE = "field_scores.parquet"
@@ -44,9 +43,10 @@ def kept_fields(
         if out is not None:
             with beside(out) as temporary:
                 scores.write_parquet(temporary)
-        own = "logloss_rise" if features.score == "knockout" else "saliency"
-        z = pl.col("logloss_rise") / pl.col("logloss_se")
-        table = scores.select(feature="field", score=own, z=pl.when(pl.col("logloss_se") > 0).then(z).otherwise(0.0))
+        rise, error = rise_of(dataset), pl.col(f"{dataset.task.criterion.name}_se")
+        own = rise if features.score == "knockout" else "saliency"
+        z = pl.when(error > 0).then(pl.col(rise) / error).otherwise(0.0)
+        table = scores.select(feature="field", score=own, z=z)
         table = table.sort(["score", "feature"], descending=[True, False])
     table = table.head(features.keep or table.height)
     if features.z is not None:
@@ -74,15 +74,21 @@ def plain_config(space: SearchSpace) -> TrialConfig:
     A range has its middle: the mean of both ends, of a logarithmic range their geometric mean, of a choice the first.
     """
     arm = space.arms()[0]
-    template = space.template(arm) | {"arm": "features", "stages": [{"method": "uniform"}], "limit": {}}
-    template["embedding"] = {**template["embedding"], "bits": 32}
-    template["train"] = {key: value for key, value in template["train"].items() if key != "distill"}
-    return check({**space.filled(template, _middle), "seed": space.seed})
+    template = space.template(arm)
+    plain = {
+        **template,
+        "arm": "features",
+        "stages": [{"method": "uniform"}],
+        "limit": {},
+        "embedding": {**template["embedding"], "bits": 32},
+        "train": {key: value for key, value in template["train"].items() if key != "distill"},
+    }
+    return check({**space.filled(plain, _middle), "seed": space.seed})
 
 
-def _middle(place: str, leaf: Range) -> Any:
-    low, high = leaf.values[0], leaf.values[-1]
+def _middle(place: str, leaf: Range) -> object:
     if leaf.kind == "choice":
-        return low
+        return leaf.first
+    low, high = leaf.ends
     value = float(np.sqrt(low * high)) if leaf.kind.startswith("log") else (low + high) / 2
     return round(value) if leaf.kind.endswith("int") else value

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-Range = dict[str, list[Any]]
+Range = dict[str, list[object]]
 
 
-def choice(options: Sequence[Any]) -> Range:
+def choice(options: Sequence[object]) -> Range:
     """One of these values, or of these stages."""
     return {"choice": list(options)}
 

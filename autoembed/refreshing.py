@@ -19,10 +19,11 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
-from autoembed.metrics import Metrics, evaluate
+from autoembed.metrics import Metrics
 from autoembed.reuse import carried, fitted, refuse_crossed, with_weights_of, written
 from autoembed.scoring import coverage_warnings
-from autoembed.training import TrainConfig, pick_device, predict
+from autoembed.task import Metric, metric_in
+from autoembed.training import TrainConfig, metrics_on, pick_device
 from autoembed.writing import scratch
 
 Rule = Literal["keep", "grow", "rebuild"]
@@ -60,9 +61,8 @@ class Refreshed:
     @property
     def no_worse(self) -> bool:
         """Whether the new model is at least as good on the tail, by the metric that its study was about."""
-        if self.bundle.manifest.provenance.get("monitor") == "valid_logloss":
-            return self.after.logloss <= self.before.logloss
-        return self.after.auc >= self.before.auc
+        metric = _metric(self.bundle)
+        return metric.figure(self.after) >= metric.figure(self.before)
 
 
 def refresh(
@@ -122,7 +122,7 @@ def refresh(
     recipe, once = _recipe(bundle, epochs, train or {})
     spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
     known = build_dataset(spec, data, cache, vocabulary=_other(bundle, "keep", spec, 0, 0))
-    before = evaluate(known.labels("test"), predict(bundle.model.to(where).eval(), known, "test", where))
+    before = metrics_on(bundle.model.to(where).eval(), known, "test", where)
     bundle.model.cpu()
     dataset = known
     if vocabulary != "keep":
@@ -130,7 +130,7 @@ def refresh(
     plan = carried(bundle.architecture, dataset.schema)
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
-    model, valid, after = fitted(plan, dataset, once, where, seed, start, _monitor(bundle))
+    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor)
     coverage = _coverage(bundle, known)
     result = Refreshed(
         bundle=bundle,
@@ -179,8 +179,10 @@ def _study(bundle: Bundle, given: str | Path | None) -> Path | None:
     return next((place for place in places if (place / "study.json").is_file()), None)
 
 
-def _monitor(bundle: Bundle) -> Literal["valid_auc", "valid_logloss"]:
-    return "valid_logloss" if bundle.manifest.provenance.get("monitor") == "valid_logloss" else "valid_auc"
+def _metric(bundle: Bundle) -> Metric:
+    """The metric that the bundle's study was about."""
+    monitor = bundle.manifest.provenance.get("monitor")
+    return metric_in(bundle.spec.task, monitor if isinstance(monitor, str) else None)
 
 
 def _recipe(bundle: Bundle, epochs: int, train: Mapping[str, Any]) -> tuple[TrainConfig, TrainConfig]:

@@ -16,7 +16,7 @@ from autoembed.architecture import Architecture
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.events import EpochEnd, EpochReport
-from autoembed.metrics import Metrics, evaluate
+from autoembed.metrics import Metrics
 from autoembed.nn.model import (
     Model,
     RoutedModel,
@@ -28,7 +28,7 @@ from autoembed.nn.model import (
     start_rounding,
 )
 from autoembed.nn.router import Router
-from autoembed.training import Fit, Monitor, Teacher, TrainConfig, batches, fit, on_valid, predict
+from autoembed.training import Fit, Teacher, TrainConfig, batches, fit, metrics_on, on_valid, predict
 
 _LATENCY_ROWS = 1000
 _AWARE_LR = 0.3
@@ -43,7 +43,7 @@ def retrain(
     report: EpochReport,
     model: Model | None = None,
     router: Router | None = None,
-    monitor: Monitor = "valid_auc",
+    monitor: str | None = None,
     teacher: Teacher | None = None,
     like: Model | None = None,
 ) -> tuple[Model, Fit]:
@@ -112,20 +112,16 @@ def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Met
 
     A cluster whose valid rows are of one class keeps its logits.
     """
-    from sklearn.linear_model import LogisticRegression
-
     assert model.router is not None
     assert model.calibration is not None
     labels = dataset.labels("valid")
     cluster = np.concatenate([model.router(ids).cpu().numpy() for ids, _ in batches(dataset, "valid", 16384, device)])
-    p = predict(model, dataset, "valid", device).astype(np.float64).clip(1e-7, 1 - 1e-7)
-    logits = np.log(p / (1 - p))
+    predictions = predict(model, dataset, "valid", device)
     for number in range(len(model.models)):
         rows = cluster == number
-        if len(np.unique(labels[rows])) == 2:
-            line = LogisticRegression(C=1e6).fit(logits[rows, None], labels[rows])
-            model.calibration[:, number] = torch.tensor([line.coef_[0, 0], line.intercept_[0]])
-    return evaluate(labels, predict(model, dataset, "valid", device))
+        if line := dataset.task.line(labels[rows], predictions[rows]):
+            model.calibration[:, number] = torch.tensor(line)
+    return metrics_on(model, dataset, "valid", device)
 
 
 @torch.no_grad()

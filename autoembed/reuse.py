@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import Bundle, load_bundle, write_bundle
@@ -18,12 +17,14 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
-from autoembed.metrics import Metrics, evaluate
+from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.model import CTRModel, Model, inherit, measure
-from autoembed.plans import Array, Block, FieldPlan
+from autoembed.plans import Block, FieldPlan
 from autoembed.retraining import retrain
-from autoembed.training import Monitor, TrainConfig, pick_device, predict
+from autoembed.task import metric_in
+from autoembed.training import TrainConfig, metrics_on, pick_device
+from autoembed.types import Array
 from autoembed.writing import scratch
 
 _CHUNK = 4096
@@ -85,8 +86,8 @@ def train_architecture(
     out: str | Path,
     *,
     label: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    train: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
+    train: Mapping[str, object] | None = None,
     warm: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -117,8 +118,18 @@ def train_architecture(
     """
     if cache is None:
         with scratch() as folder:
-            named: dict[str, Any] = {"label": label, "settings": settings, "train": train, "warm": warm}
-            return train_architecture(source, data, out, **named, seed=seed, device=device, cache=folder)
+            return train_architecture(
+                source,
+                data,
+                out,
+                label=label,
+                settings=settings,
+                train=train,
+                warm=warm,
+                seed=seed,
+                device=device,
+                cache=folder,
+            )
     architecture, spec, recipe, monitor, origin = _source(Path(source), label, settings or {}, train or {})
     where = pick_device(device)
     dataset = build_dataset(spec, data, cache)
@@ -136,7 +147,7 @@ def train_architecture(
         torch.manual_seed(seed)
         start = with_weights_of(load_bundle(source), plan, dataset).to(where)
     model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor)
-    provenance = {
+    provenance: dict[str, JsonValue] = {
         **origin,
         "train": recipe.model_dump(mode="json"),
         "monitor": monitor,
@@ -154,11 +165,11 @@ def fitted(
     where: torch.device,
     seed: int,
     start: CTRModel | None,
-    monitor: Monitor,
+    monitor: str,
 ) -> tuple[Model, Metrics, Metrics]:
     """An architecture trained on a dataset, on the CPU, with its metrics on valid and on test."""
     model, fit = retrain(plan, dataset, recipe, where, seed, lambda event: None, start, monitor=monitor)
-    test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
+    test = metrics_on(model, dataset, "test", where)
     return model.cpu(), fit.valid, test
 
 
@@ -169,7 +180,7 @@ def written(
     spec: DataSpec,
     valid: Metrics,
     test: Metrics,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, JsonValue],
 ) -> Bundle:
     """The bundle of a model that was trained on a dataset, in `out`."""
     write_bundle(
@@ -186,30 +197,32 @@ def written(
 
 
 def _source(
-    path: Path, label: str | None, settings: Mapping[str, Any], train: Mapping[str, Any]
-) -> tuple[Architecture, DataSpec, TrainConfig, Monitor, dict[str, Any]]:
+    path: Path, label: str | None, settings: Mapping[str, object], train: Mapping[str, object]
+) -> tuple[Architecture, DataSpec, TrainConfig, str, dict[str, JsonValue]]:
     """The architecture, how tables are read, the recipe, the metric of its epochs, and where all of it comes from."""
-    monitor: Monitor = "valid_auc"
+    monitor: JsonValue = None
     named = {} if label is None else {"label": label}
-    own: dict[str, Any] = {}
-    recipe: Any = {}
+    own: dict[str, JsonValue] = {}
+    recipe: JsonValue = {}
     if path.is_file():
         architecture = Architecture.read(path)
-        origin: dict[str, Any] = {"architecture": str(path.absolute())}
+        origin: dict[str, JsonValue] = {"architecture": str(path.absolute())}
     elif (path / "manifest.json").is_file():
         bundle = load_bundle(path)
         provenance = bundle.manifest.provenance
         architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train", {})
         origin = {"bundle": str(path.absolute()), "trial": provenance.get("trial")}
-        monitor = "valid_logloss" if provenance.get("monitor") == "valid_logloss" else "valid_auc"
+        monitor = provenance.get("monitor")
         refuse_crossed(bundle)
     else:
         raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
     try:
-        config = TrainConfig.model_validate({**recipe, **train})
+        config = TrainConfig.model_validate({**(recipe if isinstance(recipe, dict) else {}), **train})
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
-    return architecture, DataSpec.checked({**own, **named, **settings}), config, monitor, origin
+    spec = DataSpec.checked({**own, **named, **settings})
+    metric = metric_in(spec.task, monitor if isinstance(monitor, str) else None)
+    return architecture, spec, config, metric.monitor, origin
 
 
 @torch.no_grad()

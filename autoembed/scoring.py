@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import polars as pl
 
@@ -14,10 +13,9 @@ from autoembed.data.files import locate, signature
 from autoembed.data.readers import labelled, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col
-from autoembed.data.vocabulary import Progress
 from autoembed.errors import DataError, option
-from autoembed.metrics import evaluate
-from autoembed.plans import Array
+from autoembed.task import told
+from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 PREDICTION = "prediction"
@@ -41,7 +39,7 @@ def score_table(
     *,
     keep: Sequence[str] = (),
     device: str = "auto",
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     max_unknown: float | None = None,
     progress: Progress | None = None,
 ) -> Scored:
@@ -75,7 +73,7 @@ def score_table(
         step = None
         if progress:
             total = int(frame.select(pl.len()).collect(engine="streaming").item())
-            step = partial(_told, progress, total)
+            step = partial(_passed, progress, total)
         scores, coverage = bundle.score(frame, device=device, progress=step)
         if max_unknown is not None:
             _check(coverage, max_unknown)
@@ -102,7 +100,7 @@ def _names(keep: Sequence[str], present: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for own in parts for name in own))
 
 
-def _told(progress: Progress, total: int, done: int) -> None:
+def _passed(progress: Progress, total: int, done: int) -> None:
     progress("predict", done, total)
 
 
@@ -128,13 +126,13 @@ def coverage_warnings(coverage: pl.DataFrame) -> list[str]:
 
 
 def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array) -> str:
-    """AUC and logloss on the rows with a label, or why there is none."""
+    """The metrics on the rows with a label, or why there is none."""
     try:
         labels = labelled(frame, spec).select(col(spec.label)).collect(engine="streaming").to_series()
     except DataError as error:
-        return "" if len(scores) < 2 else f"no AUC: {error}"
+        return "" if len(scores) < 2 else f"no {spec.task.metrics[0].title}: {error}"
     known = labels.is_not_null().to_numpy()
-    if labels.n_unique() - bool(labels.null_count()) != 2:
+    present = labels.drop_nulls().to_numpy()
+    if not len(present) or not spec.task.measurable(present):
         return ""
-    metrics = evaluate(labels.drop_nulls().to_numpy(), scores[known])
-    return f"on its {int(known.sum()):,} labelled rows AUC {metrics.auc:.4f}, logloss {metrics.logloss:.4f}"
+    return f"on its {len(present):,} labelled rows {told(spec.task.evaluate(present, scores[known]))}"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from autoembed.plans import Array
+from autoembed.types import Array
 
 ROUNDS = 6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypedDict, TypeGuard, get_args
 
 import yaml
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,12 +26,13 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, first_line, hinted, unknown
 from autoembed.methods.method import load
 from autoembed.metrics import Metrics
+from autoembed.task import CLICKS, TASKS, Metric, metric_in, metric_of
 from autoembed.trial import TrialConfig, TrialResult, check
 
 COSTS = ("bytes", "parameters", "latency_ms")
-Minimize = Literal["valid.logloss", "bytes", "parameters", "latency_ms"]
 TRACKERS = ("mlflow", "none")
-KINDS = ("choice", "uniform", "log", "int", "log_int")
+Kind = Literal["choice", "uniform", "log", "int", "log_int"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _NODES = 1_000_000
 
 
@@ -42,13 +44,13 @@ class Range:
     where it is taken. `given` tells which options of such choices a range stands in: (place, value).
     """
 
-    kind: Literal["choice", "uniform", "log", "int", "log_int"]
-    values: tuple[Any, ...]
-    options: tuple[Any, ...] = ()
+    kind: Kind
+    values: tuple[object, ...]
+    options: tuple[object, ...] = ()
     given: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def parse(cls, place: str, node: Mapping[str, Any]) -> Range:
+    def parse(cls, place: str, node: Mapping[str, object]) -> Range:
         ((kind, values),) = node.items()
         if not isinstance(values, list) or not values:
             raise SpaceError(f"{place}: {kind} must hold a list, but got {values!r}")
@@ -63,15 +65,24 @@ class Range:
         if options:
             values = ["+".join(map(_method, option if isinstance(option, list) else [option])) for option in options]
             values = _numbered(values)
-        return cls(kind=kind, values=tuple(values), options=options)  # type: ignore[arg-type]
+        named = next(one for one in KINDS if one == kind)
+        return cls(kind=named, values=tuple(values), options=options)
 
-    def option(self, value: Any) -> Any:
+    def option(self, value: object) -> object:
         """What a value stands for."""
         return self.options[self.values.index(value)] if self.options else value
 
     @property
-    def first(self) -> Any:
+    def first(self) -> object:
         return self.values[0]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest value of a range of numbers."""
+        low, high = self.values
+        assert isinstance(low, (int, float))
+        assert isinstance(high, (int, float))
+        return low, high
 
 
 class PairSpec(CrossSpec):
@@ -123,14 +134,19 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: int = Field(default=8, ge=1)
-    parameters: int | dict[str, Any] | None = None
-    width: float | dict[str, Any] | None = None
-    embedding_bytes: int | dict[str, Any] | None = None
-    bytes: int | dict[str, Any] | None = None
+    parameters: int | dict[str, object] | None = None
+    width: float | dict[str, object] | None = None
+    embedding_bytes: int | dict[str, object] | None = None
+    bytes: int | dict[str, object] | None = None
     latency_ms: float | None = Field(default=None, gt=0)
     concurrent: int | None = Field(default=None, ge=1)
     cpus_per_trial: float = Field(default=1, gt=0)
     gpus_per_trial: float = Field(default=0, ge=0)
+
+
+def _metrics(mode: Literal["max", "min"]) -> tuple[str, ...]:
+    """The metrics of all tasks that an objective may maximise, or minimise."""
+    return tuple(f"valid.{one.name}" for task in TASKS for one in task.metrics if one.mode == mode)
 
 
 class Objective(BaseModel):
@@ -141,20 +157,30 @@ class Objective(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    maximize: Literal["valid.auc"] | None = None
-    minimize: Minimize | tuple[Minimize, ...] | None = None
+    maximize: str | None = None
+    minimize: str | tuple[str, ...] | None = None
+
+    @field_validator("maximize", "minimize")
+    @classmethod
+    def _known(cls, names: str | tuple[str, ...] | None, info: ValidationInfo) -> str | tuple[str, ...] | None:
+        known = _metrics("max") if info.field_name == "maximize" else (*_metrics("min"), *COSTS)
+        for name in (names,) if isinstance(names, str) else names or ():
+            if name not in known:
+                raise ValueError(f"must be {' or '.join(map(repr, known))}, but got {name!r}")
+        return names
 
     @field_validator("minimize")
     @classmethod
-    def _one_of_each(cls, minimize: Any, info: Any) -> Any:
+    def _one_of_each(cls, minimize: str | tuple[str, ...] | None, info: ValidationInfo) -> str | tuple[str, ...] | None:
         names = [minimize] if isinstance(minimize, str) else list(minimize or ())
         if info.data.get("maximize"):
             names.insert(0, info.data["maximize"])
         costs = sum(name in COSTS for name in names)
         if names and (len(names) - costs != 1 or costs > 1):
             raise ValueError(
-                f"objective must have one metric, valid.auc to maximize or valid.logloss to minimize, and at most one "
-                f"cost of {', '.join(COSTS)}, but has {names}"
+                f"objective must have one metric, {' or '.join(_metrics('max'))} to maximize or "
+                f"{' or '.join(_metrics('min'))} to minimize, and at most one cost of {', '.join(COSTS)}, but has "
+                f"{names}"
             )
         return minimize
 
@@ -163,12 +189,19 @@ class Objective(BaseModel):
         return (self.minimize,) if isinstance(self.minimize, str) else self.minimize or ()
 
     @property
-    def metric(self) -> Literal["valid_auc", "valid_logloss"]:
-        return "valid_logloss" if "valid.logloss" in self._minimized else "valid_auc"
+    def metric(self) -> str:
+        """The metric's name, such as valid_auc."""
+        named = [name for name in (self.maximize, *self._minimized) if name and name not in COSTS]
+        return named[0].replace(".", "_") if named else CLICKS.metrics[0].monitor
+
+    @property
+    def direction(self) -> Metric:
+        """The metric itself, which knows which of two values is better."""
+        return metric_of(self.metric)
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        return "min" if self.metric == "valid_logloss" else "max"
+        return self.direction.mode
 
     @property
     def cost(self) -> str | None:
@@ -177,7 +210,7 @@ class Objective(BaseModel):
 
     def of(self, valid: Metrics) -> float:
         """The value to optimise of a retrained model's metrics on valid."""
-        return valid.auc if self.mode == "max" else valid.logloss
+        return valid[self.direction.name]
 
     def cost_of(self, result: TrialResult) -> float:
         """What a trial's model costs by the named cost, else in bytes."""
@@ -196,7 +229,7 @@ class Scheduler(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, node: Any) -> Any:
+    def _named(cls, node: object) -> object:
         return {"name": node} if isinstance(node, str) else node
 
     @property
@@ -212,10 +245,10 @@ class Final(BaseModel):
     seeds: int = Field(ge=2)
 
 
-def _placed(train: Mapping[str, Any]) -> dict[str, Any]:
+def _placed(train: Mapping[str, object]) -> dict[str, object]:
     """The section with absolute paths of teachers: a trial's process works in another folder."""
 
-    def placed(node: Any, key: str = "") -> Any:
+    def placed(node: object, key: str = "") -> object:
         if isinstance(node, dict):
             return {name: placed(child, name if name not in KINDS else key) for name, child in node.items()}
         if isinstance(node, list):
@@ -232,19 +265,19 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    embedding: dict[str, Any] = {}
-    ensemble: dict[str, Any] = {}
-    tower: dict[str, Any] = {}
-    backbone: Any = None
-    train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
+    embedding: dict[str, object] = {}
+    ensemble: dict[str, object] = {}
+    tower: dict[str, object] = {}
+    backbone: object = None
+    train: Annotated[dict[str, object], AfterValidator(_placed)] = {}
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> object:
     """Plain data from YAML; yaml.YAMLError as well where aliases make more of a text than anyone would write."""
     node = yaml.safe_load(text)
     sizes: dict[int, int] = {}
 
-    def size(part: Any) -> int:
+    def size(part: object) -> int:
         if not isinstance(part, (dict, list)):
             return 1
         if id(part) not in sizes:
@@ -257,6 +290,28 @@ def load_yaml(text: str) -> Any:
     return node
 
 
+def load_mapping(text: str) -> dict[str, object]:
+    """As `load_yaml`, of a text that holds a mapping."""
+    node = load_yaml(text)
+    assert isinstance(node, dict)
+    return node
+
+
+class Template(TypedDict):
+    """The configuration of a trial with ranges in it."""
+
+    arm: str
+    stages: object
+    embedding: dict[str, object]
+    backbone: object
+    ensemble: dict[str, object]
+    tower: dict[str, object]
+    train: dict[str, object]
+    monitor: str
+    limit: dict[str, object]
+    device: object
+
+
 class SearchSpace(BaseModel):
     """A search-space file.
 
@@ -267,13 +322,13 @@ class SearchSpace(BaseModel):
 
     data: DataSpec = DataSpec()
     features: FeatureSpec = FeatureSpec()
-    embedding: dict[str, Any] = {}
-    stages: Any
-    baselines: list[str | dict[str, Any] | list[dict[str, Any]]] = []
-    backbone: Any = "deepfm"
-    ensemble: dict[str, Any] = {}
-    tower: dict[str, Any] = {}
-    train: Annotated[dict[str, Any], AfterValidator(_placed)] = {}
+    embedding: dict[str, object] = {}
+    stages: object
+    baselines: list[str | dict[str, object] | list[dict[str, object]]] = []
+    backbone: object = "deepfm"
+    ensemble: dict[str, object] = {}
+    tower: dict[str, object] = {}
+    train: Annotated[dict[str, object], AfterValidator(_placed)] = {}
     variants: dict[Annotated[str, StringConstraints(pattern=r"^\w+$")], Variant] = {}
     budget: Budget = Budget()
     objective: Objective = Objective()
@@ -282,7 +337,7 @@ class SearchSpace(BaseModel):
     final: Final | None = None
     tracking: str = "mlflow"
     seed: int = 0
-    device: Any = "auto"
+    device: object = "auto"
 
     @field_validator("tracking")
     @classmethod
@@ -293,7 +348,7 @@ class SearchSpace(BaseModel):
 
     @field_validator("stages")
     @classmethod
-    def _stages_are_mappings(cls, stages: Any) -> Any:
+    def _stages_are_mappings(cls, stages: object) -> object:
         """A list of stages, any of them a choice among stages; or a choice among such lists."""
         if _is_range(stages):
             options = stages.get("choice", ())
@@ -325,7 +380,7 @@ class SearchSpace(BaseModel):
             raise SpaceError(f"{path}: {error}") from None
 
     @classmethod
-    def parse(cls, node: Mapping[str, Any]) -> SearchSpace:
+    def parse(cls, node: Mapping[str, object]) -> SearchSpace:
         """The space that a mapping describes, as a file would; SpaceError names the rule that it breaks."""
         for key in node:
             if key not in cls.model_fields:
@@ -339,6 +394,7 @@ class SearchSpace(BaseModel):
 
     def checked(self) -> SearchSpace:
         """The space; SpaceError unless every choice and both ends of every range make a valid trial."""
+        metric_in(self.data.task, self.objective.metric)
         for arm in self.arms():
             for config in self.corners(arm):
                 self.require_pairs(check(config))
@@ -360,13 +416,14 @@ class SearchSpace(BaseModel):
 
         Stages that Optuna chooses are called auto. With variants, all of these under each: NAME@VARIANT.
         """
-        chosen = _is_range(self.stages) or any(map(_is_range, self.stages))
-        searched = "auto" if chosen else "+".join(map(_method, self.stages))
+        stages = self.stages if isinstance(self.stages, list) else []  # else it is a choice among lists
+        chosen = not stages or any(map(_is_range, stages))
+        searched = "auto" if chosen else "+".join(map(_method, stages))
         others = ["+".join(map(_method, b)) if isinstance(b, list) else _method(b) for b in self.baselines]
         arms = _numbered([searched, *others])
         return tuple(f"{arm}@{variant}" for variant in self.variants for arm in arms) or tuple(arms)
 
-    def template(self, arm: str) -> dict[str, Any]:
+    def template(self, arm: str) -> Template:
         """The trial configuration of an arm as nested plain data with ranges still in their YAML form."""
         arms = self.arms()
         if arm not in arms:
@@ -402,22 +459,22 @@ class SearchSpace(BaseModel):
         """
         return dict(_ranges("", self.template(arm), ()))
 
-    def draw(self, arm: str, pick: Callable[[str, Range], Any]) -> dict[str, Any]:
+    def draw(self, arm: str, pick: Callable[[str, Range], object]) -> dict[str, object]:
         """The values of an arm's ranges as `pick` gives them, asked only for those that the choices before leave."""
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
 
-        def note(place: str, leaf: Range) -> Any:
+        def note(place: str, leaf: Range) -> object:
             values[place] = pick(place, leaf)
             return values[place]
 
-        _filled("", self.template(arm), note)
+        self.filled(self.template(arm), note)
         return values
 
-    def config(self, arm: str, values: Mapping[str, Any], seed: int = 0) -> TrialConfig:
+    def config(self, arm: str, values: Mapping[str, object], seed: int = 0) -> TrialConfig:
         """The trial configuration with `values` for the ranges; a range without a value is an error."""
         return check({**self._with(arm, values), "seed": seed})
 
-    def corners(self, arm: str) -> Iterator[dict[str, Any]]:
+    def corners(self, arm: str) -> Iterator[dict[str, object]]:
         """Configurations that show every choice and both ends of every number once, to check them before a study."""
         ranges = self.ranges(arm)
         base = {place: leaf.first for place, leaf in ranges.items()}
@@ -426,28 +483,26 @@ class SearchSpace(BaseModel):
             for value in leaf.values if leaf.given else leaf.values[1:]:
                 yield self._with(arm, {**base, **dict(leaf.given), place: value})
 
-    def filled(self, template: Mapping[str, Any], pick: Callable[[str, Range], Any]) -> dict[str, Any]:
+    def filled(self, template: Mapping[str, object], pick: Callable[[str, Range], object]) -> dict[str, object]:
         """A template such as `template` gives, with what `pick` says for each range in it."""
-        found: dict[str, Any] = _filled("", dict(template), pick)
-        return found
+        return {key: _filled(key, child, pick) for key, child in template.items()}
 
-    def _with(self, arm: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = _filled("", self.template(arm), lambda place, leaf: values[place])
-        return found
+    def _with(self, arm: str, values: Mapping[str, object]) -> dict[str, object]:
+        return self.filled(self.template(arm), lambda place, leaf: values[place])
 
 
-def _method(baseline: str | dict[str, Any]) -> str:
+def _method(baseline: str | dict[str, object]) -> str:
     method = baseline if isinstance(baseline, str) else baseline.get("method", "")
     if not isinstance(method, str):
         raise SpaceError(f"method must be one name, but got {method!r}: list the others under baselines")
     return method
 
 
-def _is_range(node: Any) -> bool:
+def _is_range(node: object) -> TypeGuard[dict[str, object]]:
     return isinstance(node, dict) and len(node) == 1 and next(iter(node)) in KINDS
 
 
-def _is_stage(option: Any) -> bool:
+def _is_stage(option: object) -> bool:
     """Whether an option of a choice is a stage or a list of stages."""
     stages = option if isinstance(option, list) else [option]
     return bool(stages) and all(isinstance(stage, dict) and "method" in stage for stage in stages)
@@ -459,18 +514,18 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return [f"{name}-{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
 
 
-def _ranges(place: str, node: Any, given: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, Range]]:
+def _ranges(place: str, node: object, given: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, Range]]:
     if _is_range(node):
         leaf = replace(Range.parse(place, node), given=given)
         yield place, leaf
         for name, option in zip(leaf.values, leaf.options, strict=False):
-            yield from _ranges(f"{place}.{name}", option, (*given, (place, name)))
+            yield from _ranges(f"{place}.{name}", option, (*given, (place, str(name))))
     elif isinstance(node, (dict, list, tuple)):
         for key, child in _items(node):
             yield from _ranges(f"{place}.{key}" if place else str(key), child, given)
 
 
-def _filled(place: str, node: Any, pick: Callable[[str, Range], Any]) -> Any:
+def _filled(place: str, node: object, pick: Callable[[str, Range], object]) -> object:
     if _is_range(node):
         leaf = Range.parse(place, node)
         value = pick(place, leaf)
@@ -482,5 +537,5 @@ def _filled(place: str, node: Any, pick: Callable[[str, Range], Any]) -> Any:
     return node
 
 
-def _items(node: Any) -> Iterator[tuple[Any, Any]]:
+def _items(node: dict[str, object] | Sequence[object]) -> Iterator[tuple[object, object]]:
     return iter(node.items()) if isinstance(node, dict) else iter(enumerate(node))

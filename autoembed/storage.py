@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from autoembed.plans import Array, Bits, FieldPlan, Frozen
+from autoembed.plans import Bits, FieldPlan, Frozen
+from autoembed.types import Array
 
 Step = Literal["row", "block", "dim"]
 # Rows of a sparse table whose entries are found from one place.

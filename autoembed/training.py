@@ -7,23 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.events import EpochEnd, EpochReport
-from autoembed.metrics import Metrics, evaluate
-from autoembed.plans import Array
+from autoembed.metrics import Metrics
+from autoembed.nn.model import ClickModel
 from autoembed.shuffle import Rows, Shuffle
-
-Monitor = Literal["valid_auc", "valid_logloss"]
+from autoembed.task import Metric, metric_in
+from autoembed.types import Array
 
 
 class Ensemble(BaseModel):
@@ -139,19 +138,6 @@ class PhaseTrain(BaseModel):
             raise SpaceError(first_line(error)) from None
 
 
-class ClickModel(Protocol):
-    """What is trained: a module from ids to logits that tells its embedding tables."""
-
-    def embedding_weights(self) -> Sequence[nn.Parameter]:
-        """The tables, which the regulariser applies to."""
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """What training moves: all but a search's gates."""
-
-    def sparse_gradients(self, sparse: bool) -> None:
-        """Whether lookups give their tables sparse gradients."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """The best epoch, its valid metrics, and the seconds spent."""
@@ -173,24 +159,20 @@ class Plateau:
         idle: epochs since the last one that counted.
     """
 
-    def __init__(self, monitor: Monitor, min_gain: float) -> None:
-        self.monitor, self.min_gain = monitor, min_gain
+    def __init__(self, metric: Metric, min_gain: float) -> None:
+        self.metric, self.min_gain = metric, min_gain
         self.best: Metrics | None = None
         self.epoch = self.idle = 0
         self.mark = -math.inf
 
-    def figure(self, valid: Metrics) -> float:
-        """The monitored metric, as a number that is better the larger it is."""
-        return valid.auc if self.monitor == "valid_auc" else -valid.logloss
-
     def see(self, epoch: int, valid: Metrics) -> bool:
         """Takes an epoch's metrics; whether it is the best so far."""
-        figure = self.figure(valid)
+        figure = self.metric.figure(valid)
         counts = figure > self.mark and figure - self.mark >= self.min_gain
         if counts:
             self.mark = figure
         self.idle = 0 if counts else self.idle + 1
-        if self.best is not None and figure <= self.figure(self.best):
+        if self.best is not None and figure <= self.metric.figure(self.best):
             return False
         self.best, self.epoch = valid, epoch
         return True
@@ -267,8 +249,8 @@ class SparseAdam(_Plain, torch.optim.SparseAdam):
 class Optimiser:
     """Adam on a model's weights, with the recipe's regulariser, clipping and sparse tables."""
 
-    def __init__(self, model: nn.Module, weights: Iterable[nn.Parameter], config: TrainConfig) -> None:
-        tables = {id(table) for table in model.embedding_weights()}  # type: ignore[operator]
+    def __init__(self, model: ClickModel, weights: Iterable[nn.Parameter], config: TrainConfig) -> None:
+        tables = {id(table) for table in model.embedding_weights()}
         weights = list(weights)
         self.tables = [weight for weight in weights if id(weight) in tables]
         self.l2, self.clip = config.l2, config.clip
@@ -302,14 +284,6 @@ class Optimiser:
                 group["lr"] *= factor
 
 
-def click_loss(logits: Tensor, labels: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Mean binary cross-entropy of logits [B], or [B, K] of an ensemble's K, clicks counted `positive_weight` times."""
-    if logits.dim() == 2:
-        labels = labels.unsqueeze(1).expand_as(logits)
-    weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
-    return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
-
-
 def check_finite(loss: Tensor, lr: float, where: str) -> float:
     """The loss as a float; TrialError if it is not finite."""
     value = loss.item()
@@ -320,23 +294,29 @@ def check_finite(loss: Tensor, lr: float, where: str) -> float:
 
 @torch.no_grad()
 def predict(model: nn.Module, dataset: Dataset, split: Split, device: torch.device, size: int = 16384) -> Array:
-    """Click probabilities of a split, float32 [N]."""
+    """Predictions of a split, click probabilities: float32 [N]."""
     model.eval()
-    parts = [torch.sigmoid(model(ids).float()).cpu() for ids, _ in batches(dataset, split, size, device)]
-    probabilities: Array = torch.cat(parts).numpy()
-    return probabilities
+    link = dataset.task.link
+    parts = [link(model(ids).float()).cpu() for ids, _ in batches(dataset, split, size, device)]
+    predictions: Array = torch.cat(parts).numpy()
+    return predictions
+
+
+def metrics_on(model: nn.Module, dataset: Dataset, split: Split, device: torch.device) -> Metrics:
+    """Metrics on a split."""
+    return dataset.task.evaluate(dataset.labels(split), predict(model, dataset, split, device))
 
 
 def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Metrics:
     """Metrics on valid; TrialError if the predictions are not finite."""
-    probabilities = predict(model, dataset, "valid", device)
-    if not np.isfinite(probabilities).all():
+    predictions = predict(model, dataset, "valid", device)
+    if not np.isfinite(predictions).all():
         raise TrialError(f"predictions must be finite, but {where} gave NaN: lower train.lr={lr:g}")
-    return evaluate(dataset.labels("valid"), probabilities)
+    return dataset.task.evaluate(dataset.labels("valid"), predictions)
 
 
 def fit(
-    model: nn.Module,
+    model: ClickModel,
     dataset: Dataset,
     config: TrainConfig,
     *,
@@ -344,28 +324,29 @@ def fit(
     seed: int,
     report: EpochReport,
     rows: Rows | None = None,
-    monitor: Monitor = "valid_auc",
+    monitor: str | None = None,
     start: Metrics | None = None,
     teacher: Teacher | None = None,
 ) -> Fit:
     """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
 
-    That is the highest AUC or the lowest logloss on valid, the earliest of equals, whatever `min_gain` says: it decides
-    when the learning rate falls and when training stops, and not which epoch is kept. With `start`, the metrics of the
-    weights as they are, these are epoch 0 and stay if no epoch is better. With a `teacher`, its logits count as labels
-    with their share of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in
-    them.
+    `monitor` names a metric on valid, such as valid_auc; it is the task's first one by default. The earliest of equal
+    epochs is kept, whatever `min_gain` says: it decides when the learning rate falls and when training stops, and not
+    which epoch is kept. With `start`, the metrics of the weights as they are, these are epoch 0 and stay if no epoch is
+    better. With a `teacher`, its logits count as labels with their share of the loss; `positive_weight` is of the
+    labels alone, since a teacher's logits have its own in them.
 
     TrialError if the loss is not finite. `report` gets an `EpochEnd` after each epoch, of the phase "retrain".
     """
     begin = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
-    model.sparse_gradients(config.sparse)  # type: ignore[operator]
-    optimiser = Optimiser(model, model.weight_parameters(), config)  # type: ignore[operator]
+    model.sparse_gradients(config.sparse)
+    optimiser = Optimiser(model, model.weight_parameters(), config)
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     columns = () if teacher is None else (teacher.logits,)
-    plateau, state = Plateau(monitor, config.min_gain), {}
+    task = dataset.task
+    plateau, state = Plateau(metric_in(task, monitor), config.min_gain), {}
     if start is not None and plateau.see(0, start):
         state = _copy(model)
     for epoch in range(1, config.epochs + 1):
@@ -379,11 +360,11 @@ def fit(
         ):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = forward(ids)
-            loss = click_loss(logits.float(), labels, config.positive_weight)
+            loss = task.loss(logits.float(), labels, config.positive_weight)
             if teacher is not None:
-                taught = click_loss(logits.float(), torch.sigmoid(told[0]))
+                taught = task.distil(logits.float(), told[0])
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             if config.anneal:
                 left = (config.epochs - epoch + 1) * per_epoch - steps

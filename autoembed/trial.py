@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from autoembed.methods import tower
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import SearchConfig, configure, load
 from autoembed.methods.warm import WarmStarts
-from autoembed.metrics import Metrics
 from autoembed.nn.backbones import base
 from autoembed.nn.model import (
     Model,
@@ -36,9 +34,9 @@ from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
 from autoembed.retraining import latency, retrain
 from autoembed.storage import Step
+from autoembed.task import CLICKS, Monitor, TaskMetrics, metric_of
 from autoembed.training import (
     Fit,
-    Monitor,
     Plateau,
     Teacher,
     TrainConfig,
@@ -86,7 +84,7 @@ class TrialConfig(BaseModel):
     ensemble: Ensemble = Ensemble()
     tower: Tower = Tower()
     train: TrainConfig = TrainConfig()
-    monitor: Monitor = "valid_auc"
+    monitor: Monitor = CLICKS.metrics[0].monitor
     limit: Limit = Limit()
     seed: int = 0
     device: str = "auto"
@@ -102,7 +100,7 @@ class TrialResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: TrialConfig
-    valid: Metrics
+    valid: TaskMetrics
     cost: Cost
     architecture: Architecture
     fingerprint: str
@@ -224,7 +222,7 @@ def _run(
     teaches(teacher)
     searched = perf_counter() - start
     found: list[Found] = []
-    retrained: dict[tuple[Any, ...], tuple[TrialResult, Model]] = {}
+    retrained: dict[tuple[object, ...], tuple[TrialResult, Model]] = {}
     for one in offers:
         if isinstance(one, SpaceError):
             found.append(one)
@@ -262,7 +260,7 @@ def _best(
     teacher: Teacher | None,
 ) -> tuple[Model, Fit, float, tuple[str, ...]]:
     """The candidate that is the best on valid once retrained, the seconds of all, and what is to be told of it."""
-    best, epochs = Plateau(config.monitor, 0.0), count(1)
+    best, epochs = Plateau(metric_of(config.monitor), 0.0), count(1)
 
     def counted(event: EpochEnd) -> None:
         report(replace(event, epoch=next(epochs)))
@@ -318,7 +316,7 @@ def teacher_of(config: TrialConfig, dataset: Dataset, device: torch.device) -> T
     return made[0]
 
 
-def check(config: Mapping[str, Any]) -> TrialConfig:
+def check(config: Mapping[str, object]) -> TrialConfig:
     """A validated TrialConfig, its stages and backbone included; SpaceError names the first rule broken."""
     try:
         trial = TrialConfig.model_validate(dict(config))

@@ -278,12 +278,16 @@ def test_the_best_draw_by_valid_is_taken_for_each_size(finished, monkeypatch, pl
 
     read = []
     monkeypatch.setattr(points, "run_limits", fake)
-    monkeypatch.setattr(points, "predict", lambda model, dataset, split, device: read.append(split))
-    monkeypatch.setattr(points, "evaluate", lambda labels, scores: Metrics(auc=0.5, logloss=1.0))
+
+    def fake_metrics(model, dataset, split, device):
+        read.append(split)
+        return Metrics(auc=0.5, logloss=1.0)
+
+    monkeypatch.setattr(points, "metrics_on", fake_metrics)
     small, large = measure(space, "magnitude", planted, 4, Plan(sizes=(2000, 4000)))
     assert len(set(drawn)) == 3
-    assert (small.valid_auc, small.values) == (0.7, {"train.lr": drawn[2]})
-    assert (large.valid_auc, large.values) == (0.7, {"train.lr": drawn[0]})
+    assert (small.valid.auc, small.values) == (0.7, {"train.lr": drawn[2]})
+    assert (large.valid.auc, large.values) == (0.7, {"train.lr": drawn[0]})
     assert small.notes == ("1 of 3 draws failed, the first one: the loss is not finite", "searched")
     assert read == ["test", "test"]
     valid = iter([TrialError("the loss is not finite")] * 3)

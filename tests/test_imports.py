@@ -12,8 +12,9 @@ import autoembed
 PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
-    "errors", "writing", "ranges", "plugins", "data", "ranking", "plans", "storage", "architecture", "nn", "budget",
-    "metrics", "events", "shuffle", "training", "knockout", "methods", "bundle", "scoring", "candidates", "retraining",
+    "errors", "writing", "ranges", "plugins", "types", "metrics", "task", "data", "ranking", "plans", "storage",
+    "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "bundle", "export",
+    "scoring", "candidates", "retraining",
     "reuse", "refreshing", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api",
     "testing", "cli",
 ]  # fmt: skip

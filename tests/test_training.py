@@ -9,7 +9,8 @@ from autoembed.events import values_of
 from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.model import CTRModel
 from autoembed.retraining import retrain
-from autoembed.training import Adam, Optimiser, Plateau, TrainConfig, batches, click_loss, fit, pick_device, predict
+from autoembed.task import CLICKS, metric_of
+from autoembed.training import Adam, Optimiser, Plateau, TrainConfig, batches, fit, pick_device, predict
 from autoembed.trial import TrialConfig, check, root_architecture, run_trial
 
 CPU = torch.device("cpu")
@@ -114,6 +115,8 @@ def coins():
     ids = np.stack([told, half], axis=1)
 
     class Data:
+        task = CLICKS
+
         def rows(self, split):
             return rows
 
@@ -141,7 +144,7 @@ def test_the_kept_epoch_is_the_best_by_the_objective(coins, monitor, kept):
 
 def test_small_gains_keep_an_epoch_but_do_not_count():
     def follow(monitor, figures, min_gain=0.01):
-        plateau, seen = Plateau(monitor, min_gain), []
+        plateau, seen = Plateau(metric_of(monitor), min_gain), []
         for epoch, figure in enumerate(figures, 1):
             best = plateau.see(epoch, Metrics(auc=figure, logloss=figure))
             seen.append((best, plateau.idle))
@@ -192,10 +195,10 @@ def test_l2_is_half_the_weight_times_the_whole_tables_squared_norm(planted):
     """One step equals Adam's on the loss with the term written out, for rows that the batch lacks too."""
     ours, theirs = fresh(planted), fresh(planted)
     ids, labels = next(batches(planted, "train", 8, CPU))
-    click_loss(ours(ids), labels).backward()
+    CLICKS.loss(ours(ids), labels).backward()
     Optimiser(ours, ours.parameters(), TrainConfig(lr=1e-2, l2=0.3)).step()
     norm = sum(table.square().sum() for table in theirs.embedding_weights())
-    (click_loss(theirs(ids), labels) + 0.5 * 0.3 * norm).backward()
+    (CLICKS.loss(theirs(ids), labels) + 0.5 * 0.3 * norm).backward()
     torch.optim.Adam(theirs.parameters(), lr=1e-2).step()
     before = fresh(planted)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -208,7 +211,7 @@ def test_sparse_gradients_move_only_the_rows_of_the_batch(planted):
     model, before = fresh(planted), fresh(planted)
     model.sparse_gradients(True)
     ids, labels = next(batches(planted, "train", 8, CPU))
-    click_loss(model(ids), labels).backward()
+    CLICKS.loss(model(ids), labels).backward()
     Optimiser(model, model.parameters(), TrainConfig(lr=1e-2, sparse=True)).step()
     moved = sum(
         int((a != b).any(dim=1).sum())
@@ -224,7 +227,7 @@ def test_sparse_gradients_move_only_the_rows_of_the_batch(planted):
 def test_clicks_count_as_often_as_their_weight_says():
     logits, labels = torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1.0, 0.0, 1.0])
     expected = (3 * -torch.log(torch.sigmoid(logits[[0, 2]])).sum() - torch.log(1 - torch.sigmoid(logits[1]))) / 3
-    assert click_loss(logits, labels, 3.0).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert CLICKS.loss(logits, labels, 3.0).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_learning_rate_falls_and_the_gradient_is_clipped(planted, monkeypatch):
@@ -243,7 +246,7 @@ def test_the_learning_rate_falls_and_the_gradient_is_clipped(planted, monkeypatc
     assert per_epoch == pytest.approx(expected)
     model = fresh(planted)
     ids, labels = next(batches(planted, "train", 64, CPU))
-    (1e4 * click_loss(model(ids), labels)).backward()
+    (1e4 * CLICKS.loss(model(ids), labels)).backward()
     optimiser = Optimiser(model, model.parameters(), TrainConfig(clip=0.5))
     seen = []
     monkeypatch.setattr(optimiser, "parts", [])

@@ -42,6 +42,6 @@ def messages():
 TEXT = source()
 
 
-@pytest.mark.parametrize("runs", messages())
+@pytest.mark.parametrize("runs", list(messages()))
 def test_the_page_tells_what_the_package_says(runs):
     assert any(len(run) > 6 and run in TEXT for run in runs), runs

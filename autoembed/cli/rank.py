@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +15,7 @@ from autoembed.errors import DataError, StudyError
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
-    from autoembed.ranking.ranking import Ranking
+    from autoembed.ranking.ranking import Ranking, RankOptions
 
 
 @app.command()
@@ -72,7 +73,7 @@ def rank(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise DataError(f"{name} must be at least 1, but got {number}")
-    options: dict[str, Any] = {
+    options: RankOptions = {
         "score": score,
         "pairs": _pairs(pairs, cross),
         "select": (criterion, select) if select is not None else None,
@@ -82,8 +83,8 @@ def rank(
     if source.endswith((".yaml", ".yml")):
         ranking, rows = _rank_space(Path(source), data, runs, settings or [], options)
     else:
-        named = {"separators": _separators(multi or []), "settings": settings_of(settings or [])}
-        ranking, rows = _rank_table(source, options | named | {"label": label}), "all rows"
+        ranking = _rank_table(source, label, _separators(multi or []), settings_of(settings or []), options)
+        rows = "all rows"
     title = f"{len(ranking.table)} columns by {score}, {rows}"
     _print(ranking, title, criterion, top)
     if out is not None:
@@ -113,7 +114,7 @@ def _pairs(wanted: str | None, cross: int | None) -> int | str | None:
 
 
 def _rank_space(
-    path: Path, data: str | None, runs: Path, settings: list[str], options: dict[str, Any]
+    path: Path, data: str | None, runs: Path, settings: list[str], options: RankOptions
 ) -> tuple[Ranking, str]:
     """The ranking of the train split of a search space's data, and how many rows that is."""
     from autoembed.data.dataset import build_dataset
@@ -129,15 +130,18 @@ def _rank_space(
         return rank(dataset, **options, progress=bar.step), f"{dataset.rows('train'):,} train rows"
 
 
-def _rank_table(source: str, options: dict[str, Any]) -> Ranking:
+def _rank_table(
+    source: str, label: str, separators: dict[str, str], settings: dict[str, object], options: RankOptions
+) -> Ranking:
     from autoembed.ranking.ranking import rank_table
 
+    whole = partial(rank_table, source, label=label, separators=separators, settings=settings, **options)
     if not sys.stderr.isatty():  # there is nothing to show, and a bar takes longer than a small table
-        return rank_table(source, **options)
+        return whole()
     from autoembed.study.show.progress import Bar
 
     with Bar() as bar:
-        return rank_table(source, **options, progress=bar.step)
+        return whole(progress=bar.step)
 
 
 def _print(ranking: Ranking, title: str, criterion: str, top: int | None) -> None:

@@ -69,12 +69,13 @@ def refresh(
 
 
 def _told(done: Refreshed) -> list[str]:
+    from autoembed.task import told
+
     before, after = done.before, done.after
     gone, new = done.values["gone"].sum(), done.values["new"].sum()
     lines = [
         f"trained on {done.rows:,} rows; {new:,} values are new, {gone:,} are gone",
-        f"on the tail of the log: AUC {before.auc:.4f} before, {after.auc:.4f} after; "
-        f"logloss {before.logloss:.4f} before, {after.logloss:.4f} after",
+        f"on the tail of the log before: {told(before)}; after: {told(after)}",
     ]
     if not done.kept:
         return [*lines, f"the new model is worse: {done.bundle.path} stays as it is (--out writes it elsewhere)"]

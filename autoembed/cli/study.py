@@ -157,11 +157,13 @@ def _train_architecture(
     console = stdout()
     for note in found.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)
+    from autoembed.task import told
+
     cost = found.bundle.architecture.cost
     assert cost is not None
+    metrics = ", ".join([told(found.valid, "valid").partition(",")[0], told(found.test, "test")])
     console.print(
-        f"valid AUC {found.valid.auc:.4f}, test AUC {found.test.auc:.4f}, test logloss {found.test.logloss:.4f}; "
-        f"{cost.embedding_bytes:,} bytes of embeddings, {cost.bytes:,} in all",
+        f"{metrics}; {cost.embedding_bytes:,} bytes of embeddings, {cost.bytes:,} in all",
         soft_wrap=True,
     )
     console.print(f"bundle written to {out}", soft_wrap=True)
@@ -170,23 +172,45 @@ def _train_architecture(
 @app.command()
 @opening
 def export(
-    run: Run,
-    out: Annotated[Path, typer.Argument(help="The bundle's folder, made anew.")],
+    run: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart, or a bundle.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
     trial: Which = None,
     pick: Annotated[
         str | None,
         typer.Option(help="From the Pareto front: knee, 'smallest-within 0.001' (of the best metric), or an id."),
     ] = None,
     data: Data = None,
+    format: Annotated[str, typer.Option(help="bundle, onnx, torch, numpy or tables.")] = "bundle",
 ) -> None:
-    """Write the best architecture, its weights and vocabulary as a bundle that predicts."""
+    """Write the best architecture, its weights and vocabulary as a bundle that predicts, or in another format."""
+    from autoembed.bundle import copy_bundle, load_bundle
     from autoembed.study.show.progress import Bar
     from autoembed.study.show.report import stdout
     from autoembed.study.study import Study
+    from autoembed.writing import scratch
 
-    with Bar() as bar:
-        bundle = Study.open(run, data=data, shown=bar).export(out, trial, pick=pick)
-    stdout().print(f"bundle of {bundle.manifest.provenance['trial']} written to {bundle.path}", soft_wrap=True)
+    is_bundle = (run / "manifest.json").is_file()
+    if is_bundle and (trial or pick):
+        raise StudyError(f"--trial and --pick choose from a study, but {run} is a bundle")
+    if format == "bundle":
+        with Bar() as bar:
+            bundle = (
+                load_bundle(copy_bundle(run, out))
+                if is_bundle
+                else Study.open(run, data=data, shown=bar).export(out, trial, pick=pick)
+            )
+        stdout().print(f"bundle of {bundle.manifest.provenance['trial']} written to {bundle.path}", soft_wrap=True)
+        return
+    from autoembed.export.formats import export_bundle
+
+    with Bar() as bar, scratch() as temporary:
+        if is_bundle:
+            bundle = load_bundle(run)
+        else:
+            bundle = Study.open(run, data=data, shown=bar).export(temporary / "bundle", trial, pick=pick)
+        bar.step(f"export to {format}", 0, 1)
+        made = export_bundle(bundle, out, format)
+    stdout().print(f"{format} model written to {made.path} ({made.bytes:,} bytes)", soft_wrap=True)
 
 
 @app.command()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 from math import log, sqrt
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from autoembed.types import Array
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -98,7 +99,7 @@ def _midway(below: Floats, above: Floats) -> Floats:
     return found
 
 
-def _z(table: npt.NDArray[Any]) -> float:
+def _z(table: Array) -> float:
     """Pearson's chi-square of clicks by bin [K, 2], in standard deviations above its mean without any effect."""
     n = table.sum(axis=1)
     rate = table[:, 1].sum() / n.sum()
@@ -108,7 +109,7 @@ def _z(table: npt.NDArray[Any]) -> float:
     return float((chi2 - free) / sqrt(2 * free))
 
 
-def _merged(table: npt.NDArray[Any], least: int) -> Counts:
+def _merged(table: Array, least: int) -> Counts:
     """The places of the last of each run of bins that become one, ascending."""
     size = len(table)
     rows = [(float(a), float(b)) for a, b in table]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from autoembed.data.schema import Cross
 from autoembed.data.strict import StrictModel
+from autoembed.types import Array
 
 Keys = npt.NDArray[np.int64]
 
@@ -33,7 +32,7 @@ def name_of(a: str, b: str) -> str:
     return f"{a}*{b}"
 
 
-def keys_of(a: npt.NDArray[Any], b: npt.NDArray[Any], cardinality_b: int, cross: Cross) -> Keys:
+def keys_of(a: Array, b: Array, cardinality_b: int, cross: Cross) -> Keys:
     """The key of each row's pair of ids, int64 [rows]: a * cardinality of b + b, or its bucket."""
     keys: Keys = a.astype(np.int64) * cardinality_b + b
     if cross.buckets is None:

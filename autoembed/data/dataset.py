@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,27 +23,28 @@ from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.values import col
-from autoembed.data.vocabulary import ENCODING, Counts, Ids, Progress, Vocabulary
-from autoembed.data.writer import LAYOUT, Labels, Writer, fingerprint_of
+from autoembed.data.vocabulary import ENCODING, Counts, Ids, Vocabulary
+from autoembed.data.writer import LAYOUT, Facts, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
+from autoembed.task import Task
+from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 _CHUNK = 1 << 18
-_LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
 
 
 class Dataset:
     """Encoded rows per split and what they mean; open one with `build_dataset` or `Dataset.open`."""
 
-    def __init__(self, path: Path, schema: FeatureSchema, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, schema: FeatureSchema, facts: Facts) -> None:
         self.path = path
         self.schema = schema
-        self.fingerprint: str = facts["fingerprint"]
-        self.truth: dict[str, Any] | None = facts["truth"]
+        self.fingerprint = facts["fingerprint"]
+        self.truth = facts["truth"]
         # What was read and guessed, in sentences, and signatures of the files.
         self.notes: tuple[str, ...] = tuple(facts.get("notes", ()))
         self.sources: tuple[str, ...] = tuple(facts.get("sources", ()))
-        self._rows: dict[str, int] = facts["rows"]
+        self._rows = facts["rows"]
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -107,6 +107,11 @@ class Dataset:
                 raise ValueError("its counts are not those of its vocabulary")
 
     @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.schema.task
+
+    @property
     def splits(self) -> tuple[Split, ...]:
         return SPLITS
 
@@ -120,12 +125,13 @@ class Dataset:
         return ids
 
     def labels(self, split: Split) -> Labels:
-        """float32 [rows], 0 or 1, memory-mapped copy-on-write."""
+        """float32 [rows], 0 or 1 for clicks, memory-mapped copy-on-write."""
         labels: Labels = self._load(f"{_known(split)}.labels")
         return labels
 
-    def _load(self, name: str) -> Any:
-        return np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+    def _load(self, name: str) -> Array:
+        array: Array = np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+        return array
 
     @property
     def counts(self) -> list[Counts]:
@@ -287,7 +293,7 @@ def _encode(
     schema = table.schema if other is None else table.schema.keep(other.fields)
     rows, notes = {}, list(table.notes)
     for split, frame in splits.items():
-        rows[split], note = _check_labels(split, frame, label)
+        rows[split], note = _check_labels(split, frame, table.schema)
         notes += note
     least = spec.min_count if other is None else 1
     vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins, progress)
@@ -306,27 +312,14 @@ def _encode(
     writer.finish(vocabulary, table.truth, notes, sources)
 
 
-def _check_labels(split: Split, frame: pl.LazyFrame, label: str) -> tuple[int, list[str]]:
-    """The rows of a split, and what to know of them; DataError if there are none, or hardly any of a class."""
-    values = frame.select(col(label).alias("label"))
+def _check_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> tuple[int, list[str]]:
+    """The rows of a split, and what to know of them; DataError if there are none, or the task can use none."""
+    values = frame.select(col(schema.label).alias("label"))
     counted = values.group_by("label").agg(pl.len().alias("count")).collect(engine="streaming")
     rows = int(counted["count"].sum())
     if not rows:
         raise DataError(f"split {split} has no rows: change data.split or the files")
-    if counted.height < 2:
-        raise DataError(
-            f"label {label!r} must have both classes in {split}, but all {rows} rows are {counted['label'][0]}: "
-            "change data.split (stratify: true gives each split its share), or the files"
-        )
-    rare, least = counted.sort("count").row(0)
-    if least < _LEAST:
-        raise DataError(
-            f"{split} has {least} of {rows:,} rows with label {rare}, and must have {_LEAST}: set data.split.stratify: "
-            "true, or give valid and test more rows"
-        )
-    if split != "train" and least < _FEW:
-        return rows, [f"{split} has only {least} rows with label {rare}: differences of AUC are mostly chance there"]
-    return rows, []
+    return rows, schema.task.check_split(split, counted, schema.label)
 
 
 def _cached(folder: Path, write: Callable[[Path], None], progress: Progress | None = None) -> Dataset:
@@ -358,7 +351,7 @@ def _corrupt(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _digest(*parts: Any) -> str:
+def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

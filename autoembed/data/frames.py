@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import polars as pl
 
 from autoembed.errors import DataError
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def is_frame(source: Any) -> bool:
+Frame: TypeAlias = "pl.DataFrame | pl.LazyFrame | pd.DataFrame"
+
+
+def is_frame(source: object) -> TypeGuard[Frame]:
     """Whether an object is a frame of Polars, eager or lazy, or of pandas."""
     return isinstance(source, (pl.DataFrame, pl.LazyFrame)) or (
         hasattr(source, "columns") and hasattr(source, "dtypes") and hasattr(source, "iloc")
     )
 
 
-def to_lazy(frame: Any) -> pl.LazyFrame:
+def to_lazy(frame: Frame) -> pl.LazyFrame:
     """A frame of Polars, eager or lazy, or of pandas, lazily; a pandas column of mixed kinds is text.
 
     DataError if it is another object.

@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
-    """The expression that is true, false or null per row, after a look at every value that the label has.
+    """The expression that is 1, 0 or null per row, Int8, after a look at every value that the label has.
 
     Raises:
         DataError: labels are missing and may not be, they are not 0 and 1 and the spec does not say which values count
@@ -41,9 +41,9 @@ def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     if spec.above is not None:
         if present["text"].cast(pl.Float64, strict=False).null_count():
             raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")
-        return column.cast(pl.Float64) > spec.above
+        return (column.cast(pl.Float64) > spec.above).cast(pl.Int8)
     ones = present.filter(pl.col("text").is_in(list(_ones(present, spec))))["value"].unique()
-    return column.is_in(ones.to_list())
+    return column.is_in(ones.to_list()).cast(pl.Int8)
 
 
 def _counted(frame: pl.LazyFrame, name: str) -> pl.DataFrame:

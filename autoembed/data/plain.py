@@ -71,6 +71,7 @@ def _opened(path: Path, end: str) -> Iterator[IO[bytes]]:
             with archive.open(members[0]) as inside:
                 yield inside
         return
+    # Any: the kinds of files have no type in common that says they can be read.
     opens: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zst}
     with opens[end](path) if end in opens else path.open("rb") as plain:
         yield plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,30 @@ class PlantedSpec(StrictModel):
     tail_effect: float = 1.0
 
 
-def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, dict[str, Any]]:
+class Populations(TypedDict, total=False):
+    """The column that tells the population of a row, the columns that act in each, and its values there."""
+
+    reveals: list[str]
+    A: list[str]
+    B: list[str]
+    values_A: list[str]
+    values_B: list[str]
+
+
+class Truth(TypedDict, total=False):
+    """What was planted: columns by kind, pairs as lists; `best_auc` by split is known once the rows are split."""
+
+    marginal: list[str]
+    xor: list[list[str]]
+    low_rank: list[list[str]]
+    memorize: list[list[str]]
+    noise: list[str]
+    populations: Populations | None
+    tail: list[list[str]]
+    best_auc: dict[str, float]
+
+
+def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, Truth]:
     """A table with `label`, `logit` (noise-free: it gives the best AUC) and the planted fields, and its truth.
 
     marginal: an effect per value. xor: sign times sign, and exactly no effect of either column alone. low_rank: the dot
@@ -84,9 +107,9 @@ class _Planter:
         self.columns: dict[str, pl.Series] = {}
         self.logit: Floats = np.full(spec.rows, spec.intercept)
 
-    def run(self) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def run(self) -> tuple[pl.DataFrame, Truth]:
         spec = self.spec
-        truth: dict[str, Any] = {"marginal": [], "xor": [], "low_rank": [], "memorize": [], "noise": []}
+        truth: Truth = {"marginal": [], "xor": [], "low_rank": [], "memorize": [], "noise": []}
         truth["populations"] = None
         for i, size in enumerate(spec.marginal):
             truth["marginal"].append(self._marginal(f"marginal_{i}", size, spec.marginal_effect))
@@ -178,10 +201,10 @@ class _Planter:
         self.logit += self._scaled(table[a, b], self.spec.memorize_effect)
         return pair
 
-    def _populations(self) -> dict[str, Any]:
+    def _populations(self) -> Populations:
         values = self._add("population", self._draw(_POPULATION_VALUES), _POPULATION_VALUES)
         in_b = values >= _POPULATION_VALUES // 2
-        out: dict[str, Any] = {"reveals": ["population"]}
+        acting, values_of = {}, {}
         for population, rows in (("a", ~in_b), ("b", in_b)):
             before = self.logit.copy()
             fields = [
@@ -189,6 +212,12 @@ class _Planter:
                 for i in range(_POPULATION_FIELDS)
             ]
             self.logit = np.where(rows, self.logit, before)
-            out[population.upper()] = fields
-            out[f"values_{population.upper()}"] = sorted(self.columns["population"].filter(pl.Series(rows)).unique())
-        return out
+            acting[population] = fields
+            values_of[population] = sorted(self.columns["population"].filter(pl.Series(rows)).unique())
+        return {
+            "reveals": ["population"],
+            "A": acting["a"],
+            "values_A": values_of["a"],
+            "B": acting["b"],
+            "values_B": values_of["b"],
+        }

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from autoembed.data.files import Located, Where, format_of, locate, told
-from autoembed.data.frames import to_lazy
+from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.labels import label_of
-from autoembed.data.planted import LOGIT, planted
+from autoembed.data.planted import LOGIT, Truth, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
@@ -38,7 +38,7 @@ class Table:
 
     parts: list[Part]
     schema: FeatureSchema
-    truth: dict[str, Any] | None
+    truth: Truth | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -58,7 +58,7 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
     Raises:
         DataError: whatever is wrong with the files, columns, label or split, in one line.
     """
-    truth: dict[str, Any] | None = None
+    truth: Truth | None = None
     notes: list[str] = []
     if spec.planted is not None:
         if data is not None:
@@ -73,7 +73,7 @@ def read(spec: DataSpec, data: Where | None, stage: Path) -> Table:
         frames = _same_columns({name: _scan(paths, spec, stage, notes.append) for name, paths in files.items()}, spec)
     schema = _schema(frames["train"], spec, notes.append)
     frames = typed_time(frames, spec)
-    label = label_of(frames, spec).cast(pl.Int8).alias(spec.label)
+    label = label_of(frames, spec).alias(spec.label)
     frames = {name: frame.with_columns(label) for name, frame in frames.items()}
     table = Table(parts=split(frames, spec), schema=schema, truth=truth, notes=tuple(notes))
     if truth is not None:
@@ -114,7 +114,7 @@ def open_rows(spec: DataSpec, path: Where, stage: Path, tell: Tell = lambda line
     return Opened(_without_dropped(frame, spec), files["train"], held)
 
 
-def open_frame(spec: DataSpec, frame: Any) -> Opened:
+def open_frame(spec: DataSpec, frame: Frame) -> Opened:
     """All rows of a frame of Polars or pandas, as `open_rows` has those of a file."""
     return Opened(_without_dropped(clean(to_lazy(frame), spec), spec).collect().lazy(), [], held=True)
 
@@ -147,13 +147,13 @@ def with_numbers(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     """The frame with its label column as 1, 0 or null; DataError if the column is none of the spec's labels."""
     spec = spec.model_copy(update={"missing_label": "drop"})
-    return frame.with_columns(label_of({"train": frame}, spec).cast(pl.Int8).alias(spec.label))
+    return frame.with_columns(label_of({"train": frame}, spec).alias(spec.label))
 
 
 def _with_defaults(spec: DataSpec, first: Path) -> DataSpec:
     """What a format fixes: Avazu's label and time, Criteo's numeric columns."""
     form = format_of(first, spec)
-    update: dict[str, Any] = {}
+    update: dict[str, object] = {}
     if form == "avazu":
         update = {"time": spec.time or "hour"}
         if "label" not in spec.model_fields_set:
@@ -272,7 +272,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         return "numeric" if measured or name in texts else "categorical"
 
     fields = tuple(Field(name=name, kind=kind(name)) for name in names)
-    return FeatureSchema(fields=fields, label=spec.label, time=spec.time)
+    return spec.schema_of(fields)
 
 
 def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:

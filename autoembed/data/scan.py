@@ -24,6 +24,10 @@ _LINE = "line"
 _HELD = 1 << 29
 
 
+# Columns with their types, and the columns that the folders of a file say.
+Alike = tuple[tuple[tuple[str, pl.DataType], ...], tuple[str, ...]]
+
+
 def scan(
     paths: Sequence[Path], spec: DataSpec, stage: Path, tell: Tell = lambda line: None, *, hold: bool = False
 ) -> pl.LazyFrame:
@@ -36,8 +40,8 @@ def scan(
     Raises:
         DataError: a file is corrupt, ragged or empty, or its columns are not as the spec says.
     """
-    parts: dict[tuple[object, ...], list[Path]] = {}
-    firsts: dict[tuple[object, ...], Path] = {}
+    parts: dict[Alike, list[Path]] = {}
+    firsts: dict[Alike, Path] = {}
     for path in paths:
         form = format_of(path, spec)
         keys = _partition(path)
@@ -54,7 +58,7 @@ def scan(
         same = (tuple(schema.items()), tuple(keys) if form == "parquet" else ())
         parts.setdefault(same, []).append(file)
         firsts.setdefault(same, path)
-    frames = [_parquet(files, list(same[1])) for same, files in parts.items()]  # type: ignore[call-overload]
+    frames = [_parquet(files, list(same[1])) for same, files in parts.items()]
     return frames[0] if len(frames) == 1 else _joined(frames, list(firsts.values()), spec, tell)
 
 

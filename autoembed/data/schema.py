@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from autoembed.errors import DataError
+from autoembed.task import CLICKS, Task
 
 Kind = Literal["categorical", "numeric", "crossed"]
 
@@ -62,6 +63,11 @@ class FeatureSchema(BaseModel):
         if self.label in names:
             raise ValueError(f"the label must not be a field, but {self.label!r} is both")
         return self
+
+    @property
+    def task(self) -> Task:
+        """What is predicted; clicks so far."""
+        return CLICKS
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.planted import PlantedSpec
+from autoembed.data.schema import FeatureSchema
+from autoembed.data.schema import Field as Column
 from autoembed.data.strict import StrictModel
+from autoembed.task import CLICKS, Task
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -36,7 +39,7 @@ class SplitSpec(StrictModel):
 
     @field_validator("valid", "test", mode="before")
     @classmethod
-    def _dates_as_text(cls, value: Any) -> Any:
+    def _dates_as_text(cls, value: object) -> object:
         # YAML turns an unquoted 2013-10-01 into a date.
         return value.isoformat() if isinstance(value, dt.date) else value
 
@@ -115,6 +118,15 @@ class DataSpec(StrictModel):
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
     crosses: Crosses | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is predicted; clicks so far."""
+        return CLICKS
+
+    def schema_of(self, fields: tuple[Column, ...]) -> FeatureSchema:
+        """The schema of a table with these columns."""
+        return FeatureSchema(fields=fields, label=self.label, time=self.time)
 
     def name(self, data: str | None = None) -> str:
         """A short name of the data, where `data` overrides `path`."""

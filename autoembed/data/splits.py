@@ -122,12 +122,14 @@ def _refuse(keys: set[str], why: str) -> None:
 
 
 def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> Part:
-    label = (
-        frame.select(col(spec.label).cast(pl.UInt8).fill_null(_NONE)).collect(engine="streaming").to_series().to_numpy()
-    )
+    label = frame.select(col(spec.label).alias("label")).collect(engine="streaming")["label"]
+    known = label.is_not_null().to_numpy()
     rng = np.random.default_rng(spec.split.seed)
-    codes = np.where(label == _NONE, _NONE, 0).astype(np.uint8)
-    classes = [label == 0, label == 1] if spec.split.stratify else [label != _NONE]
+    codes = np.where(known, 0, _NONE).astype(np.uint8)
+    classes = [known]
+    if spec.split.stratify:
+        kind = spec.task.classes(label.fill_null(0).to_numpy())
+        classes = [known & (kind == 0), known & (kind == 1)]
     for own in classes:
         places = rng.permutation(np.flatnonzero(own))
         n_valid, n_test = round(len(places) * valid), round(len(places) * test)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -15,7 +16,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def checked(cls, values: dict[str, Any]) -> Self:
+    def checked(cls, values: Mapping[str, object]) -> Self:
         """The model of these values; DataError with the first rule that they break."""
         try:
             return cls.model_validate(values)
@@ -24,7 +25,7 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, values: Any) -> Any:
+    def _known_keys(cls, values: object) -> object:
         if isinstance(values, dict):
             strange = sorted(str(key) for key in values if key not in cls.model_fields)
             if strange:

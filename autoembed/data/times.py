@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import polars as pl
 
@@ -79,7 +78,7 @@ def _sorts(text: str) -> bool:
     return re.match(_ISO, text) is not None or len(re.findall(r"\d+", text)) == 1
 
 
-def _first(frames: Mapping[Any, pl.LazyFrame], column: pl.Expr, where: pl.Expr) -> Any:
+def _first(frames: Mapping[Split, pl.LazyFrame], column: pl.Expr, where: pl.Expr) -> object:
     """The first value for which a condition holds, or None."""
     for frame in frames.values():
         found = frame.filter(where).select(column).head(1).collect(engine="streaming")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,10 @@ from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name
 from autoembed.data.schema import Cross, FeatureSchema, Kind
 from autoembed.data.values import as_text, col, key, numbers, tidy
 from autoembed.errors import DataError
+from autoembed.types import Progress
 
 Ids = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
-Progress = Callable[[str, int, int], None]
 
 _COLUMNS = {
     "field": pl.String,
@@ -298,16 +297,19 @@ def _encode_numeric(series: pl.Series, column: _Column) -> Ids:
 def _encode_categorical(series: pl.Series, column: _Column, enum: pl.Enum) -> Ids:
     text = series.to_frame("x").select(as_text(pl.col("x"), series.dtype)).to_series()
     known = set(column.known) if len(column.known) <= len(_TRUTH) else set()
+    truth: dict[str, str] = {}
     if known and known <= set(_TRUTH.values()):
-        text = text.replace(_TRUTH)
+        truth = _TRUTH
     elif (known and known <= set(_TRUTH)) or series.dtype == pl.Boolean:  # train has 0 and 1
-        text = text.replace({word: number for number, truth in _TRUTH.items() for word in _spellings(truth)})
+        truth = {word: number for number, true in _TRUTH.items() for word in _spellings(true)}
+    text = text.replace(truth) if truth else text
     places = text.cast(enum, strict=False).to_physical()
     if not series.dtype.is_integer():
         # Tidying every value would take five times as long as the cast: do it where the text as it stands is unknown.
         strange = (places.is_null() & text.is_not_null()).arg_true()
         if len(strange):
             tidied = text.gather(strange).to_frame("x").select(tidy(pl.col("x"))).to_series()
+            tidied = tidied.replace(truth) if truth else tidied
             places = places.scatter(strange, tidied.cast(enum, strict=False).to_physical())
             text = text.scatter(strange, tidied)
     ids: Ids = column.lookup[places.fill_null(len(column.ids)).to_numpy()]
@@ -324,7 +326,7 @@ def _table(name: str, column: _Column) -> pl.DataFrame:
     size = len(column.counts)
     values: list[str | None] = [None] * size
     uppers: list[float | None] = [None] * size
-    into: list[Any] = uppers if column.kind == "numeric" else values
+    into: list[str | None] | list[float | None] = uppers if column.kind == "numeric" else values
     known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
     for place, value in zip(column.ids, known, strict=True):
         into[place] = value
@@ -352,7 +354,7 @@ def _crossed(keys: Keys, counts: Counts, cross: Cross) -> _Column:
     )
 
 
-def _from_table(part: pl.DataFrame, crosses: Mapping[str, Any], path: str | Path) -> _Column:
+def _from_table(part: pl.DataFrame, crosses: Mapping[str, object], path: str | Path) -> _Column:
     name, kind = part["field"][0], part["kind"][0]
     if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric", "crossed"):
         raise DataError(f"{path} is not a vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")

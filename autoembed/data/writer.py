@@ -7,18 +7,31 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from autoembed.data.planted import Truth
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.spec import SPLITS, Split
 from autoembed.data.vocabulary import Ids, Vocabulary
+from autoembed.types import Array
 
 Labels = npt.NDArray[np.float32]
 
 LAYOUT = 2
+
+
+class Facts(TypedDict):
+    """The content of dataset.json; the last two may be missing in one that an earlier version wrote."""
+
+    layout: int
+    fingerprint: str
+    rows: dict[Split, int]
+    truth: Truth | None
+    notes: NotRequired[list[str]]
+    sources: NotRequired[list[str]]
 
 
 class Writer:
@@ -34,7 +47,7 @@ class Writer:
         # A hash per array: the order in which the rows of different splits come must not show in the fingerprint.
         self._hashes = {split: (hashlib.sha256(), hashlib.sha256()) for split in SPLITS}
 
-    def _array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def _array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> Array:
         path = self.folder / f"{name}.npy"
         array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):
@@ -52,9 +65,7 @@ class Writer:
             digest.update(array.data)
         self._done[split] = end
 
-    def finish(
-        self, vocabulary: Vocabulary, truth: dict[str, Any] | None, notes: Sequence[str], sources: Sequence[str]
-    ) -> None:
+    def finish(self, vocabulary: Vocabulary, truth: Truth | None, notes: Sequence[str], sources: Sequence[str]) -> None:
         """Write schema, vocabulary, its counts and dataset.json, the last of all, which makes the dataset complete."""
         assert self._done == self.rows, f"{self._done} rows written, {self.rows} announced"
         for arrays in (self._ids, self._labels):
@@ -66,8 +77,14 @@ class Writer:
         (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
         hashes = [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]
         fingerprint = fingerprint_of(self.schema, vocabulary, hashes)
-        facts = {"layout": LAYOUT, "fingerprint": fingerprint, "rows": self.rows, "truth": truth}
-        facts |= {"notes": list(notes), "sources": list(sources)}
+        facts: Facts = {
+            "layout": LAYOUT,
+            "fingerprint": fingerprint,
+            "rows": self.rows,
+            "truth": truth,
+            "notes": list(notes),
+            "sources": list(sources),
+        }
         (self.folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

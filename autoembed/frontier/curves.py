@@ -7,22 +7,17 @@ import re
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import polars as pl
 
 from autoembed.frontier.points import Plan, Point
 from autoembed.space import SearchSpace
+from autoembed.task import Metric, columns
 
-ENOUGH = 0.001  # test AUC
-_SCHEMA: dict[str, Any] = {
-    "arm": pl.String,
-    "seed": pl.Int64,
-    "size": pl.Int64,
-    "valid_auc": pl.Float64,
-    "valid_logloss": pl.Float64,
-    "test_auc": pl.Float64,
-    "test_logloss": pl.Float64,
+ENOUGH = 0.001  # of the first metric, on test
+# Columns before those of the metrics and behind them.
+_PLACE: dict[str, pl.DataType | type[pl.DataType]] = {"arm": pl.String, "seed": pl.Int64, "size": pl.Int64}
+_REST: dict[str, pl.DataType | type[pl.DataType]] = {
     "embedding_bytes": pl.Int64,
     "bytes": pl.Int64,
     "search_seconds": pl.Float64,
@@ -53,8 +48,17 @@ class Curves:
 
     @property
     def metric(self) -> str:
-        """What is drawn and compared: test_auc, or test_logloss where the objective is logloss."""
-        return self.space.objective.metric.replace("valid", "test")
+        """What is drawn and compared: the objective's metric on test, such as test_auc."""
+        return f"test_{self.space.objective.direction.name}"
+
+    @property
+    def first(self) -> Metric:
+        """The task's first metric, by which sizes are enough or not."""
+        return self.space.data.task.metrics[0]
+
+    @property
+    def _test(self) -> str:
+        return f"test_{self.first.name}"
 
     @property
     def seeds(self) -> list[int]:
@@ -62,8 +66,10 @@ class Curves:
 
     def table(self) -> pl.DataFrame:
         """A row for each arm, seed and size; ranges' values as JSON, numbers null in a gap."""
-        rows = [{**point.model_dump(), "values": json.dumps(point.values)} for point in self.points]
-        return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+        metrics = dict.fromkeys(columns(self.space.data.task, "valid", "test"), pl.Float64)
+        schema = {**_PLACE, **metrics, **_REST}
+        rows = [{**dict.fromkeys(metrics), **point.row(), "values": json.dumps(point.values)} for point in self.points]
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     def labels(self) -> dict[str, str]:
         """What an arm is called: its name and, where others have the same but for a number, the options that differ."""
@@ -82,7 +88,8 @@ class Curves:
 
     def values(self, arm: str, size: int, name: str) -> list[float]:
         """A number of these points."""
-        return [float(getattr(point, name)) for point in self.at(arm, size)]
+        found = [point.number(name) for point in self.at(arm, size)]
+        return [value for value in found if value is not None]
 
     def mean(self, arm: str, size: int, name: str) -> float | None:
         """The mean over seeds; None where a seed has a gap, since means of other seeds would not compare."""
@@ -113,36 +120,37 @@ class Curves:
 
     def sizes_of(self, arm: str) -> list[int]:
         """The sizes that an arm has a model of with every seed."""
-        return [size for size in self.plan.sizes if self.mean(arm, size, "test_auc") is not None]
+        return [size for size in self.plan.sizes if self.mean(arm, size, self._test) is not None]
 
     def full(self, arm: str) -> float | None:
-        """Mean test AUC of an arm's largest models."""
+        """The mean of the first metric on test of an arm's largest models."""
         sizes = self.sizes_of(arm)
-        return self.mean(arm, sizes[-1], "test_auc") if sizes else None
+        return self.mean(arm, sizes[-1], self._test) if sizes else None
 
     def best(self) -> tuple[float, str, int] | None:
-        """The highest mean test AUC of all arms and sizes, with its arm and size."""
+        """The best mean of the first metric on test of all arms and sizes, with its arm and size."""
         found = [
-            (statistics.mean(self.values(arm, size, "test_auc")), arm, size)
+            (statistics.mean(self.values(arm, size, self._test)), arm, size)
             for arm in self.space.arms()
             for size in self.sizes_of(arm)
         ]
-        return max(found, default=None)
+        return max(found, key=lambda one: (self.first.sign * one[0], *one[1:]), default=None)
 
     def enough(self, arm: str, goal: float | None) -> int | None:
-        """The smallest size at which an arm's mean test AUC is within .001 of a goal; None if there is none."""
+        """The smallest size at which an arm's mean of the first metric on test is within .001 of a goal, if any."""
         if goal is None:
             return None
         for size in self.sizes_of(arm):
-            mean = self.mean(arm, size, "test_auc")
-            if mean is not None and mean >= goal - ENOUGH - 1e-12:
+            mean = self.mean(arm, size, self._test)
+            if mean is not None and self.first.sign * (goal - mean) <= ENOUGH + 1e-12:
                 return size
         return None
 
     def gap_to(self, arm: str, baseline: str, size: int) -> Paired | None:
         """The metric of an arm minus a baseline's, paired by the seeds that both have a model with; None if none."""
         first, second = (
-            {p.seed: float(getattr(p, self.metric)) for p in self.at(one, size)} for one in (arm, baseline)
+            {p.seed: value for p in self.at(one, size) if (value := p.number(self.metric)) is not None}
+            for one in (arm, baseline)
         )
         seeds = sorted(first.keys() & second.keys())
         return paired([first[seed] - second[seed] for seed in seeds]) if seeds else None
@@ -165,11 +173,11 @@ def _base(arm: str) -> str:
     return re.sub(r"-\d+$", "", arm.partition("@")[0])
 
 
-def _options(stages: Any) -> list[str]:
+def _options(stages: object) -> list[str]:
     """The options of an arm's stages as text; of stages that are chosen among others there are none to tell."""
     own = [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
     return [f"{name} {_text(value)}" for stage in own for name, value in stage.items() if name != "method"]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return " ".join(f"{k} {_text(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)

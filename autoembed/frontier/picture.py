@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoembed.frontier.curves import Curves
+from autoembed.task import titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ def draw_curves(curves: Curves, title: str) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     what = "embeddings" if curves.plan.of == "embeddings" else "model"
     axes.set_xlabel(f"bytes of the {what} (log scale; ticks are the limits)", fontsize=11)
-    axes.set_ylabel(curves.metric.replace("_", " ").replace("auc", "AUC"), fontsize=11)
+    axes.set_ylabel(titled(curves.metric), fontsize=11)
     axes.tick_params(labelsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

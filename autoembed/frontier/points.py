@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from autoembed.budget import Limit
 from autoembed.data.dataset import Dataset
 from autoembed.draws import draw
 from autoembed.errors import SpaceError, TrialError
 from autoembed.methods.warm import WarmStarts
-from autoembed.metrics import evaluate
 from autoembed.nn.model import Model
 from autoembed.space import SearchSpace
-from autoembed.training import pick_device, predict
+from autoembed.task import TaskMetrics, under
+from autoembed.training import metrics_on, pick_device
 from autoembed.trial import TrialConfig, TrialResult, run_limits
 
 Of = Literal["embeddings", "model"]
@@ -35,17 +35,40 @@ class Point(BaseModel):
     arm: str
     seed: int
     size: int
-    valid_auc: float | None = None
-    valid_logloss: float | None = None
-    test_auc: float | None = None
-    test_logloss: float | None = None
+    valid: TaskMetrics | None = None
+    test: TaskMetrics | None = None
     embedding_bytes: int | None = None
     bytes: int | None = None
     search_seconds: float | None = None
     retrain_seconds: float | None = None
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     notes: tuple[str, ...] = ()
     gap: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, node: dict[str, object]) -> dict[str, object]:
+        """Metrics from the columns that they are stored in: valid_auc and so on, null in a gap."""
+        node = dict(node)
+        for split in ("valid", "test"):
+            names = [name for name in node if name.startswith(f"{split}_")]
+            own = {name.removeprefix(f"{split}_"): node.pop(name) for name in names}
+            if any(value is not None for value in own.values()):
+                node[split] = own
+        return node
+
+    def row(self) -> dict[str, object]:
+        """What is stored: metrics have columns of their own, none in a gap."""
+        node = self.model_dump(mode="json")
+        metrics = under("valid", self.valid) | under("test", self.test)
+        head = {name: node.pop(name) for name in ("arm", "seed", "size")}
+        return head | metrics | {name: value for name, value in node.items() if name not in ("valid", "test")}
+
+    def number(self, name: str) -> float | None:
+        """A number by its column's name; None in a gap."""
+        metrics = under("valid", self.valid) | under("test", self.test)
+        found: float | None = metrics.get(name, getattr(self, name, None))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +97,8 @@ def measure(
     TrialError if training fails for all draws.
     """
     rng = np.random.default_rng([seed, space.arms().index(arm)])
-    sign = 1 if space.objective.mode == "max" else -1
-    best: dict[int, tuple[TrialResult, Model, dict[str, Any]]] = {}
+    better = space.objective.direction.figure
+    best: dict[int, tuple[TrialResult, Model, dict[str, object]]] = {}
     gaps: dict[int, str] = {}
     failed: list[str] = []
     draws = plan.draws(space, arm)
@@ -88,9 +111,7 @@ def measure(
             continue
         gaps |= small
         for size, (result, model) in found.items():
-            if size not in best or sign * space.objective.of(result.valid) > sign * space.objective.of(
-                best[size][0].valid
-            ):
+            if size not in best or better(result.valid) > better(best[size][0].valid):
                 best[size] = result, model, values
     if len(failed) == draws:
         raise TrialError(f"arm {arm}, seed {seed}: {failed[0]}")
@@ -101,16 +122,14 @@ def measure(
             points.append(Point(arm=arm, seed=seed, size=size, gap=gaps[size], notes=tuple(left_out)))
             continue
         result, model, values = best[size]
-        test = evaluate(dataset.labels("test"), predict(model, dataset, "test", pick_device(result.config.device)))
+        test = metrics_on(model, dataset, "test", pick_device(result.config.device))
         points.append(
             Point(
                 arm=arm,
                 seed=seed,
                 size=size,
-                valid_auc=result.valid.auc,
-                valid_logloss=result.valid.logloss,
-                test_auc=test.auc,
-                test_logloss=test.logloss,
+                valid=result.valid,
+                test=test,
                 embedding_bytes=result.cost.embedding_bytes,
                 bytes=result.cost.bytes,
                 search_seconds=result.search_seconds,

@@ -15,7 +15,6 @@ from time import perf_counter
 import torch
 
 from autoembed.data.dataset import Dataset
-from autoembed.data.vocabulary import Progress
 from autoembed.draws import prepare
 from autoembed.errors import StudyError, TrialError, option
 from autoembed.frontier.curves import Curves
@@ -25,6 +24,7 @@ from autoembed.frontier.store import Store, locked
 from autoembed.frontier.tables import Facts, markdown
 from autoembed.methods.warm import WarmStarts
 from autoembed.space import SearchSpace
+from autoembed.types import Progress
 from autoembed.writing import beside
 
 Tell = Callable[[int, int, str], None]
@@ -125,7 +125,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
             store.add(task.arm, task.seed, points, seconds, task.fingerprint)
             done += 1
             tell(done, len(keys), f"seed {task.seed} {task.arm}")
-            line(f"seed {task.seed} {task.arm}: {_short(points)} ({done} of {len(keys)}, {seconds:.0f} s)")
+            line(f"seed {task.seed} {task.arm}: {_short(points, space)} ({done} of {len(keys)}, {seconds:.0f} s)")
         shutil.rmtree(folder / "warm", ignore_errors=True)
         curves = Curves(
             space=space,
@@ -155,9 +155,10 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
     return folder, curves
 
 
-def _short(points: list[Point]) -> str:
-    """Test AUC by size, in a line."""
-    return ", ".join(f"{p.size:,} {'gap' if p.test_auc is None else f'{p.test_auc:.4f}'}" for p in points)
+def _short(points: list[Point], space: SearchSpace) -> str:
+    """The first metric on test by size, in a line."""
+    name = space.data.task.metrics[0].name
+    return ", ".join(f"{p.size:,} {'gap' if p.test is None else f'{p.test[name]:.4f}'}" for p in points)
 
 
 def _results(

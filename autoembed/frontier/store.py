@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from autoembed.space import SearchSpace
 
 FILE = "frontier.jsonl"
 # What may differ when a frontier goes on: it does not change what is measured.
-_FREE = {
+_FREE: Mapping[str, set[str] | bool] = {
     "budget": {"trials", "latency_ms", "concurrent", "cpus_per_trial", "gpus_per_trial"},
     "device": True,
     "sampler": True,
@@ -48,7 +47,7 @@ class Store:
         if not self.path.exists() or not self._read(head):
             self.path.write_text(json.dumps(head) + "\n")
 
-    def _read(self, head: Mapping[str, Any]) -> bool:
+    def _read(self, head: Mapping[str, object]) -> bool:
         """Reads what is done; whether there is anything. A last line that was cut is taken away."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
@@ -69,7 +68,7 @@ class Store:
             raise StudyError(f"{self.path} is corrupt ({reason}): remove it, or choose another folder") from None
         return bool(lines)
 
-    def _check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _check(self, before: Mapping[str, object], now: Mapping[str, object]) -> None:
         for key in (*now, *before):
             if before.get(key) != now.get(key):
                 raise StudyError(f"{self.path} was begun with another {key}: restore it, or choose another folder")
@@ -86,15 +85,15 @@ class Store:
         self.points[arm, seed], self.seconds[arm, seed] = points, seconds
         self._data[seed] = fingerprint, ENCODING
         line = {"arm": arm, "seed": seed, "data": fingerprint, "encoding": ENCODING, "seconds": round(seconds, 2)}
-        text = json.dumps({**line, "points": [point.model_dump(mode="json") for point in points]})
+        text = json.dumps({**line, "points": [point.row() for point in points]})
         with self.path.open("a") as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def _plan_of(space: SearchSpace, plan: Plan) -> dict[str, Any]:
-    facts = space.model_dump(mode="json", exclude=_FREE)  # type: ignore[arg-type]
+def _plan_of(space: SearchSpace, plan: Plan) -> dict[str, object]:
+    facts = space.model_dump(mode="json", exclude=_FREE)
     facts["data"].pop("path", None)  # the fingerprint of the data tells more
     named = {f"search space ({key} differs)": value for key, value in facts.items()}
     trials = {arm: plan.draws(space, arm) for arm in space.arms()}

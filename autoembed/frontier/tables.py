@@ -12,9 +12,9 @@ from functools import partial
 import torch
 
 from autoembed.frontier.curves import ENOUGH, Curves, Paired
+from autoembed.task import columns, titled
 
 NAMES = {"embeddings": "bytes of the embeddings", "model": "bytes of the model"}
-_METRICS = {"test_auc": "Test AUC", "test_logloss": "Test logloss"}
 _COSTS = {"embedding_bytes": "Bytes of the embeddings", "bytes": "Bytes of the model"}
 _NOTES = 20
 
@@ -37,12 +37,13 @@ def markdown(curves: Curves, facts: Facts) -> str:
     """The page as text."""
     plan, seeds, labels = curves.plan, curves.seeds, curves.labels()
     first, *baselines = curves.space.arms()
-    metric = curves.metric.replace("_", " ").replace("auc", "AUC")
+    metric, direction = titled(curves.metric), curves.space.objective.direction
     parts = [f"# {facts.title}: test metric against bytes", f"`{facts.command}`", _intro(curves, facts)]
     parts.append(f"![{metric} of each arm against {NAMES[plan.of]}](frontier.png)")
-    for name, title in _METRICS.items():
+    for name in columns(curves.space.data.task, "test"):
         told = f"{_over(seeds)}, by {NAMES[plan.of]}; – is a gap ([below](#gaps))."
-        parts += [f"## {title}", told, _by_size(curves, partial(_metric, curves, name))]
+        title = titled(name)
+        parts += [f"## {title[0].upper()}{title[1:]}", told, _by_size(curves, partial(_metric, curves, name))]
     for name, title in _COSTS.items():
         told = "What the models really take, mean over seeds; the columns are the limits."
         parts += [f"## {title}", told, _by_size(curves, partial(_cost, curves, name))]
@@ -52,7 +53,7 @@ def markdown(curves: Curves, facts: Facts) -> str:
             "## Against each baseline",
             f"{metric} of {labels[first]} minus the baseline's at the same limit, paired by seed: mean ± standard "
             f"error (p of a paired t-test, not corrected for the {len(baselines) * len(plan.sizes)} comparisons). "
-            + ("Above 0 is better." if metric == "test AUC" else "Below 0 is better."),
+            + ("Above 0 is better." if direction.rises else "Below 0 is better."),
             _by_size(curves, lambda arm, size: _gap(curves.gap_to(first, arm, size)), baselines),
         ]
     parts += ["## Seconds", *_seconds(curves), "## Gaps", *_gaps(curves), "## Notes", *_notes(curves)]
@@ -89,10 +90,11 @@ def _enough(curves: Curves) -> list[str]:
         full = curves.full(arm)
         cells = [_size(curves, arm, curves.enough(arm, goal)) for goal in (full, best[0])]
         rows.append([label, "–" if full is None else f"{full:.4f}", *cells])
+    metric, worse = titled(f"test_{curves.first.name}"), "below" if curves.first.rises else "above"
     return [
-        f"The smallest limit within which an arm's mean test AUC is at most {ENOUGH:g} below that of its own largest "
-        f"models, and below the best mean of all arms ({named}). In brackets: what its models really take.",
-        _table(["arm", "test AUC, largest", "within .001 of its own", "within .001 of the best"], rows),
+        f"The smallest limit within which an arm's mean {metric} is at most {ENOUGH:g} {worse} that of its own largest "
+        f"models, and {worse} the best mean of all arms ({named}). In brackets: what its models really take.",
+        _table(["arm", f"{metric}, largest", "within .001 of its own", "within .001 of the best"], rows),
     ]
 
 

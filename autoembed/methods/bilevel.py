@@ -23,19 +23,18 @@ from autoembed.events import EpochEnd, EpochReport, Phase, Report, SearchEnd
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig
 from autoembed.methods.supernet import Supernet
 from autoembed.methods.warm import WarmStarts
-from autoembed.plans import Array
 from autoembed.shuffle import Part, Rows, Shuffle
+from autoembed.task import metric_in
 from autoembed.training import (
-    Monitor,
     Optimiser,
     Plateau,
     TrainConfig,
     batches,
     check_finite,
-    click_loss,
     fit,
     on_valid,
 )
+from autoembed.types import Array
 
 _HELD = 20_000  # rows that answers are compared by
 
@@ -55,7 +54,7 @@ def search(
     device: torch.device,
     seed: int,
     report: Report,
-    monitor: Monitor = "valid_auc",
+    monitor: str | None = None,
     warm: WarmStarts | None = None,
 ) -> float:
     """Trains a supernet's weights and gates in place; seconds spent. Methods without a search cost nothing.
@@ -139,14 +138,14 @@ def _move_gates(
     device: torch.device,
     seed: int,
     report: Report,
-    monitor: Monitor,
+    monitor: str | None,
 ) -> None:
     config = net.config
     whole, joint = config.update != "embedding", config.update == "joint"
-    gates = net.arch_parameters()
+    gates, task = net.arch_parameters(), dataset.task
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
-    optimiser, plateau = Optimiser(net, weights, train), Plateau(monitor, train.min_gain)
+    optimiser, plateau = Optimiser(net, weights, train), Plateau(metric_in(task, monitor), train.min_gain)
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
     done, total = 0, config.epochs * -(-len(rows) // train.batch_size)
     for epoch in range(1, config.epochs + 1):
@@ -160,10 +159,10 @@ def _move_gates(
             done += 1
             if not joint:
                 arch_ids, arch_labels = next(arch_batches)
-                arch_loss = click_loss(net(arch_ids), arch_labels, train.positive_weight)
+                arch_loss = task.loss(net(arch_ids), arch_labels, train.positive_weight)
                 net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
                 arch_total += arch_loss.detach()
-            loss = click_loss(net(ids), labels, train.positive_weight)
+            loss = task.loss(net(ids), labels, train.positive_weight)
             moved = [*weights, *gates] if joint else weights
             gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)
             for weight, gradient in zip(weights, gradients, strict=False):
@@ -193,7 +192,7 @@ def _prune(
     device: torch.device,
     seed: int,
     report: Report,
-    monitor: Monitor,
+    monitor: str | None,
 ) -> None:
     """Closes what makes held-out rows worse and trains on, in turn; the best net of all turns is kept.
 
@@ -202,7 +201,7 @@ def _prune(
     """
     config, epochs = net.config, count(1)
     recipe = config.round_train.of(train).model_copy(update={"epochs": config.warm_epochs})
-    plateau, best = Plateau(monitor, train.min_gain), {}
+    plateau, best = Plateau(metric_in(dataset.task, monitor), train.min_gain), {}
 
     def told(event: EpochEnd) -> None:
         report(replace(event, phase="refit", epoch=next(epochs)))
@@ -243,7 +242,7 @@ def _refit(
     device: torch.device,
     seed: int,
     report: Report,
-    monitor: Monitor,
+    monitor: str | None,
 ) -> None:
     """Trains the weights on all rows of train with the gates as they are: the search has kept some rows from them."""
     config = net.config

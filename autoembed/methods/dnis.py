@@ -14,7 +14,7 @@ dense and fast; `granularity: entry` masks single entries as the paper does, wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.methods import measured, supernet
 from autoembed.methods.entries import EntryConfig
 from autoembed.methods.method import GateConfig
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(EntryConfig, measured.MeasuredConfig, GateConfig):
@@ -44,7 +44,7 @@ class Config(EntryConfig, measured.MeasuredConfig, GateConfig):
         choose_by: the loss on held-out rows, or the size of gated weights as in the paper (`weight`).
     """
 
-    PAPER: ClassVar[Mapping[str, Any]] = {
+    PAPER: ClassVar[Mapping[str, object]] = {
         "share": "global",
         "choose_by": "weight",
         "granularity": "entry",

@@ -22,8 +22,8 @@ from autoembed.errors import SpaceError
 from autoembed.methods import measured
 from autoembed.methods.method import GateConfig
 from autoembed.nn.rows import levels, lowest
-from autoembed.plans import Array
 from autoembed.training import Adam
+from autoembed.types import Array
 
 
 class Config(measured.MeasuredConfig, GateConfig):

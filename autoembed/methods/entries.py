@@ -8,7 +8,7 @@ set with the largest sum of scores is taken.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.nn.sparse import largest
-from autoembed.plans import Array
 from autoembed.storage import sparse_bytes
+from autoembed.types import Array
 
 if TYPE_CHECKING:
     from autoembed.methods.supernet import Supernet
@@ -37,7 +37,7 @@ class EntryConfig(BaseModel):
     granularity: Literal["block", "entry"] = "block"
 
     @model_validator(mode="after")
-    def _entries_have_one_rule(self) -> Any:
+    def _entries_have_one_rule(self) -> Self:
         if self.granularity == "entry":
             if getattr(self, "choose_by", "weight") != "weight":
                 raise ValueError("granularity: entry needs choose_by: weight, but got choose_by: loss")

@@ -11,7 +11,7 @@ from pydantic import Field
 from autoembed.budget import by_frequency
 from autoembed.methods import supernet
 from autoembed.methods.method import MethodConfig
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(MethodConfig):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,10 +34,11 @@ from autoembed.methods.method import GateConfig
 from autoembed.nn.model import Model, RoutedModel
 from autoembed.nn.router import CentroidRouter, Gates, HashRouter, TableRouter
 from autoembed.nn.router import Router as RouterModule
-from autoembed.plans import Array, Router, RouterField
+from autoembed.plans import Router, RouterField
 from autoembed.ranking.scores import score
 from autoembed.shuffle import Shuffle
 from autoembed.training import Adam
+from autoembed.types import Array
 
 _CHUNK = 8192
 _UNDECIDED = (0.1, 0.9)
@@ -58,7 +59,7 @@ class Config(GateConfig):
     a shift of each cluster's logits on valid.
     """
 
-    PAPER: ClassVar[Mapping[str, Any]] = {"gate": "field", "cluster_on": "masked", "router": "centroid"}
+    PAPER: ClassVar[Mapping[str, object]] = {"gate": "field", "cluster_on": "masked", "router": "centroid"}
 
     method: str = "ihas"
     warm_epochs: int = Field(default=1, ge=0)
@@ -350,7 +351,7 @@ def fit_table(router: TableRouter, ids: Tensor, cluster: Tensor, steps: int = 15
     for _ in range(steps):
         optimiser.zero_grad()
         loss = functional.cross_entropy(router.scores(ids), cluster)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     for weight in weights:
         weight.requires_grad_(False).grad = None

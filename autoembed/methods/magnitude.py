@@ -10,7 +10,7 @@ import numpy as np
 from autoembed.methods import supernet
 from autoembed.methods.entries import EntryConfig
 from autoembed.methods.method import WidthConfig
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(EntryConfig, WidthConfig):

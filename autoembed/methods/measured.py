@@ -26,7 +26,8 @@ from autoembed.methods import supernet
 from autoembed.methods.method import WidthConfig
 from autoembed.methods.rises import Estimate, Options
 from autoembed.nn.rows import rounded_blocks
-from autoembed.plans import Array, Bits
+from autoembed.plans import Bits
+from autoembed.types import Array
 
 _CHUNK = 2048
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
@@ -189,6 +190,7 @@ class Supernet(supernet.Supernet):
             labels.cpu().numpy(),
             torch.cat(changes).cpu().numpy(),
             torch.cat(blocks).cpu().numpy(),
+            task=self.schema.task,
             caution=self.config.caution,
         )
 

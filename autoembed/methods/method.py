@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -38,7 +38,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    PAPER: ClassVar[Mapping[str, Any]] = {}
+    PAPER: ClassVar[Mapping[str, object]] = {}
 
     method: str
     preset: Literal["paper"] | None = None
@@ -132,7 +132,7 @@ class WidthConfig(SearchConfig):
 
     @field_validator("guard", mode="before")
     @classmethod
-    def _once_a_switch(cls, guard: Any) -> Any:
+    def _once_a_switch(cls, guard: object) -> object:
         return {True: "measured", False: "none"}[guard] if isinstance(guard, bool) else guard
 
 
@@ -167,7 +167,7 @@ def load(method: str) -> Method:
     return Method(Config=Unloaded, Supernet=Supernet)
 
 
-def configure(stage: Mapping[str, Any]) -> MethodConfig:
+def configure(stage: Mapping[str, object]) -> MethodConfig:
     """The validated Config of a stage such as {"method": "dnis", "epochs": 5}; SpaceError names rule and options."""
     if "method" not in stage:
         raise errors.SpaceError(f"a stage must name its method, but got {dict(stage)}")

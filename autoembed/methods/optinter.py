@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.errors import SpaceError
 from autoembed.methods import pairs, supernet
 from autoembed.methods.method import GateConfig
-from autoembed.plans import Array, Choice
+from autoembed.plans import Choice
 from autoembed.training import Adam
+from autoembed.types import Array
 
 CHOICES: tuple[Choice, ...] = ("memorize", "factorize", "naive")
 _COPIES = 4  # a table, its gradient and Adam's two moments
@@ -42,7 +43,7 @@ class Config(GateConfig, pairs.PairConfig):
     `memory_gb` bounds what the search's pair tables may take with gradients and moments, checked before they are made.
     """
 
-    PAPER: ClassVar[Mapping[str, Any]] = {"update": "joint", "noise": "gumbel", "arch_lr": 1e-3, "retrain": "fresh"}
+    PAPER: ClassVar[Mapping[str, object]] = {"update": "joint", "noise": "gumbel", "arch_lr": 1e-3, "retrain": "fresh"}
 
     method: str = "optinter"
     warm_epochs: int = Field(default=0, ge=0)

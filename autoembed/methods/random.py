@@ -6,7 +6,7 @@ import numpy as np
 
 from autoembed.methods import supernet
 from autoembed.methods.method import MethodConfig
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(MethodConfig):

@@ -22,6 +22,6 @@ class Supernet(pairs.Supernet):
 
     def preferences(self) -> Iterable[tuple[int, Sequence[Choice]]]:
         rng = np.random.default_rng([self.seed, 5])
-        options = np.array([choice for choice in get_args(Choice) if choice != "open"])
+        options: list[Choice] = [choice for choice in get_args(Choice) if choice != "open"]
         for number in rng.permutation(len(self.parent.pairs)):
-            yield int(number), [str(choice) for choice in rng.permutation(options)]  # type: ignore[misc]
+            yield int(number), [options[place] for place in rng.permutation(len(options))]

@@ -6,11 +6,9 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.nn import functional
 
-from autoembed.metrics import log_losses, scale_and_shift
-from autoembed.plans import Array
+from autoembed.task import Task
+from autoembed.types import Array
 
 _CALIBRATE_EVERY = 8  # moves
 
@@ -42,6 +40,7 @@ class Estimate:
         labels: float [N].
         changes: of the logits by each option of the block of each field's value, float [N, F, O].
         blocks: the block of each field's value, int [N, F].
+        task: whose loss it is.
         calibrate: whether the logits are scaled and shifted to fit the labels first.
         caution: how many standard errors above its mean a rise is taken for when bytes are saved.
     """
@@ -53,11 +52,12 @@ class Estimate:
         changes: Array,
         blocks: Array,
         *,
+        task: Task,
         calibrate: bool = True,
         caution: float = 0.0,
     ) -> None:
         self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
-        self.caution = caution
+        self.caution, self.task = caution, task
         self.calibrates, self.scale = calibrate, 1.0
         self.at: dict[int, tuple[Array, Array]] = {}
         changes = changes.astype(np.float32, copy=False)
@@ -72,14 +72,14 @@ class Estimate:
     def calibrate(self) -> None:
         """Scales and shifts the logits to fit the labels: a move that only makes them smaller gains nothing."""
         if self.calibrates:
-            scale, shift = scale_and_shift(self.labels, self.logits)
+            scale, shift = self.task.calibration(self.labels, self.logits)
             self.logits = scale * self.logits + shift
             self.scale *= scale  # changes are scaled when they are read: there are many of them
 
     def loss(self) -> float:
         """The mean loss where the blocks are, of calibrated logits."""
         self.calibrate()
-        return float(log_losses(self.labels, self.logits).mean())
+        return float(self.task.losses(self.labels, self.logits).mean())
 
     def rises(self, block: int, options: Array) -> Array:
         """The rise of the mean loss when a block takes each of the options int [O'], from where it is."""
@@ -102,10 +102,7 @@ class Estimate:
         """The rise of the loss of each row that has a value of the block, float32 [N', O']."""
         rows, changes = self.at[block]
         logits, labels = self.logits[rows, None].astype(np.float32), self.labels[rows, None]
-        moved = changes[:, options] * np.float32(self.scale)
-        # torch's softplus in 32 bits takes a twentieth of numpy's logaddexp in 64.
-        before, after = (functional.softplus(torch.from_numpy(part)).numpy() for part in (logits, logits + moved))
-        return np.asarray(after - before - labels * moved)
+        return self.task.rises(labels, logits, changes[:, options] * np.float32(self.scale))
 
     def take(self, block: int, option: int) -> None:
         """A block takes an option: changes are told from there on."""

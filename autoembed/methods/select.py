@@ -25,9 +25,8 @@ from autoembed.errors import SpaceError
 from autoembed.methods import supernet
 from autoembed.methods.method import SearchConfig
 from autoembed.methods.supernet import Answer
-from autoembed.metrics import log_losses, scale_and_shift
-from autoembed.plans import Array
 from autoembed.training import PhaseTrain
+from autoembed.types import Array
 
 _CHUNK = 4096
 
@@ -187,8 +186,8 @@ class _Knockouts:
             logits.append(net.logits(e_BFC, rest))
         found, clicks = torch.cat(logits).double().cpu().numpy(), labels.cpu().numpy()
         # An overfitted net is too sure of itself: whatever made its logits smaller would look like an improvement.
-        scale, shift = scale_and_shift(clicks, found)
-        return np.asarray(log_losses(clicks, scale * found + shift))
+        scale, shift = net.schema.task.calibration(clicks, found)
+        return np.asarray(net.schema.task.losses(clicks, scale * found + shift))
 
 
 def _in_nats(rise: Array) -> float:

@@ -67,7 +67,7 @@ class Supernet(measured.Supernet):
             own, *rest = self.split(ids)
             e_BFC = functional.embedding(own + self.offsets, table).requires_grad_()
             with torch.enable_grad():
-                loss = functional.binary_cross_entropy_with_logits(self.logits(e_BFC, rest), labels, reduction="sum")
+                loss = self.schema.task.loss(self.logits(e_BFC, rest), labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, e_BFC)
             squares.index_add_(0, (own + self.offsets).flatten(), gradient.square().flatten(0, 1))
         self.train(training)

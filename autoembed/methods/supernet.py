@@ -23,13 +23,12 @@ from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
 from autoembed.methods import entries
 from autoembed.methods.method import WidthConfig
-from autoembed.metrics import log_losses, scale_and_shift
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
-from autoembed.nn.model import CTRModel, Model, apply, inherit
+from autoembed.nn.model import ClickModel, CTRModel, Model, apply, inherit
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows, rounded, rounded_blocks
-from autoembed.plans import Array
+from autoembed.types import Array
 
 if TYPE_CHECKING:
     from autoembed.methods.tower import Prefixes
@@ -46,7 +45,7 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-class Supernet(nn.Module):
+class Supernet(ClickModel):
     """A full-width click model under a parent architecture.
 
     Args:
@@ -78,7 +77,12 @@ class Supernet(nn.Module):
     mask: Tensor
 
     def __init__(
-        self, schema: FeatureSchema, parent: Architecture, config: Any, counts: Sequence[Array], seed: int
+        self,
+        schema: FeatureSchema,
+        parent: Architecture,
+        config: Any,  # the Config of the method's own file
+        counts: Sequence[Array],
+        seed: int,
     ) -> None:
         super().__init__()
         if parent.storage.kind == "shared":
@@ -423,8 +427,8 @@ class Supernet(nn.Module):
             logits = torch.cat([self(part) for part in torch.split(ids, _CHUNK)])
         self.train(training)
         own, answers = logits.double().cpu().numpy(), labels.cpu().numpy()
-        scale, shift = scale_and_shift(answers, own)
-        return float(log_losses(answers, scale * own + shift).mean())
+        scale, shift = self.schema.task.calibration(answers, own)
+        return float(self.schema.task.losses(answers, scale * own + shift).mean())
 
     @torch.no_grad()
     def load_weights_from(self, source: Supernet) -> None:

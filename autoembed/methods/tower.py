@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -53,12 +53,12 @@ class Prefixes:
         for size, layer in zip(self.hidden, units, strict=True):
             layer.register_forward_hook(partial(self._cut, size))
 
-    def _draw(self, backbone: nn.Module, inputs: Any) -> None:
+    def _draw(self, backbone: nn.Module, inputs: object) -> None:
         self.drawn = self.part
         if backbone.training and torch.rand(()) < 0.5:
             self.drawn = PARTS[int(torch.randint(len(PARTS), ()))]
 
-    def _cut(self, size: int, layer: nn.Module, inputs: Any, x: Tensor) -> Tensor:
+    def _cut(self, size: int, layer: nn.Module, inputs: object, x: Tensor) -> Tensor:
         (kept,) = widths([size], self.drawn)
         return x if kept == size else x * (torch.arange(size, device=x.device) < kept)
 
@@ -87,7 +87,7 @@ def stacks(backbone: nn.Module) -> list[nn.Sequential]:
     ]
 
 
-def require(options: Mapping[str, Any]) -> None:
+def require(options: Mapping[str, object]) -> None:
     """SpaceError unless a backbone has one tower, whose widths can be searched."""
     config = configure(options)
     with torch.device("meta"):

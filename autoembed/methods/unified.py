@@ -12,6 +12,7 @@ from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.methods import supernet
 from autoembed.methods.method import MethodConfig
+from autoembed.plans import BITS
 from autoembed.storage import SharedStorage, table_bytes
 
 
@@ -33,7 +34,8 @@ class Supernet(supernet.Supernet):
         dim, lookups = self.parent.dim, self.config.lookups
         if dim % lookups:
             raise SpaceError(f"embedding.dim must be a multiple of unified's lookups={lookups}, but got {dim}")
-        bits = min(self.config.bits or 32, int(self.parent.block_bits().max()))
+        most = min(self.config.bits or 32, int(self.parent.block_bits().max()))
+        bits = next(bits for bits in BITS if bits <= most)
         # Rows of few bits share what the first-order weights' step takes, so bytes are not a multiple of a row's.
         many = 1 << 20
         each = table_bytes(many, dim // lookups, bits, step="row", first_order=self.first_order) / many
@@ -42,5 +44,5 @@ class Supernet(supernet.Supernet):
             rows -= 1
         if rows < 1:
             raise SpaceError(f"unified needs a budget of one row, {round(each)} bytes, but got {limit}")
-        storage = SharedStorage(rows=rows, lookups=lookups, seed=self.seed, bits=bits)  # type: ignore[arg-type]
+        storage = SharedStorage(rows=rows, lookups=lookups, seed=self.seed, bits=bits)
         return self.parent.replace(storage=storage)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -20,7 +19,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.methods.supernet import Supernet
 from autoembed.metrics import Metrics
-from autoembed.training import Monitor, TrainConfig
+from autoembed.training import TrainConfig
 
 _RANDOM = "random state"
 
@@ -47,7 +46,7 @@ class WarmStarts:
         *,
         rows: int,
         seed: int,
-        monitor: Monitor,
+        monitor: str | None,
     ) -> None:
         """Trains a net by `train`, or loads what another search has trained from the same start.
 
@@ -81,7 +80,7 @@ class WarmStarts:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # whoever comes second waits, and has it for nothing
             if not _load(path, net, report):
-                curve: list[dict[str, Any]] = []
+                curve: list[dict[str, object]] = []
 
                 def told(event: EpochEnd) -> None:
                     curve.append({**vars(event), "valid": event.valid.model_dump()})
@@ -90,7 +89,7 @@ class WarmStarts:
                 train(told)
                 self._save(path, net, curve)
 
-    def _save(self, path: Path, net: Supernet, curve: list[dict[str, Any]]) -> None:
+    def _save(self, path: Path, net: Supernet, curve: list[dict[str, object]]) -> None:
         tensors = {name: tensor.detach().contiguous() for name, tensor in _own_state(net).items()}
         tensors |= {f"{_RANDOM} {number}": state for number, state in enumerate(_random_state(net))}
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -118,7 +117,7 @@ def _random_state(net: Supernet) -> list[Tensor]:
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-def _digest(facts: Mapping[str, Any], state: Mapping[str, Tensor], random: list[Tensor]) -> str:
+def _digest(facts: Mapping[str, object], state: Mapping[str, Tensor], random: list[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for tensor in (*(state[name] for name in sorted(state)), *random):
         digest.update(str((tensor.device.type, tensor.dtype, tuple(tensor.shape))).encode())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Unpack, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
-from autoembed.nn.rows import PackedRows, Rows
+from autoembed.nn.rows import PackedRows, Rows, TableOptions
 from autoembed.storage import SharedStorage, Step
+from autoembed.types import Array
 
 
 def table(
@@ -119,7 +120,9 @@ class MixedEmbedding(nn.Module):
         if self.steps:
             self.register_buffer("slot", torch.tensor(slot), persistent=False)
 
-    def new_table(self, packed: bool, rows: int, width: int, kept: list[int], **options: Any) -> Rows | PackedRows:
+    def new_table(
+        self, packed: bool, rows: int, width: int, kept: list[int], **options: Unpack[TableOptions]
+    ) -> Rows | PackedRows:
         """A table for blocks of one width and number of bits; `kept` are the single entries of each."""
         return table(packed, rows, width, **options)
 
@@ -199,7 +202,7 @@ class PairEmbedding(nn.Module):
         self._index("right", [place.index(pair.b) for pair in products])
         self._index("order", np.argsort(np.argsort(kinds, kind="stable")))
 
-    def _index(self, name: str, values: Sequence[int] | np.ndarray[Any, Any]) -> None:
+    def _index(self, name: str, values: Sequence[int] | Array) -> None:
         self.register_buffer(name, torch.tensor(np.asarray(values, dtype=np.int32)), persistent=False)
 
     def forward(self, ids_BC: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autoembed.architecture import Architecture
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import Entries, FlatLinear
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 def build_backbone(architecture: Architecture) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Narrowable(nn.Module):

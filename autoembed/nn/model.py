@@ -32,7 +32,23 @@ STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding]] = {
 }
 
 
-class CTRModel(nn.Module):
+class ClickModel(nn.Module):
+    """What is trained: a module from ids to logits that tells its embedding tables."""
+
+    def embedding_weights(self) -> Sequence[nn.Parameter]:
+        """The tables, which the regulariser applies to."""
+        raise NotImplementedError
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """What training moves: all but a search's gates."""
+        raise NotImplementedError
+
+    def sparse_gradients(self, sparse: bool) -> None:
+        """Whether lookups give their tables sparse gradients."""
+        raise NotImplementedError
+
+
+class CTRModel(ClickModel):
     """Encoded rows -> click logits, with tables, tower inputs and fields as small as the architecture says.
 
     A `packed` model serves: its tables hold codes where they have fewer than 32 bits, and it cannot be trained.
@@ -95,7 +111,7 @@ class CTRModel(nn.Module):
                 rows.sparse = sparse
 
 
-class RoutedModel(nn.Module):
+class RoutedModel(ClickModel):
     """A compact model for each cluster, and a router that tells which one answers for a row.
 
     Their weights are disjoint, so one training on the pooled loss trains each of them on its own rows, and the logits

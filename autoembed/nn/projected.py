@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,8 +22,8 @@ class ProjectedEmbedding(MixedEmbedding):
 
     rows: Tensor
 
-    def __init__(self, architecture: Architecture, *, first_order: bool, **options: Any) -> None:
-        super().__init__(architecture, first_order=first_order, **options)
+    def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
+        super().__init__(architecture, first_order=first_order, packed=packed)
         mask, field = architecture.mask(), architecture.field_of_block()
         self.dim, self.fields, self.first_order = architecture.dim, len(architecture.fields), first_order
         self.inputs = 1 + int(np.flatnonzero(mask.any(axis=0))[-1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn import functional
 from autoembed.storage import PLANES, Step, first_order_bits, row_bytes
 
 _RATIOS = [0.05 ** (n / 20) for n in range(21)]  # candidate ranges, as parts of the largest magnitude: 1 to .05
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13  # rows whose numbers stay in a processor's cache
 _LEAST = 1e-12
 
 
@@ -57,10 +58,14 @@ def row_steps(value: Tensor, bits: int) -> Tensor:
 
 
 def _least_error(value: Tensor, largest: Tensor, bits: int, dims: tuple[int, ...]) -> Tensor:
+    value, largest, low = value.detach(), largest.detach(), lowest(bits)
     best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
+    found = torch.empty_like(value)
     for ratio in _RATIOS:
-        step = (largest * ratio / -lowest(bits)).clamp_min(_LEAST)
-        error = (levels(value / step, bits) * step - value).square().sum(dims, keepdim=True)
+        step = (largest * ratio / -low).clamp_min(_LEAST)
+        torch.div(value, step, out=found).clamp_(low, -low)
+        found = found.floor_().add_(0.5) if bits == 1 else found.round_()
+        error = found.mul_(step).sub_(value).square_().sum(dims, keepdim=True)
         best, least = torch.where(error < least, step, best), torch.minimum(error, least)
     return best
 
@@ -106,6 +111,15 @@ def rounded_blocks(table: Tensor, width: int, sizes: Sequence[int], bits: int, s
         best, least = torch.where(error < least, found, best), torch.minimum(error, least)
     own = best[block, None]
     return torch.cat((body, levels(first / own, fewer) * own), dim=1)
+
+
+class TableOptions(TypedDict):
+    """What tables of either kind are made with, beside rows and width."""
+
+    first_order: bool
+    bits: int
+    step: Step
+    slots: int
 
 
 class Rows(nn.Module):

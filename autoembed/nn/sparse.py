@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import MixedEmbedding
-from autoembed.nn.rows import PackedRows, Rows, levels, lowest, pack, take
+from autoembed.nn.rows import PackedRows, Rows, TableOptions, levels, lowest, pack, take
 from autoembed.storage import PLACE_EVERY, PLANES, first_order_bits, row_bytes, shift_bytes
 
 
@@ -21,7 +21,7 @@ class SparseRows(Rows):
 
     kept: Tensor
 
-    def __init__(self, rows: int, width: int, entries: int, **options: Any) -> None:
+    def __init__(self, rows: int, width: int, entries: int, **options: Unpack[TableOptions]) -> None:
         super().__init__(rows, width, **options)
         self.most = entries
         self.register_buffer("kept", torch.ones(rows, width, dtype=torch.bool))
@@ -121,7 +121,7 @@ class PackedSparseRows(PackedRows):
         self.place.copy_(start[::PLACE_EVERY])
         self.shift.copy_(start - start[::PLACE_EVERY].repeat_interleave(PLACE_EVERY)[: len(start)])
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.index()
 
@@ -153,7 +153,9 @@ class PackedSparseRows(PackedRows):
 class SparseEmbedding(MixedEmbedding):
     """Tables as of mixed storage, of whose entries some are kept."""
 
-    def new_table(self, packed: bool, rows: int, width: int, kept: list[int], **options: Any) -> Rows | PackedRows:
+    def new_table(
+        self, packed: bool, rows: int, width: int, kept: list[int], **options: Unpack[TableOptions]
+    ) -> Rows | PackedRows:
         self.kept: list[list[int]] = [*getattr(self, "kept", []), kept]
         return (PackedSparseRows if packed else SparseRows)(rows, width, sum(kept), **options)
 

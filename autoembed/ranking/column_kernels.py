@@ -6,14 +6,10 @@ each time. What a kernel needs to work in, its caller allocates.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from autoembed.ranking.native import native, prefetch
-
-Array = npt.NDArray[Any]
+from autoembed.types import Array
 
 _BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's
 _HALF = _BLOCK // np.uint64(2)

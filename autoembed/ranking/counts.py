@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autoembed.errors import DataError
+from autoembed.types import Array
 
 Codes = npt.NDArray[np.int32]
 Labels = npt.NDArray[np.uint8]
 Weights = npt.NDArray[np.float64]
-Table = npt.NDArray[Any]
+Table = Array
 
 # Below this many cells, loading the kernel takes longer than what it saves.
 _SMALL = 40_000_000

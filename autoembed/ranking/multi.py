@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,7 @@ def count(
     names: list[str],
     separators: Mapping[str, str],
     label: str,
-    classes: Mapping[Any, int],
+    classes: Mapping[bool | int | float | str, int],
     rows: int,
 ) -> tuple[MultiColumn, ...]:
     """Count columns that hold several values a row against the label, each in a streaming pass of its own."""

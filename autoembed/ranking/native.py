@@ -19,15 +19,24 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 from types import FunctionType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
-import numpy.typing as npt
+
+from autoembed.types import Array
+
+if TYPE_CHECKING:
+    from llvmlite import ir
+    from numba.core.base import BaseContext
+    from numba.core.typing import Signature
+    from numba.types import Type
 
 R = TypeVar("R")
-Kinds = tuple[Any, ...]  # of each argument: (dtype, dimensions) of an array, int or float
+Kind = tuple[np.dtype[np.generic], int] | type[float | np.generic]  # (dtype, dimensions) of an array, int or float
+Kinds = tuple[Kind, ...]
+_Number = ctypes.c_int64 | ctypes.c_double
 
 _DIGEST = 32  # bytes at the head of a file
 _LIBM = {"exp", "log", "sqrt"}
@@ -41,7 +50,7 @@ class View:
 
     __slots__ = ("array", "fields", "kind")
 
-    def __init__(self, array: npt.NDArray[Any]) -> None:
+    def __init__(self, array: Array) -> None:
         if not array.flags.c_contiguous:
             raise ValueError(f"the array must be C-contiguous, but has strides {array.strides}")
         self.array = array
@@ -53,14 +62,14 @@ class View:
 class Native:
     """A function, compiled for each combination of argument types that it is called with."""
 
-    def __init__(self, function: Callable[..., Any], reorder: bool = False) -> None:
+    def __init__(self, function: Callable[..., object], reorder: bool = False) -> None:
         self._function, self._reorder = function, reorder
         self._loaded: dict[Kinds, Callable[..., int]] = {}
         self._lock = Lock()
 
-    def __call__(self, *arguments: Any) -> None:
-        kinds: list[Any] = []
-        values: list[Any] = []
+    def __call__(self, *arguments: Array | View | float | np.generic) -> None:
+        kinds: list[Kind] = []
+        values: list[float | np.generic] = []
         for argument in arguments:
             if isinstance(argument, np.ndarray):
                 argument = View(argument)
@@ -83,7 +92,7 @@ class Native:
         if code is None:
             code = self._compile(kinds)
             _write(name, code)
-        fields = [ctypes.c_int64] * 2
+        fields: list[type[_Number]] = [ctypes.c_int64] * 2
         for kind in kinds:
             fields += [ctypes.c_int64] * (5 + 2 * kind[1]) if isinstance(kind, tuple) else [_NUMBERS[kind]]
         function: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int32, *fields)(
@@ -98,7 +107,7 @@ class Native:
         facts.append(llvm.get_host_cpu_features().flatten())
         return hashlib.sha256(source + "\n".join(facts).encode()).hexdigest()[:16]
 
-    def _numba(self) -> Any:
+    def _numba(self) -> Any:  # numba has no types
         """numba's own function, with the functions that it calls."""
         import numba
 
@@ -106,7 +115,7 @@ class Native:
         called = {name: known[name]._numba() for name in code.co_names if isinstance(known.get(name), Native)}
         body = FunctionType(code, {**known, **called}, self._function.__name__)
         # numpy's model of errors: a look at each divisor would keep a loop from taking several cells at a time.
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+        options: dict[str, object] = {"nogil": True, "error_model": "numpy", "_nrt": False}
         if self._reorder:
             options["fastmath"] = {"reassoc", "nsz", "contract"}
         return numba.njit(**options)(body)
@@ -114,15 +123,16 @@ class Native:
     def _compile(self, kinds: Kinds) -> bytes:
         """Object code that needs nothing of Python or numba, and exports the function under its name."""
         from numba import float64, from_dtype, int64
-        from numba.core.types import Array, none
+        from numba.core import types
 
         numbers = {int: int64, float: float64}
         signature = tuple(
-            Array(from_dtype(kind[0]), kind[1], "C") if isinstance(kind, tuple) else numbers[kind] for kind in kinds
+            types.Array(from_dtype(kind[0]), kind[1], "C") if isinstance(kind, tuple) else numbers[kind]
+            for kind in kinds
         )
         compiled = self._numba()
         compiled.compile(signature)
-        if compiled.overloads[signature].signature.return_type != none:
+        if compiled.overloads[signature].signature.return_type != types.none:
             raise RuntimeError(f"{self._function.__name__} must return nothing where it is not called by another")
         module = llvm.parse_assembly(compiled.inspect_llvm(signature))
         entry = compiled.overloads[signature].fndesc.llvm_func_name
@@ -152,8 +162,10 @@ class _Prefetch(Native):
         from numba.core import cgutils, types
         from numba.extending import intrinsic
 
-        def call(context: Any, array: Any, place: Any) -> Any:
-            def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def call(context: BaseContext, array: Type, place: Type) -> tuple[Signature, Callable[..., ir.Value]]:
+            def code(
+                context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: list[ir.Value]
+            ) -> ir.Value:
                 data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
                 number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
                 kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
@@ -169,9 +181,9 @@ class _Prefetch(Native):
 
 
 # prefetch(array, place): the memory there will be read soon. For functions that are compiled only.
-prefetch: Any = _Prefetch()
+prefetch = _Prefetch()
 
-_NUMBERS: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double}
+_NUMBERS: dict[type, type[_Number]] = {int: ctypes.c_int64, float: ctypes.c_double}
 
 
 def native(function: Callable[..., R]) -> Callable[..., R]:
@@ -185,20 +197,20 @@ def summing(function: Callable[..., R]) -> Callable[..., R]:
 
 
 @cache
-def _target() -> Any:
+def _target() -> llvm.Target:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple()
 
 
-def _machine() -> Any:
+def _machine() -> llvm.TargetMachine:
     features = llvm.get_host_cpu_features().flatten()
     return _target().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True, reloc="pic"
     )
 
 
-_engines: list[Any] = []  # what is loaded lives as long as these
+_engines: list[llvm.ExecutionEngine] = []  # what is loaded lives as long as these
 
 
 def _address(code: bytes, name: str) -> int:

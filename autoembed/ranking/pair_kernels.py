@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoembed.ranking.native import native, summing
+from autoembed.types import Array
 
-Array = npt.NDArray[Any]
+# Machine code counts in unsigned numbers, of which Python's operators make other types.
+Number = Any
 
 _TEMPER = 0.1
 _FREE = 0.05  # less of a cell is free where one value all but fixes the other: it shows no interaction
@@ -67,13 +68,13 @@ def cells_direct(
         counter[np.uint32(a[i]) * np.uint32(Kb) + np.uint32(b[i])] += np.uint64(1) + (
             np.uint64(labels[i]) << np.uint64(bits)
         )
-    found: Any = np.uint32(0)
+    found: Number = np.uint32(0)
     seen = 0
     low = np.uint32((1 << bits) - 1)
     for x in range(np.uint32(Ka)):
         first = found
         for y in range(np.uint32(Kb)):
-            c: Any = x * np.uint32(Kb) + y
+            c: Number = x * np.uint32(Kb) + y
             cell = counter[c]
             counter[c] = 0
             cb[found] = y
@@ -124,7 +125,7 @@ def cells_walk(
         for i in range(start, end):
             packed[i] = counter[y[i]]
             counter[y[i]] = 0
-    found: Any = np.uint32(0)
+    found: Number = np.uint32(0)
     seen = len(order) - int(starts[single])
     for i in range(starts[single]):
         n = np.uint32(packed[i]) & low

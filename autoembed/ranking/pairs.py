@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -37,15 +37,14 @@ from autoembed.ranking import pair_kernels
 from autoembed.ranking.counts import PairCounts
 from autoembed.ranking.native import View
 from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
+from autoembed.types import Array, Floats, Progress
 
 if TYPE_CHECKING:
     from autoembed.ranking.table import CodedTable
 
-Floats = npt.NDArray[np.float64]
 Pair = tuple[int, int]
-Cells = tuple[Any, Any, Any, Any]  # both codes, uint32, rows and positives, int32 [cells] each
+Cells = tuple[Array, Array, Array, Array]  # both codes, uint32, rows and positives, int32 [cells] each
 Walk = tuple[View, View, View, View]  # order and starts of `sort_rows`, and the codes and labels in that order
-Progress = Callable[[str, int, int], None]
 
 COLUMNS = {
     "a": pl.String,
@@ -116,7 +115,7 @@ class Kernel:
         pair_kernels.screen(*self._cells, self._numbers, *self._chance, *about, out)
         return out
 
-    def fit(self, cells: Cells, na: Any, nb: Any) -> Floats:
+    def fit(self, cells: Cells, na: Array, nb: Array) -> Floats:
         """The 14 sums of a pair from all its cells, which are reordered, about the additive fit."""
         out, work = np.zeros(14), (np.empty((5, len(na))), np.empty((5, len(nb))))
         pair_kernels.fit(*cells, na, nb, *self._chance, _LEAST, _SWEEPS, _TOLERANCE, *work, out)
@@ -131,7 +130,7 @@ class Side:
     The codes are new ones: the more rows, the lower, so that most counters that a row meets stand in the cache.
     """
 
-    def __init__(self, codes: Any, table: Any) -> None:
+    def __init__(self, codes: Array, table: Array) -> None:
         order = np.argsort(-table.sum(axis=1), kind="stable")
         place = np.empty(len(order), np.uint16 if len(order) <= 1 << 16 else np.uint32)
         place[order] = np.arange(len(order))

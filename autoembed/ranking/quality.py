@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from autoembed.ranking.scores import xlogx
+from autoembed.types import Array
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
@@ -66,7 +67,7 @@ def ordered(found: Sequence[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: (_ORDER[finding.severity], finding.rule, finding.column))
 
 
-def _column(name: str, counts: npt.NDArray[Any], missing: int, told: float) -> list[Finding]:
+def _column(name: str, counts: Array, missing: int, told: float) -> list[Finding]:
     def finding(severity: Severity, rule: str, value: float, advice: str) -> Finding:
         return Finding(severity=severity, rule=rule, column=name, value=value, advice=advice)
 
@@ -125,7 +126,7 @@ def _near_twins(table: CodedTable, known: set[str]) -> list[Finding]:
     whole = [_entropy(counts.sum(axis=1)) for counts in table.counts.tables]
 
     @cache
-    def sample(place: int) -> tuple[npt.NDArray[Any], int]:
+    def sample(place: int) -> tuple[Array, int]:
         codes = np.ascontiguousarray(table.codes(place, step))
         return codes, len(np.unique(codes[:_FEW]))
 
@@ -145,7 +146,7 @@ def _near_twins(table: CodedTable, known: set[str]) -> list[Finding]:
     return found
 
 
-def _entropy(n: npt.NDArray[Any]) -> float:
+def _entropy(n: Array) -> float:
     total = float(n.sum())
     return float(np.log(total) - xlogx(n).sum() / total)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import polars as pl
 
@@ -16,12 +17,15 @@ from autoembed.ranking.scores import NEEDS_ROWS, Column, Score, measure, require
 from autoembed.ranking.selection import select as take
 from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
+from autoembed.types import Array, Progress
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
+    from autoembed.data.files import Where
+    from autoembed.data.frames import Frame
 
-Progress = Callable[[str, int, int], None]
+Columns = Mapping[str, pl.DataType | type[pl.DataType]]
 Pairs = int | str | Sequence[tuple[str, str]] | None
 
 _COLUMNS = {
@@ -131,7 +135,7 @@ def _beside(path: str | Path, part: str) -> Path:
     return Path(path).with_suffix(f".{part}.parquet")
 
 
-def _part(path: str | Path, part: str, columns: dict[str, Any], fingerprint: str) -> pl.DataFrame | None:
+def _part(path: str | Path, part: str, columns: Columns, fingerprint: str) -> pl.DataFrame | None:
     beside = _beside(path, part)
     if not beside.exists():
         return None
@@ -146,7 +150,7 @@ def _write(table: pl.DataFrame, path: Path, fingerprint: str) -> None:
         table.write_parquet(temporary, metadata={_FINGERPRINT: fingerprint})
 
 
-def _read(path: Path, columns: dict[str, Any]) -> tuple[pl.DataFrame, str]:
+def _read(path: Path, columns: Columns) -> tuple[pl.DataFrame, str]:
     try:
         table = pl.read_parquet(path, glob=False)
         fingerprint = pl.read_parquet_metadata(path).get(_FINGERPRINT)
@@ -155,6 +159,16 @@ def _read(path: Path, columns: dict[str, Any]) -> tuple[pl.DataFrame, str]:
     if table.schema != pl.Schema(columns) or fingerprint is None:
         raise DataError(f"{path} is not a ranking: its columns must be {', '.join(columns)}")
     return table, fingerprint
+
+
+class RankOptions(TypedDict):
+    """What `rank` and `rank_table` both take."""
+
+    score: str
+    pairs: Pairs
+    select: tuple[str, int] | None
+    stability: int | None
+    threads: int | None
 
 
 def rank(
@@ -191,7 +205,7 @@ def rank(
 
 
 def rank_table(
-    source: Any,
+    source: Frame | Where,
     *,
     label: str = "label",
     score: str = "adjusted_mi",
@@ -200,7 +214,7 @@ def rank_table(
     stability: int | None = None,
     threads: int | None = None,
     separators: Mapping[str, str] | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
     """As `rank`, of all rows of a frame, a file or a directory of fragments as they stand (see `table.read_table`).
@@ -253,7 +267,7 @@ def _ranked(
 def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     """`Ranking.table` from counts."""
     require(name)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     columns: list[Column] = []
     scores: list[Score] = []
 
@@ -280,7 +294,7 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
             table=counts,
             missing=missing,
             places=table.places[place],
-            rows=lambda place=place: (table.codes(place), table.labels),  # type: ignore[misc]
+            rows=partial(_rows, table, place),
         )
         coverage = 1.0 - float(counts[missing].sum()) / table.rows if missing >= 0 else 1.0
         add(table.names[place], table.kinds[place], coverage, column)
@@ -295,5 +309,9 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     return ranked.sort(["score", "feature"], descending=[True, False])
 
 
-def _no_rows() -> Any:
+def _rows(table: CodedTable, place: int) -> tuple[Array, Array]:
+    return table.codes(place), table.labels
+
+
+def _no_rows() -> tuple[Array, Array]:
     raise AssertionError("a column of several values a row has counts only")

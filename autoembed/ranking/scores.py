@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autoembed.errors import DataError
 from autoembed.ranking import splines, surrogate
+from autoembed.types import Array
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-Table = npt.NDArray[Any]
+Table = Array
 
 EXACT_TO = 512
 _NO_SPREAD = 1e-9
@@ -66,8 +66,8 @@ class Column:
 
     table: Table
     missing: int = -1
-    places: npt.NDArray[Any] | None = None
-    rows: Callable[[], tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    places: Array | None = None
+    rows: Callable[[], tuple[Array, Array]]
 
 
 def score(table: Table, effective: float = 1.0) -> Score:
@@ -252,7 +252,7 @@ def _permutation(column: Column, found: Score) -> float:
     return (found.mi - float(np.mean(drawn))) / spread if spread > _NO_SPREAD else 0.0
 
 
-def _table_of(codes: npt.NDArray[Any], labels: npt.NDArray[Any], shape: tuple[int, ...]) -> Table:
+def _table_of(codes: Array, labels: Array, shape: tuple[int, ...]) -> Table:
     return np.bincount(codes * np.int64(shape[1]) + labels, minlength=shape[0] * shape[1]).reshape(shape)
 
 

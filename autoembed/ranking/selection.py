@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,12 @@ import polars as pl
 
 from autoembed.errors import DataError
 from autoembed.ranking.scores import score, xlogx
+from autoembed.types import Array, Progress
 
 if TYPE_CHECKING:
     from autoembed.ranking.table import CodedTable
 
 Floats = npt.NDArray[np.float64]
-Progress = Callable[[str, int, int], None]
 
 CRITERIA = ("jmi", "3mr")
 _SAMPLE = 200_000
@@ -78,12 +78,12 @@ def select(
     return pl.DataFrame(out, schema={"feature": pl.String, "gain": pl.Float64, "relevance": pl.Float64}, orient="row")
 
 
-def _table(codes: npt.NDArray[Any], labels: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+def _table(codes: Array, labels: Array, classes: int) -> npt.NDArray[np.int64]:
     size = int(codes.max(initial=0)) + 1
     return np.bincount(codes * np.int64(classes) + labels, minlength=size * classes).reshape(size, classes)
 
 
-def _pair(a: npt.NDArray[Any], b: npt.NDArray[Any], labels: npt.NDArray[Any], classes: int) -> tuple[float, float]:
+def _pair(a: Array, b: Array, labels: Array, classes: int) -> tuple[float, float]:
     """What two columns together say about the label, and what they say about each other, both adjusted for chance."""
     _, cells = np.unique(a.astype(np.int64) << 32 | b, return_inverse=True)
     table = _table(cells, labels, classes)

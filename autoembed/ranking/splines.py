@@ -7,12 +7,12 @@ of a column is the norm of its curve, which stands beside the curves of the othe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autoembed.errors import DataError
+from autoembed.types import Array
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,7 +21,7 @@ _SAMPLE = 100_000
 _CELLS = 20_000_000
 
 
-def curve_norms(columns: Sequence[Floats], labels: npt.NDArray[Any]) -> Floats:
+def curve_norms(columns: Sequence[Floats], labels: Array) -> Floats:
     """The mean |f| and the root mean square of each column's curve f about its mean: float [K, 2], in logits.
 
     A column stands at its rank among the rows, in 0..1, so that no outlier takes the knots for itself. Rows without a

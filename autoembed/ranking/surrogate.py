@@ -6,19 +6,22 @@ scikit-learn's logistic regression and decision tree, and LightGBM (the extra `l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from autoembed.errors import DataError
+from autoembed.types import Array
+
+if TYPE_CHECKING:
+    from sklearn.base import ClassifierMixin, TransformerMixin
 
 _FOLDS = 3
 _SAMPLE = 100_000
 _LEAST = 20  # rows of a leaf
 
 
-def logistic(codes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+def logistic(codes: Array, labels: Array) -> float:
     """Mean AUC - 0.5 over 3 folds of a logistic regression on a column's one-hot values (codes, labels: int [N])."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import OneHotEncoder
@@ -27,7 +30,7 @@ def logistic(codes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
     return _auc(codes, labels, lambda: LogisticRegression(max_iter=200), lambda: encoder)
 
 
-def tree(codes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+def tree(codes: Array, labels: Array) -> float:
     """As `logistic`, of a decision tree on the click rate of each value, learnt on the fold's own train rows."""
     from sklearn.preprocessing import TargetEncoder
     from sklearn.tree import DecisionTreeClassifier
@@ -40,16 +43,17 @@ def tree(codes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
     )
 
 
-def lightgbm(codes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+def lightgbm(codes: Array, labels: Array) -> float:
     """As `logistic`, of 50 boosted trees on the values as categories; DataError if LightGBM is not installed."""
     try:
         from lightgbm import LGBMClassifier
     except ImportError:
         raise DataError("the score lightgbm needs LightGBM: pip install 'autoembed[lightgbm]'") from None
 
-    class Categorical(LGBMClassifier):  # type: ignore[misc]
-        def fit(self, X: Any, y: Any) -> Any:
-            return super().fit(X, y, categorical_feature=[0])
+    class Categorical(LGBMClassifier):
+        def fit(self, X: Array, y: Array) -> Self:
+            fitted: Self = super().fit(X, y, categorical_feature=[0])
+            return fitted
 
     return _auc(
         codes,
@@ -59,10 +63,10 @@ def lightgbm(codes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
 
 
 def _auc(
-    codes: npt.NDArray[Any],
-    labels: npt.NDArray[Any],
-    model: Callable[[], Any],
-    encoder: Callable[[], Any] | None = None,
+    codes: Array,
+    labels: Array,
+    model: Callable[[], ClassifierMixin],
+    encoder: Callable[[], TransformerMixin] | None = None,
 ) -> float:
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold

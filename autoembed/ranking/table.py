@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from autoembed.data.labels import ONES, ZEROS
@@ -26,15 +25,17 @@ from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
 from autoembed.ranking.multi import MultiColumn, count, find
+from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 if TYPE_CHECKING:
     from autoembed.data.dataset import Dataset
+    from autoembed.data.files import Where
+    from autoembed.data.frames import Frame
     from autoembed.data.readers import Opened
     from autoembed.data.schema import Field
     from autoembed.data.vocabulary import Vocabulary
 
-Progress = Callable[[str, int, int], None]
 
 _CHUNK_CELLS = 20_000_000
 _LEAST_CHUNK = 1 << 16
@@ -46,12 +47,13 @@ class Store:
     """Arrays in the order in which they were added, the later ones in a temporary file once memory is full."""
 
     def __init__(self) -> None:
-        self._parts: list[Any] = []
+        # Each array, or where it stands in the file: its place, type and size.
+        self._parts: list[Array | tuple[int, np.dtype[np.generic], int]] = []
         self._bytes = 0
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
         self._lock = Lock()
 
-    def add(self, codes: npt.NDArray[Any]) -> None:
+    def add(self, codes: Array) -> None:
         """Keep an array of small whole numbers, in as few bytes as they need."""
         most = int(codes.max(initial=0))
         small = codes.astype(np.uint8 if most < 1 << 8 else np.uint16 if most < 1 << 16 else np.int32)
@@ -70,6 +72,7 @@ class Store:
         for part in self._parts[start::step]:
             if isinstance(part, tuple):
                 offset, dtype, size = part
+                assert self._file is not None
                 with self._lock:
                     self._file.flush()
                     self._file.seek(offset)
@@ -121,7 +124,7 @@ class CodedTable:
 def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress | None = None) -> CodedTable:
     """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart."""
     schema = dataset.schema
-    ids, labels = dataset.ids("train"), (dataset.labels("train") > 0.5).astype(np.uint8)
+    ids, labels = dataset.ids("train"), dataset.task.classes(dataset.labels("train"))
     sizes = schema.cardinalities
     store = Store() if keep else None
     counts = LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes), squares=0.0)
@@ -158,13 +161,13 @@ def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:
 
 
 def read_table(
-    source: Any,
+    source: Frame | Where,
     label: str,
     keep: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
     separators: Mapping[str, str] | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> CodedTable:
     """All rows of a file, a pattern or a directory of fragments; of a directory with train, valid and test, train.
 
@@ -180,7 +183,6 @@ def read_table(
     Raises:
         DataError: the file, its columns or its label are not as they must be, in one line.
     """
-    from autoembed.data.frames import is_frame
     from autoembed.data.readers import open_frame, open_rows
     from autoembed.data.spec import DataSpec
 
@@ -188,12 +190,16 @@ def read_table(
     notes: list[str] = []
     try:
         with scratch() as stage:
-            opened = open_frame(spec, source) if is_frame(source) else open_rows(spec, source, stage, notes.append)
+            if isinstance(source, (str, Path, Sequence)):
+                opened = open_rows(spec, source, stage, notes.append)
+            else:
+                opened = open_frame(spec, source)
             mark = fingerprint_of(opened.files, spec.label) if opened.files else _mark_of(opened.frame, spec.label)
             table = _coded(opened, spec.label, keep, threads, progress, separators or {}, mark)
             return replace(table, notes=tuple(notes))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable("the frame" if is_frame(source) else source, error) from error
+        where = str(source) if isinstance(source, (str, Path, Sequence)) else "the frame"
+        raise unreadable(where, error) from error
 
 
 def _coded(
@@ -231,7 +237,7 @@ class Plan:
     names: tuple[str, ...]
     coders: list[Coder]
     label: str
-    classes: dict[Any, int]
+    classes: dict[bool | int | float | str, int]
     rows: int
 
     @classmethod
@@ -311,7 +317,7 @@ def _read(
     return plan.finish(counts, labels, store, fingerprint)
 
 
-def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[Any, int]]:
+def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[bool | int | float | str, int]]:
     """The number of rows, and the class of every value of the label: 1 for 1 and true if all are 0/1 or false/true."""
     dtype = frame.collect_schema()[label]
     check_dtype(label, dtype)

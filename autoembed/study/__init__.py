@@ -39,6 +39,6 @@ for _name, _value in ENVIRONMENT.items():
 
 if "ray" in sys.modules and not sys.modules["ray"].is_initialized():
     # Ray has read them already, when the program imported it: without this it could not talk to what it starts.
-    from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, without types
 
     Config.initialize("")

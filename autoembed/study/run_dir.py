@@ -197,10 +197,10 @@ class RunDir:
             (self.path / ".holder.json").unlink(missing_ok=True)
             lock.release()
 
-    def write_json(self, name: str, content: Any) -> None:
+    def write_json(self, name: str, content: object) -> None:
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
-    def read_json(self, name: str, *, rebuilt: bool = False) -> Any:
+    def read_json(self, name: str, *, rebuilt: bool = False) -> Any:  # what JSON holds, the reader knows
         """The content of a JSON file of the folder, or None if it is not there; StudyError if it is corrupt.
 
         One that is `rebuilt` from others is as if it were not there.
@@ -232,7 +232,7 @@ class RunDir:
         with (self.trial(trial_id) / CURVES).open("a") as file:
             file.write(json.dumps(point) + "\n")
 
-    def curves(self, trial_id: str) -> list[dict[str, Any]]:
+    def curves(self, trial_id: str) -> list[dict[str, float]]:
         """What a trial reported, epoch by epoch; a line that is still being written is left out."""
         return _points(self.trial(trial_id))
 
@@ -315,7 +315,7 @@ class RunDir:
         return sorted(folders, key=lambda path: (arm_of(path.name), int(path.name.rpartition("-")[2])))
 
 
-def _points(folder: Path) -> list[dict[str, Any]]:
+def _points(folder: Path) -> list[dict[str, float]]:
     try:
         lines = (folder / CURVES).read_text().split("\n")[:-1]
     except FileNotFoundError:

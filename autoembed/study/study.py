@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -19,7 +18,7 @@ from autoembed.study.engine.run import Request, prepare, run_study
 from autoembed.study.results import bundles, pareto
 from autoembed.study.results.leaderboard import Leaderboard, best
 from autoembed.study.results.pareto import Front
-from autoembed.study.results.retrain import retrain_arms, retrain_seeds
+from autoembed.study.results.retrain import ArmsContent, retrain_arms, retrain_seeds
 from autoembed.study.run_dir import Ended, RunDir, Trial
 from autoembed.study.show.progress import Display, Log
 from autoembed.trial import TrialResult, limits
@@ -127,10 +126,13 @@ class Study:
 
         StudyError if the study was searched for quality alone.
         """
-        if self.space.objective.cost is None:
+        objective = self.space.objective
+        if objective.cost is None:
+            named = f"valid.{objective.direction.name}"
+            such = f"maximize: {named}, minimize: bytes" if objective.mode == "max" else f"minimize: [{named}, bytes]"
             raise StudyError(
                 f"{option('pick')} goes by quality and cost, and {self.path} was searched for quality alone: add a "
-                f"cost to its objective, such as {{maximize: valid.auc, minimize: bytes}}, or name a {option('trial')}"
+                f"cost to its objective, such as {{{such}}}, or name a {option('trial')}"
             )
         return self.pareto.pick(rule)
 
@@ -159,14 +161,14 @@ class Study:
     def retrain(self, trial: str | None = None, *, seeds: int = 3, device: str | None = None) -> pl.DataFrame:
         """Trains a trial's architecture from fresh weights with seeds 1, 2, ...; a row per seed.
 
-        Columns: seed, valid_auc, valid_logloss, test_auc, test_logloss, best_epoch, seconds. Test is read once a seed,
-        for the weights of the best epoch by valid.
+        Columns: seed, the metrics on valid and test (valid_auc and so on), best_epoch, seconds. Test is read once a
+        seed, for the weights of the best epoch by valid.
         """
         with self._imports():
             rows = retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown)
         return pl.DataFrame(rows)
 
-    def retrain_arms(self, *, seeds: int = 3, device: str | None = None) -> dict[str, Any]:
+    def retrain_arms(self, *, seeds: int = 3, device: str | None = None) -> ArmsContent:
         """The same for the best trial of each arm, and paired tests against the best; see `retrain.retrain_arms`."""
         with self._imports():
             return retrain_arms(self.run, self.space, self.dataset, seeds, device, self._shown)
@@ -195,7 +197,7 @@ class Study:
 
 def search(
     space: str | Path | SearchSpace,
-    data: Any = None,
+    data: object = None,
     *,
     runs: str | Path = "runs",
     name: str | None = None,

@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from autoembed.architecture import Architecture
 from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
-from autoembed.training import Optimiser, TrainConfig, batches, click_loss
+from autoembed.task import CLICKS
+from autoembed.training import Optimiser, TrainConfig, batches
 
 BATCH = 4096
 BACKBONE = {"name": "deepfm", "hidden": [400, 400, 400], "dropout": 0.2}
@@ -51,7 +52,7 @@ def section(dataset, steps=40) -> list[str]:
     model.backbone.forward = named("backbone", model.backbone.forward)
     optimiser.regularise = named("L2", optimiser.regularise)
     order = Shuffle(dataset.rows("train"), 0)
-    loss_of = named("loss", click_loss)
+    loss_of = named("loss", CLICKS.loss)
 
     def train(steps):
         stream = batches(dataset, "train", BATCH, torch.device("cpu"), rows=order)

@@ -25,7 +25,8 @@ from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
-from autoembed.training import Optimiser, TrainConfig, batches, click_loss
+from autoembed.task import CLICKS
+from autoembed.training import Optimiser, TrainConfig, batches
 from autoembed.trial import check, run_trial
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -58,7 +59,7 @@ def ours(dataset, device, size, **recipe):
     def step(ids, labels):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits = forward(ids)
-        click_loss(logits.float(), labels).backward()
+        CLICKS.loss(logits.float(), labels).backward()
         optimiser.step()
 
     rows = dataset.rows("train")

@@ -32,7 +32,8 @@ from autoembed.methods.bilevel import search
 from autoembed.methods.dnis import Config, Supernet
 from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
-from autoembed.training import Optimiser, TrainConfig, batches, click_loss, fit
+from autoembed.task import CLICKS
+from autoembed.training import Optimiser, TrainConfig, batches, fit
 
 CARDINALITIES = [957, 4082, 7, 7, 2, 3, 2, 9, 80, 233]
 BACKBONE = {"name": "deepfm", "hidden": [400, 400, 400], "dropout": 0.2}
@@ -109,7 +110,7 @@ def measure(dataset, repeats, clock):
     optimiser = Optimiser(ours, ours.parameters(), recipe)
 
     def our_step(ids, labels):
-        click_loss(ours(ids), labels).backward()
+        CLICKS.loss(ours(ids), labels).backward()
         optimiser.step()
 
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ids, labels), batch_size=BATCH, shuffle=True)
@@ -136,7 +137,7 @@ def search_overhead(dataset, repeats, clock):
         optimiser = Optimiser(model, model.parameters(), recipe)
         start = clock()
         for ids, labels in batches(dataset, "train", BATCH, CPU, rows=rows, least=2):
-            click_loss(model(ids), labels).backward()
+            CLICKS.loss(model(ids), labels).backward()
             optimiser.step()
         plain = clock() - start
         for update, found in ratios.items():

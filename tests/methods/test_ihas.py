@@ -19,7 +19,8 @@ from autoembed.methods.method import configure, load
 from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel, build_model, cost_of, measure
 from autoembed.retraining import retrain
-from autoembed.training import TrainConfig, click_loss, fit, predict
+from autoembed.task import CLICKS
+from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import check, run_trial
 
 CPU = torch.device("cpu")
@@ -240,7 +241,7 @@ def test_a_single_row_of_a_cluster_trains(populations, searched):
     ids = torch.from_numpy(populations[0].ids("train"))
     cluster = model.router(ids)
     rows = torch.cat([torch.nonzero(cluster == 0)[:1, 0], torch.nonzero(cluster == 1)[:5, 0]])
-    click_loss(model.train()(ids[rows]), torch.ones(6)).backward()
+    CLICKS.loss(model.train()(ids[rows]), torch.ones(6)).backward()
     assert all(part.embedding.tables[0].weight.grad is not None for part in model.models)
 
 

@@ -4,6 +4,8 @@ A kind is what it changes of a trial. It ends in a model that costs what its arc
 stored and loaded, or it is refused with a reason that is listed here.
 """
 
+import copy
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.data.spec import DataSpec
 from autoembed.errors import SpaceError
+from autoembed.export.serving import ServingModel
 from autoembed.nn.backbones import base
 from autoembed.nn.model import cost_of, measure
 from autoembed.trial import check, run_trial
@@ -183,8 +186,10 @@ def holds(tiny, tmp_path, monkeypatch):
         own = ids[:, [tiny.schema.index(name) for name in bundle.schema.names]]
         with torch.no_grad():
             logits, loaded = model.eval()(ids), bundle.model(own)
+            served = ServingModel(copy.deepcopy(bundle.model))(own.long())
         assert torch.isfinite(logits).all()
         assert (logits - loaded).abs().max() <= 1e-6
+        assert (torch.sigmoid(loaded) - served).abs().max() <= 1e-6
         assert measure(bundle.model) == result.cost
         return result, model
 

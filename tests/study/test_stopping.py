@@ -22,7 +22,7 @@ from autoembed.study.engine.worker import (
     OBJECTIVE,
     PEERS,
     PROXY,
-    PROXY_AUC,
+    PROXY_FIRST,
     RUNG,
     SEARCH_RUNG,
     Reporter,
@@ -162,7 +162,7 @@ def scheduler(write_space):
 
 def searching(value, kind="dnis: warm", epoch=2, auc=None):
     auc = value if auc is None else auc
-    return {PROXY: value, PROXY_AUC: auc, ERROR: 0.01, PEERS: kind, SEARCH_RUNG: epoch}
+    return {PROXY: value, PROXY_FIRST: auc, ERROR: 0.01, PEERS: kind, SEARCH_RUNG: epoch}
 
 
 def test_the_worst_third_of_the_peers_is_stopped_and_the_first_three_never(scheduler):

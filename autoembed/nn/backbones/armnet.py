@@ -6,7 +6,6 @@ The shapes follow the authors' code (bilinear attention per head, one value vect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import Narrowable, hidden_layers
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):
@@ -27,11 +26,18 @@ class Config(base.DeepConfig):
     alpha: float = Field(default=1.7, ge=1, le=2)
 
 
+class _Kept(torch.autograd.function.FunctionCtx):
+    """What the forward pass leaves for the backward one."""
+
+    alpha: float
+    saved_tensors: tuple[Tensor, ...]
+
+
 class Entmax(torch.autograd.Function):
     """alpha-entmax over the last dim (Peters et al., ACL 2019), its threshold by Newton's method."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, alpha: float) -> Tensor:
         z, power = x * (alpha - 1), 1 / (alpha - 1)
         # The sum over p is convex and falling in the threshold, so from below Newton rises to where it is 1.
         threshold = z.amax(-1, keepdim=True) - 1
@@ -47,7 +53,7 @@ class Entmax(torch.autograd.Function):
         return p
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Kept, *gradients: Tensor) -> tuple[Tensor, None]:
         (p,) = ctx.saved_tensors
         slope = torch.where(p > 0, p ** (2 - ctx.alpha), torch.zeros_like(p))
         mean = (gradients[0] * slope).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)
@@ -56,7 +62,9 @@ class Entmax(torch.autograd.Function):
 
 def entmax(x: Tensor, alpha: float) -> Tensor:
     """A sparse softmax over the last dim; softmax itself at alpha 1."""
-    out: Tensor = x.softmax(-1) if alpha == 1 else Entmax.apply(x, alpha)  # type: ignore[no-untyped-call]
+    if alpha == 1:
+        return x.softmax(-1)
+    out: Tensor = Entmax.apply(x, alpha)  # type: ignore[no-untyped-call]  # torch gives apply() no types
     return out
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import InputLinear
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoembed import errors, plugins
 from autoembed.errors import first_line
 from autoembed.nn.layers import Tower
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class BackboneConfig(BaseModel):
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
 
     alive: Tensor
 
-    def __init__(self, config: Any, active: Array) -> None:
+    def __init__(self, config: object, active: Array) -> None:
         super().__init__()
         # Fields that still keep an entry. A compact model has no others; a supernet closes some when it is narrowed,
         # and where a field of zeros would still count (attention, norms), a backbone masks by this.
@@ -87,7 +87,7 @@ class Unloaded(BackboneConfig):
 class Absent(Backbone):
     """A backbone from outside whose module is not imported: it cannot be built."""
 
-    def __init__(self, config: Any, active: Array) -> None:
+    def __init__(self, config: BackboneConfig, active: Array) -> None:
         raise errors.SpaceError(
             f"the backbone {config.name!r} is a module from outside that a file names: import it first "
             f"(`autoembed --import {config.name} COMMAND`)"
@@ -102,7 +102,7 @@ def find(name: str) -> Kind:
     return Kind(Config=module.Config, Backbone=module.Backbone)
 
 
-def configure(options: Mapping[str, Any]) -> BackboneConfig:
+def configure(options: Mapping[str, object]) -> BackboneConfig:
     """The validated Config of a backbone section; SpaceError names the rule and the allowed options."""
     kind = find(str(options.get("name")))
     try:
@@ -112,7 +112,7 @@ def configure(options: Mapping[str, Any]) -> BackboneConfig:
         raise errors.SpaceError(f"backbone.{first_line(error)} (options: {allowed})") from None
 
 
-def build(options: Mapping[str, Any], active: Array, *, pairs: int = 0) -> Backbone:
+def build(options: Mapping[str, object], active: Array, *, pairs: int = 0) -> Backbone:
     """A backbone with fresh weights for the active entries bool [F, D], the last `pairs` of the F being pairs.
 
     SpaceError if it takes no pairs.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import Entries, FlatLinear, hidden_layers
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):

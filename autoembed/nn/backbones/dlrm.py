@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import PairLinear, hidden_layers, inner_products
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import InputLinear, OutputLinear, hidden_layers
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):
@@ -68,7 +68,7 @@ class Backbone(base.Backbone):
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         inputs = [gate(e_BFD) for gate in self.gates] if self.gates is not None else [e_BFD, e_BFD]
         x, y = (stream(e) for stream, e in zip(self.streams, inputs, strict=True))
-        heads = [part.view(len(part), self.heads, -1) for part in (x, y)]
+        heads = [part.unflatten(1, (self.heads, -1)) for part in (x, y)]
         bilinear = torch.einsum("bhi,hij,bhj->b", heads[0], self.xy, heads[1])
         out: Tensor = (self.x(x) + self.y(y)).squeeze(1) + bilinear
         return out

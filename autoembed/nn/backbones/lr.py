@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.BackboneConfig):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.BackboneConfig):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
 from autoembed.nn.layers import PairLinear, inner_products
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):

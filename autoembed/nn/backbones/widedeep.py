@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from autoembed.nn.backbones import base
-from autoembed.plans import Array
+from autoembed.types import Array
 
 
 class Config(base.DeepConfig):

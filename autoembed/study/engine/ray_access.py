@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ray._private import services
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
 from autoembed.study import CHOSEN
 

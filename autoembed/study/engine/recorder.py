@@ -6,11 +6,12 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ray import tune
+from ray.tune.experiment import Trial
 
-from autoembed.study.engine.worker import FAILED, FINISHED, NO_SPACE, STOPPED
+from autoembed.study.engine.worker import FAILED, FINISHED, NO_SPACE, STOPPED, Result
 from autoembed.study.run_dir import RunDir
 from autoembed.study.trackers.base import Tracker
 
@@ -45,7 +46,7 @@ class Told:
         pass
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]
+class Recorder(tune.Callback):
     """Marks in the run folder trials that the scheduler stopped or whose process died; a worker marks the others.
 
     `unbegun` counts trials that Tune gave up before they began, since the process that they were to share had died.
@@ -55,16 +56,16 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self.run, self.watchers, self.reasons = run, watchers, reasons
         self.unbegun = 0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Tune pickles its callbacks for Tuner.restore, which is not how a study goes on.
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         for watcher in self.watchers:
             watcher.started(trial.config["trial"], trial.config["arm"])
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Result, **info: object
     ) -> None:
         if result.get(NO_SPACE):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.run.path))
@@ -72,19 +73,19 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             for watcher in self.watchers:
                 watcher.reported(trial.config["trial"], metrics_of(result))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         name = trial.config["trial"]
         if self.run.state(name) is None:
             reason = self.reasons.get(name, "Ray Tune stopped it")
             self.run.mark(name, "pruned", f"{reason}\n{json.dumps(metrics_of(trial.last_result or {}))}")
         self._ended(name)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         line = f"the process of trial {trial.config['trial']} ended (killed, or out of memory): the trial is run again"
         for watcher in self.watchers:
             watcher.warn(line)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         name = trial.config["trial"]
         if not self.run.has_begun(name):
             self.unbegun += 1
@@ -102,7 +103,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
             watcher.ended(name)
 
 
-def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(result: Result) -> dict[str, float]:
     """What a trial itself reported, without Ray's bookkeeping."""
     names = ("search_", "warm_", "refit_", "teacher_", "retrain_", "valid_", "train_loss")
     return {name: float(value) for name, value in result.items() if name.startswith(names)}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,7 +18,7 @@ from autoembed.data.vocabulary import ENCODING
 from autoembed.errors import StudyError, option
 from autoembed.pruning import FILE, kept_fields
 from autoembed.ranking.ranking import rank
-from autoembed.space import SearchSpace, load_yaml
+from autoembed.space import SearchSpace, load_mapping
 from autoembed.study.engine.commit import commit_of
 from autoembed.study.results import leaderboard, pareto
 from autoembed.study.results.bundles import export
@@ -32,7 +31,7 @@ from autoembed.study.trackers.base import Status, Tracker, find
 from autoembed.writing import beside
 
 # What may differ on --resume: how much is run and where, but not what a trial is.
-FREE = {
+FREE: Mapping[str, set[str] | bool] = {
     "budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"},
     "device": True,
     "final": True,
@@ -48,7 +47,7 @@ class Request:
     """
 
     space: Path | SearchSpace
-    data: Any = None
+    data: object = None
     runs: Path = Path("runs")
     name: str | None = None
     resume: bool = False
@@ -168,7 +167,7 @@ def _run(
     return board
 
 
-def _kept(run: RunDir, data: Any) -> str | None:
+def _kept(run: RunDir, data: object) -> str | None:
     """The place of the data; a frame is written to the run folder, where retraining finds it again."""
     if not is_frame(data):
         return None if data is None else str(data)
@@ -193,9 +192,11 @@ def _space_text(request: Request) -> str:
     text = request.space.read_text() if isinstance(request.space, Path) else request.space.text()
     if request.trials is None and request.device is None:
         return text
-    node = load_yaml(text)
+    node = load_mapping(text)
     if request.trials is not None:
-        node["budget"] = {**node.get("budget", {}), "trials": request.trials}
+        budget = node.get("budget", {})
+        assert isinstance(budget, dict)
+        node["budget"] = {**budget, "trials": request.trials}
     if request.device is not None:
         node["device"] = request.device
     given = "options of the command line" if option("trials").startswith("--") else "arguments"
@@ -203,7 +204,7 @@ def _space_text(request: Request) -> str:
 
 
 def _check_same(run: RunDir, space: SearchSpace) -> None:
-    before, now = (s.model_dump(exclude=FREE) for s in (SearchSpace.read(run.space), space))  # type: ignore[arg-type]
+    before, now = (s.model_dump(exclude=FREE) for s in (SearchSpace.read(run.space), space))
     for key in now:
         if before[key] != now[key]:
             raise StudyError(
@@ -258,7 +259,7 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Display | No
 
 def _facts(
     space: SearchSpace, dataset: Dataset, data: str | None, kept: list[str], pairs: list[list[str]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "name": space.data.name(data),
         "fingerprint": dataset.fingerprint,
@@ -280,10 +281,11 @@ def _run_trials(
     from autoembed.study.engine.recorder import Told
 
     resources = tune.Resources(address=request.address, cpus=request.cpus, again=request.again)
+    first = space.data.task.metrics[0]
     while True:
         before, todo = len(run.ended()), _left(run, space)
-        done = [trial.result.valid.auc for trial in run.trials()]
-        bar.trials(before, before + sum(todo.values()), best=max(done, default=None))
+        done = first.best(trial.result.valid[first.name] for trial in run.trials())
+        bar.trials(before, before + sum(todo.values()), first, best=done)
         if not any(todo.values()):
             break
         with tune.cluster(resources):

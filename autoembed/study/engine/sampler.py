@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -13,7 +12,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from autoembed.space import Range, SearchSpace
-from autoembed.study.engine.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER
+from autoembed.study.engine.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER, Drawn, Result
 from autoembed.study.run_dir import RunDir, trial_id
 
 AGAIN = "again"  # of a trial that is run again: the name that it had
@@ -21,7 +20,7 @@ AGAIN = "again"  # of a trial that is run again: the name that it had
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-class Arms(Searcher):  # type: ignore[misc]
+class Arms(Searcher):
     """The arms' searchers as one, so that all trials share one Tuner and its worker processes.
 
     The next trial is of the arm with the most left to do, so the arms fill up evenly. One that Tune gives up before it
@@ -41,20 +40,21 @@ class Arms(Searcher):  # type: ignore[misc]
         self._arm: dict[str, str] = {}
         self._names: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> Drawn | str | None:
         arm = max(self._left, key=lambda name: self._left[name])
         if not self._left[arm]:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         self._left[arm] -= 1
         self._arm[trial_id] = arm
-        config = self._searches[arm].suggest(trial_id)
-        self._names[trial_id] = config["trial"]
-        return config
+        drawn: Drawn | None = self._searches[arm].suggest(trial_id)
+        if drawn is not None:
+            self._names[trial_id] = str(drawn["trial"])
+        return drawn
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Result) -> None:
         self._searches[self._arm[trial_id]].on_trial_result(trial_id, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
         if not error or self._begun(self._names[trial_id]):
             self._searches[self._arm[trial_id]].on_trial_complete(trial_id, result, error)
 
@@ -71,18 +71,18 @@ class Arms(Searcher):  # type: ignore[misc]
         raise NotImplementedError
 
 
-class Search(OptunaSearch):  # type: ignore[misc]
+class Search(OptunaSearch):
     """OptunaSearch that compares retrained metrics only.
 
     Reports of the search phase carry no objective and are passed over. A trial that the scheduler stopped is told as
     pruned and one that failed as failed, whatever they reported last.
     """
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Result) -> None:
         if OBJECTIVE in result and not result.get(FINISHED):
             super().on_trial_result(trial_id, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
         ended = {} if error or result is None else result
         failed = error or bool(ended.get(FAILED))
         if OVER in ended and trial_id in self._ot_trials:
@@ -123,17 +123,17 @@ def make_sampler(space: SearchSpace, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def suggester(arm: str, space: SearchSpace) -> Callable[[Any], dict[str, Any]]:
+def suggester(arm: str, space: SearchSpace) -> Callable[[optuna.Trial], Drawn]:
     """A define-by-run space: draws the ranges that earlier choices leave, and names the trial."""
 
-    def suggest(trial: Any) -> dict[str, Any]:
+    def suggest(trial: optuna.Trial) -> Drawn:
         values = space.draw(arm, lambda place, leaf: draw(trial, place, leaf))
         return {"trial": _name(trial, trial.study), "arm": arm, "values": values}
 
     return suggest
 
 
-def _name(trial: Any, study: optuna.Study) -> str:
+def _name(trial: optuna.Trial | optuna.trial.FrozenTrial, study: optuna.Study) -> str:
     """A trial's name by its number; one that was interrupted keeps its name when it is run again."""
     if AGAIN in trial.user_attrs:
         return str(trial.user_attrs[AGAIN])
@@ -141,12 +141,12 @@ def _name(trial: Any, study: optuna.Study) -> str:
     return trial_id(study.study_name, 1 + sum(AGAIN not in other.user_attrs for other in before))
 
 
-def draw(trial: Any, place: str, leaf: Range) -> Any:
+def draw(trial: optuna.Trial, place: str, leaf: Range) -> object:
     """One value of a range; a choice is drawn by its JSON text, since Optuna stores plain values only."""
     if leaf.kind == "choice":
         texts = [json.dumps(value) for value in leaf.values]
         return leaf.values[texts.index(trial.suggest_categorical(place, texts))]
-    low, high = leaf.values
+    low, high = leaf.ends
     if leaf.kind in ("int", "log_int"):
         return trial.suggest_int(place, low, high, log=leaf.kind == "log_int")
     return trial.suggest_float(place, low, high, log=leaf.kind == "log")

@@ -2,7 +2,7 @@
 
 While retraining, by the compact model's metric on valid. asha: behind the best third at epochs 2, 6, 18, ...
 median: behind the median of the others' means. While searching, by the supernet's and once: the worst third at epoch 2
-of the first phase that has one, if the best peer is ahead by more than a standard error of the AUC.
+of the first phase that has one, if the best peer is ahead by more than a standard error of the task's first metric.
 Nothing is stopped where trials are compared by a cost as well: a cheap one may be behind for good reason.
 """
 
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from autoembed.space import SearchSpace
-from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_AUC, RUNG, SEARCH_RUNG
+from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_FIRST, RUNG, SEARCH_RUNG, Result
 
 FACTOR = 3
 SEARCH_FACTOR = 1.5  # stops the worst third, once: how good a search's model is tells little of the retrained one
 
 
-class PerArm(FIFOScheduler):  # type: ignore[misc]
+class PerArm(FIFOScheduler):
     """One scheduler per arm, ASHA (Li et al., MLSys 2020) or the median rule (Golovin et al., KDD 2017), so that a
     baseline never stops a search or the other way round; and an ASHA with a single rung for each kind of peers.
 
@@ -33,20 +34,22 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         own = space.scheduler.name != "none" and not space.objective.cost
         self._space = space
-        self._arms: dict[str, Any] = {arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR}
-        self._searches: dict[tuple[str, str], Any] = {}
-        self._aucs: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        self._arms: dict[str, TrialScheduler] = {
+            arm: _rule(space) for arm, number in trials.items() if own and number > FACTOR
+        }
+        self._searches: dict[tuple[str, str], TrialScheduler] = {}
+        self._firsts: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._compared: set[str] = set()
         self.reasons: dict[str, str] = {}
 
-    def _of(self, trial: Any) -> Any:
+    def _of(self, trial: Trial) -> TrialScheduler | None:
         return self._arms.get(trial.config["arm"])
 
-    def on_trial_add(self, controller: Any, trial: Any) -> None:
+    def on_trial_add(self, controller: TuneController, trial: Trial) -> None:
         if scheduler := self._of(trial):
             scheduler.on_trial_add(controller, trial)
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: TuneController, trial: Trial, result: Result) -> str:
         scheduler = self._of(trial)
         if scheduler is None:
             return str(TrialScheduler.CONTINUE)
@@ -58,29 +61,30 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
             self.reasons[trial.config["trial"]] = f"behind its arm: {figure} at epoch {result[RUNG]} of retraining"
         return action
 
-    def _on_search(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def _on_search(self, controller: TuneController, trial: Trial, result: Result) -> str:
         go_on = str(TrialScheduler.CONTINUE)
         if result[SEARCH_RUNG] != GRACE or trial.trial_id in self._compared:
             return go_on
         self._compared.add(trial.trial_id)
-        kind, auc = (trial.config["arm"], result[PEERS]), result[PROXY_AUC]
+        kind, value = (trial.config["arm"], result[PEERS]), result[PROXY_FIRST]
         if kind not in self._searches:
             self._searches[kind] = _search_rule(self._space)
-        rule, before = self._searches[kind], self._aucs[kind]
+        rule, before = self._searches[kind], self._firsts[kind]
         rule.on_trial_add(controller, trial)
         worst = rule.on_trial_result(controller, trial, result) == TrialScheduler.STOP
-        before.append(auc)
-        lead = max(before) - auc
+        before.append(value)
+        first = self._space.data.task.metrics[0]
+        lead = first.sign * ((max if first.rises else min)(before) - value)
         if len(before) <= FACTOR or not worst or lead <= result[ERROR]:
             return go_on
         phase = result[PEERS].rpartition(" ")[2]
         self.reasons[trial.config["trial"]] = (
             f"behind its peers: {phase}_{self._space.objective.metric} {result[PROXY]:.4f} at epoch {GRACE} is in the "
-            f"worst third of {len(before)} trials, and {lead:.4f} of AUC behind the best ({result[PEERS]})"
+            f"worst third of {len(before)} trials, and {lead:.4f} of {first.title} behind the best ({result[PEERS]})"
         )
         return str(TrialScheduler.STOP)
 
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, controller: TuneController, trial: Trial, result: Result) -> None:
         if scheduler := self._of(trial):
             scheduler.on_trial_complete(controller, trial, result)
 
@@ -92,7 +96,7 @@ class PerArm(FIFOScheduler):  # type: ignore[misc]
 
 
 def _rule(space: SearchSpace) -> TrialScheduler:
-    common: dict[str, Any] = {
+    common: dict[str, str | int] = {
         "time_attr": RUNG,
         "metric": OBJECTIVE,
         "mode": space.objective.mode,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
@@ -57,8 +56,8 @@ class Job:
             words += [] if value is None else [option, value]
         return shlex.join(words + ["--resume"] * self.resume)
 
-    def environment(self, folder: Path) -> dict[str, Any]:
-        """Ray's runtime_env: `folder`, which gets the space file and nothing else, and the packages."""
+    def environment(self, folder: Path, own: Mapping[str, str] | None = None) -> dict[str, object]:
+        """Ray's runtime_env: `folder`, which gets the space file and nothing else, the packages, and variables."""
         shutil.copy(self.space, folder / self.space.name)
         modules = [str(path.absolute()) for path in self.modules]
         pip = pinned(self.requirements.read_text().splitlines()) if self.requirements else []
@@ -66,8 +65,8 @@ class Job:
             modules.append(str(PACKAGE))
         elif self.package != "installed":
             pip += pinned([self.package])
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": f"{STOP:.0f}"} | dict(self.variables or {})
-        found: dict[str, Any] = {
+        variables = dict(own or {}) | {"RAY_JOB_STOP_WAIT_TIME_S": f"{STOP:.0f}"} | dict(self.variables or {})
+        found: dict[str, object] = {
             "working_dir": str(folder),
             "env_vars": variables,
             "excludes": ["__pycache__", "*.pyc"],
@@ -100,10 +99,10 @@ def check(job: Job) -> None:
             raise StudyError(f"--module must name a Python file's or package's folder, but {module} does not exist")
 
 
-class _Client(JobSubmissionClient):  # type: ignore[misc]
+class _Client(JobSubmissionClient):
     """Ray's client, with a limit on how long it waits."""
 
-    def _do_request(self, *words: Any, **named: Any) -> Any:
+    def _do_request(self, *words: object, **named: object) -> object:
         return super()._do_request(*words, **{"timeout": REQUEST} | named)
 
 
@@ -143,8 +142,7 @@ class Cluster:
     def submit(self, job: Job) -> str:
         """Starts a job; its id."""
         with tempfile.TemporaryDirectory() as folder, self._asking():
-            environment = job.environment(Path(folder))
-            environment["env_vars"] = {MODE: self.mode} | environment["env_vars"]
+            environment = job.environment(Path(folder), {MODE: self.mode})
             return str(self._client.submit_job(entrypoint=job.entrypoint(), runtime_env=environment))
 
     def status(self, job: str) -> tuple[str, str]:

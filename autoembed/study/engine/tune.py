@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import tune
@@ -55,7 +54,7 @@ def cluster(resources: Resources) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own: dict[str, Any] = {}
+    own: dict[str, object] = {}
     if not resources.address:
         own = {"num_cpus": resources.cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         own["_node_ip_address"] = LOOPBACK
@@ -79,7 +78,7 @@ def _guard(resources: Resources, bye: Callable[[], None]) -> AbstractContextMana
     return nullcontext() if resources.address else guarded(resources.again, bye)
 
 
-def _start(options: Mapping[str, Any], *, twice: bool) -> None:
+def _start(options: Mapping[str, object], *, twice: bool) -> None:
     """Starts Ray or joins it, once more if one of our own does not start in time; StudyError if it does not."""
     try:
         with on_loopback() if options["address"] == "local" else nullcontext():

@@ -7,21 +7,21 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from ray import tune
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import AutoembedError
-from autoembed.events import EpochEnd, Event, values_of
+from autoembed.events import EpochEnd, Event, Phase, values_of
 from autoembed.methods.method import configure
 from autoembed.methods.warm import WarmStarts
-from autoembed.metrics import auc_error
-from autoembed.plans import Array
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space
+from autoembed.task import metric_of, task_of
 from autoembed.trial import TrialConfig, run_trial
+from autoembed.types import Array
 
 OBJECTIVE = "objective"
 COST = "cost"
@@ -33,18 +33,28 @@ RUNG = "rung"
 STOPPED = "stopped"
 # What searches are compared by, never together with OBJECTIVE and RUNG.
 PROXY = "proxy"
-PROXY_AUC = "proxy_auc"
+PROXY_FIRST = "proxy_first"  # the task's first metric, which tells whether anything was learnt
 ERROR = "proxy_error"
 PEERS = "peers"
 SEARCH_RUNG = "proxy_rung"
 GRACE = 2  # epochs of a phase before a trial may be stopped
 STEPS = 100  # of searching: on small data the first epochs are too few for a good draw to leave chance
-# How far above chance a search must be: so many standard errors, but where valid is small, no more than this.
-ERRORS, ABOVE = 3, 0.02
 COMPARED = ("warm", "search", "retrain")  # phases by which trials are compared
 
 
-def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path) -> None:
+# What a trial has reported as Tune passes it on, with keys of Tune's own of any type.
+Result = dict[str, Any]
+
+
+class Drawn(TypedDict):
+    """What Tune gives a worker: the trial's id, its arm, and values for the arm's ranges."""
+
+    trial: str
+    arm: str
+    values: dict[str, object]
+
+
+def work(config: Drawn, *, run: Path, space: SearchSpace, dataset: Path) -> None:
     """Runs the trial that `config` names, reporting every epoch to Tune.
 
     Args:
@@ -55,7 +65,7 @@ def work(config: dict[str, Any], *, run: Path, space: SearchSpace, dataset: Path
     """
     torch.set_num_threads(max(1, int(space.budget.cpus_per_trial)))
     folder, name = RunDir(run), config["trial"]
-    end: dict[str, Any]
+    end: dict[str, float]
     try:
         trial = space.config(config["arm"], config["values"], space.seed)
         folder.begin_trial(name, trial)
@@ -99,7 +109,7 @@ class Reporter:
 
     While retraining that is OBJECTIVE, compared at RUNG. The last epoch has none: a trial that is through is not
     stopped. While searching it is PROXY, compared at SEARCH_RUNG among those with the same PEERS, with the phase's best
-    AUC beside it and its standard error. Raises TrialPruned.
+    value of the task's first metric beside it and its standard error. Raises TrialPruned.
 
     Args:
         trial: what is run.
@@ -118,39 +128,44 @@ class Reporter:
         keep: Callable[[Mapping[str, float]], None],
     ) -> None:
         self.keep, self.trial = keep, trial
-        self.metric, self.stops = trial.monitor, space.scheduler.stops_searches
-        self.better = max if trial.monitor == "valid_auc" else min
-        self.ones = int((labels > 0).sum())
-        self.zeros = len(labels) - self.ones
+        self.task, self.labels = task_of(trial.monitor), labels
+        self.metric, self.first = metric_of(trial.monitor), self.task.metrics[0]
+        self.stops = space.scheduler.stops_searches
         self.batches, self.steps = math.ceil(rows / trial.train.batch_size), 0
-        self.auc = self.figure = float("nan")
+        self.best: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         values = values_of(event)
         self.keep(values)
-        report: dict[str, Any] = dict(values)
+        report: dict[str, float | str] = dict(values)
         if isinstance(event, EpochEnd) and event.phase in COMPARED:
-            phase, epoch, auc = event.phase, event.epoch, event.valid.auc
-            figure = auc if self.metric == "valid_auc" else event.valid.logloss
-            if epoch == 1:
-                self.auc, self.figure = auc, figure
-            self.auc, self.figure = max(self.auc, auc), self.better(self.figure, figure)
-            if phase == "retrain":
-                report[OBJECTIVE] = self.figure
-                if epoch < self.trial.train.epochs:
-                    report[RUNG] = epoch
-            elif self.stops:
-                error = auc_error(self.auc, self.ones, self.zeros)
-                above = min(ERRORS * error, ABOVE)
-                self.steps += self.batches
-                if epoch >= GRACE and self.steps >= STEPS and self.auc <= 0.5 + above:
-                    raise TrialPruned(
-                        f"no better than chance: {phase}_valid_auc {self.auc:.4f} after {epoch} epochs, at step "
-                        f"{self.steps}, is not above {0.5 + above:.4f}"
-                    )
-                report |= {PROXY: self.figure, PROXY_AUC: self.auc, ERROR: error, SEARCH_RUNG: epoch}
-                report[PEERS] = peers(self.trial, event.stage or 0, phase)
+            report |= self._compared(event, event.phase, event.epoch)
         tune.report(report)
+
+    def _compared(self, event: EpochEnd, phase: Phase, epoch: int) -> dict[str, float | str]:
+        """What schedulers compare; raises TrialPruned."""
+        for one in (self.metric, self.first):
+            value = event.valid[one.name]
+            before = value if epoch == 1 else self.best[one.name]
+            self.best[one.name] = max(before, value) if one.rises else min(before, value)
+        figure, first = self.best[self.metric.name], self.best[self.first.name]
+        if phase == "retrain":
+            last = epoch >= self.trial.train.epochs
+            return {OBJECTIVE: figure} if last else {OBJECTIVE: figure, RUNG: epoch}
+        if not self.stops:
+            return {}
+        self.steps += self.batches
+        bound = self.task.hopeless(first, self.labels)
+        if epoch >= GRACE and self.steps >= STEPS and bound is not None:
+            raise TrialPruned(
+                f"no better than chance: {phase}_{self.first.monitor} {first:.4f} after {epoch} epochs, at step "
+                f"{self.steps}, is not {'above' if self.first.rises else 'below'} {bound:.4f}"
+            )
+        report: dict[str, float | str] = {PROXY: figure, PROXY_FIRST: first, SEARCH_RUNG: epoch}
+        return report | {
+            ERROR: self.task.error(first, self.labels),
+            PEERS: peers(self.trial, event.stage or 0, phase),
+        }
 
 
 def peers(trial: TrialConfig, stage: int, phase: str) -> str:

@@ -45,6 +45,6 @@ def score_fields(path: Path, runs: Path, data: str | None, bar: Display) -> tupl
     # The bundle's schema has the columns that its model reads; in the study's, which has all, they are found by name.
     model = build_model(dataset.schema, bundle.architecture, packed=True)
     model.load_state_dict(bundle.model.state_dict())
-    table = field_scores(model, dataset, "valid", pick_device(space.device), bar.step)
+    table = field_scores(model, dataset, "valid", pick_device(str(space.device)), bar.step)
     trial = bundle.manifest.provenance.get("trial", "")
     return table, f"{len(table)} fields of {trial} in {run.name}, {dataset.rows('valid'):,} valid rows"

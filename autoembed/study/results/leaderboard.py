@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoembed.architecture import Architecture
 from autoembed.data.dataset import Dataset
+from autoembed.data.planted import Populations, Truth
 from autoembed.errors import StudyError, first_line, option
-from autoembed.metrics import Metrics, auc_error, evaluate
+from autoembed.metrics import Metrics
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, Trial
-from autoembed.training import pick_device, predict
+from autoembed.task import Monitor, TaskMetrics, columns, task_of, under
+from autoembed.training import metrics_on, pick_device
 
 FILE = "leaderboard.json"
 
@@ -27,7 +28,7 @@ class _Frozen(BaseModel):
 class Row(_Frozen):
     """One arm: its best trial by valid, or none if all of its trials failed.
 
-    `test_auc_error` is the standard error of the test AUC by the rows of test alone.
+    `test_auc_error` is the standard error of the task's first metric on test, by the rows of test alone.
     """
 
     arm: str
@@ -35,8 +36,8 @@ class Row(_Frozen):
     pruned: int
     failed: int
     trial: str | None = None
-    valid: Metrics | None = None
-    test: Metrics | None = None
+    valid: TaskMetrics | None = None
+    test: TaskMetrics | None = None
     test_auc_error: float | None = None
     embedding_parameters: int | None = None
     embedding_bytes: int | None = None
@@ -63,7 +64,7 @@ class Group(_Frozen):
 class Leaderboard(_Frozen):
     """One row per arm; `winner` is the trial with the best objective on valid."""
 
-    metric: Literal["valid_auc", "valid_logloss"]
+    metric: Monitor
     winner: str
     rows: tuple[Row, ...]
     groups: tuple[Group, ...] = ()
@@ -90,11 +91,8 @@ class Leaderboard(_Frozen):
         """A row for each arm: its best trial by valid, its metrics and cost."""
         rows = []
         for row in self.rows:
-            metrics = {
-                f"{split}_{name}": getattr(getattr(row, split), name, None)
-                for split in ("valid", "test")
-                for name in ("auc", "logloss")
-            }
+            known = under("valid", row.valid) | under("test", row.test)
+            metrics = {name: known.get(name) for name in columns(task_of(self.metric), "valid", "test")}
             rows.append(
                 {"arm": row.arm, "trial": row.trial, **metrics}
                 | row.model_dump(exclude={"arm", "trial", "valid", "test"})
@@ -130,8 +128,7 @@ def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
             f"no trial holds budget.latency_ms={space.budget.latency_ms:g}, the fastest takes {least:.2f} ms for 1,000 "
             "rows: raise it"
         )
-    sign = 1 if space.objective.mode == "max" else -1
-    ranked = sorted(trials, key=lambda trial: -sign * space.objective.of(trial.result.valid))
+    ranked = sorted(trials, key=lambda trial: -space.objective.direction.figure(trial.result.valid))
     if not ranked:
         raise StudyError("no trial is done yet")
     return ranked[0]
@@ -144,20 +141,20 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
     counts = Counter((ended.arm, ended.state) for ended in run.ended())
     trials = run.trials()
     rows, champions = [], []
-    clicks = int(dataset.labels("test").sum())
+    labels = dataset.labels("test")
     for arm in space.arms():
-        facts: dict[str, Any] = {state: counts[arm, state] for state in ("done", "pruned", "failed")}
+        row = Row(arm=arm, done=counts[arm, "done"], pruned=counts[arm, "pruned"], failed=counts[arm, "failed"])
         own = [trial for trial in eligible(trials, space) if trial.arm == arm]
         if own:
             champion = best(own, space)
             champions.append(champion)
             cost = champion.result.cost
-            test = known.get(champion.id) or on_test(run, champion, dataset, space.device)
-            facts |= {
+            test = known.get(champion.id) or on_test(run, champion, dataset, str(space.device))
+            found = {
                 "trial": champion.id,
                 "valid": champion.result.valid,
                 "test": test,
-                "test_auc_error": auc_error(test.auc, clicks, dataset.rows("test") - clicks),
+                "test_auc_error": dataset.task.error(test[dataset.task.metrics[0].name], labels),
                 "embedding_parameters": cost.embedding_parameters,
                 "embedding_bytes": cost.embedding_bytes,
                 "parameters": cost.parameters,
@@ -165,16 +162,18 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
                 "search_seconds": round(champion.result.search_seconds, 2),
                 "retrain_seconds": round(champion.result.retrain_seconds, 2),
             }
-        rows.append(Row(arm=arm, **facts))
+            row = row.model_copy(update=found)
+        rows.append(row)
     winner = best(champions or trials, space)
-    found: dict[str, Any] = {}
-    truth = dataset.truth
-    if truth:
-        searched = next((trial for trial in champions if trial.arm == space.arms()[0]), None)
-        if searched:
-            found["groups"] = groups(truth, dataset, searched.result.architecture)
-        found["best_test_auc"] = truth.get("best_auc", {}).get("test")
-    board = Leaderboard(metric=space.objective.metric, winner=winner.id, rows=tuple(rows), **found)
+    truth = dataset.truth or Truth()
+    searched = next((trial for trial in champions if trial.arm == space.arms()[0]), None)
+    board = Leaderboard(
+        metric=space.objective.metric,
+        winner=winner.id,
+        rows=tuple(rows),
+        groups=groups(truth, dataset, searched.result.architecture) if truth and searched else (),
+        best_test_auc=truth.get("best_auc", {}).get("test"),
+    )
     run.write_json(FILE, board.model_dump(mode="json"))
     return board
 
@@ -183,23 +182,23 @@ def on_test(run: RunDir, trial: Trial, dataset: Dataset, device: str) -> Metrics
     """How a trial's saved weights do on the test split."""
     where = pick_device(device)
     model = run.load_model(trial, dataset.schema).to(where)
-    return evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
+    return metrics_on(model, dataset, "test", where)
 
 
-def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
+def groups(truth: Truth, dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:
     """Planted beside found, for the groups that were planted."""
     kept = {field.name: field.entries for field in architecture.fields}
     cardinality = dict(zip(dataset.schema.names, dataset.schema.cardinalities, strict=True))
     total = sum(kept.values())
     found = []
-    for name, columns in planted_columns(truth).items():
-        ranked = [column for column in columns if column in cardinality]
+    for name, planted in planted_columns(truth).items():
+        ranked = [column for column in planted if column in cardinality]
         full = architecture.dim * sum(cardinality[column] for column in ranked)
         own = sum(kept.get(column, 0) for column in ranked)
         found.append(
             Group(
                 name=name,
-                planted=len(columns),
+                planted=len(planted),
                 ranked=len(ranked),
                 kept_share=own / full if full else 0.0,
                 parameter_share=own / total if total else 0.0,
@@ -208,15 +207,20 @@ def groups(truth: dict[str, Any], dataset: Dataset, architecture: Architecture) 
     return tuple(found)
 
 
-def planted_columns(truth: dict[str, Any]) -> dict[str, list[str]]:
+def planted_columns(truth: Truth) -> dict[str, list[str]]:
     """The planted columns by group, pairs laid flat."""
-    found = {}
-    for name in ("marginal", "xor", "low_rank", "memorize", "tail", "noise"):
-        flat = [column for entry in truth.get(name, []) for column in (entry if isinstance(entry, list) else [entry])]
-        if flat:
-            found[name] = flat
-    populations = truth.get("populations") or {}
-    flat = [column for name in ("reveals", "A", "B") for column in populations.get(name, [])]
-    if flat:
-        found["populations"] = flat
-    return found
+    populations = truth.get("populations") or Populations()
+    found = {
+        "marginal": truth.get("marginal", []),
+        "xor": _flat(truth.get("xor", [])),
+        "low_rank": _flat(truth.get("low_rank", [])),
+        "memorize": _flat(truth.get("memorize", [])),
+        "tail": _flat(truth.get("tail", [])),
+        "noise": truth.get("noise", []),
+        "populations": [*populations.get("reveals", []), *populations.get("A", []), *populations.get("B", [])],
+    }
+    return {name: columns for name, columns in found.items() if columns}
+
+
+def _flat(groups: Iterable[Iterable[str]]) -> list[str]:
+    return [column for group in groups for column in group]

@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from autoembed.errors import StudyError, option
-from autoembed.plans import Array
 from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import eligible
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.study.show.page import pareto_picture, png
+from autoembed.types import Array
 from autoembed.writing import beside
 
 if TYPE_CHECKING:

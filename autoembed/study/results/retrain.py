@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TypedDict
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
-from autoembed.metrics import evaluate
 from autoembed.nn.model import RoutedModel
 from autoembed.retraining import retrain
 from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard, best, eligible
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.study.show.progress import Display
-from autoembed.training import pick_device, predict
+from autoembed.task import Task, columns, under
+from autoembed.training import metrics_on, pick_device
 from autoembed.trial import teacher_of
 
 FILE = "retrain.json"
 ARMS = "arms.json"
 PARTIAL = "arms.partial.json"
-METRICS = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
+
+
+SeedRow = dict[str, float]  # seed, the metrics on valid and test, best_epoch, seconds
+
+
+class ArmSeeds(TypedDict):
+    """The trial that was retrained, mean and sd of each metric, and a row for each seed."""
+
+    trial: str
+    mean: dict[str, float]
+    sd: dict[str, float]
+    seeds: list[SeedRow]
+
+
+class Gap(TypedDict):
+    """How far the leader is ahead over seeds, and p of a paired t-test."""
+
+    mean: float
+    sd: float
+    p: float
+
+
+class ArmsContent(TypedDict):
+    """The content of arms.json."""
+
+    leader: str
+    metric: str
+    arms: dict[str, ArmSeeds]
+    paired: dict[str, Gap]
 
 
 def retrain_seeds(
     run: RunDir, trial_id: str, dataset: Dataset, seeds: int, device: str | None, bar: Display
-) -> list[dict[str, Any]]:
+) -> list[SeedRow]:
     """Trains a trial's compact model from fresh weights with seeds 1, 2, ...; a row per seed.
 
     The test split is read once per seed, for the weights of the best epoch by valid. Written to retrain.json, with mean
@@ -34,18 +62,18 @@ def retrain_seeds(
     """
     if seeds < 1:
         raise StudyError(f"{option('seeds')} must be at least 1, but got {seeds}")
-    rows: list[dict[str, Any]] = []
+    rows: list[SeedRow] = []
     bar.step("retrain", 0, seeds)
     for row in _over_seeds(run, run.read_trial(trial_id), dataset, range(1, seeds + 1), device):
         rows.append(row)
         bar.step("retrain", len(rows), seeds)
-    run.write_json(FILE, {**_summary(trial_id, rows), "seeds": rows})
+    run.write_json(FILE, _summary(trial_id, rows, dataset.task))
     return rows
 
 
 def retrain_arms(
     run: RunDir, space: SearchSpace, dataset: Dataset, seeds: int, device: str | None, bar: Display
-) -> dict[str, Any]:
+) -> ArmsContent:
     """The same for the best trial of each arm, with what sets the arms apart.
 
     `arms` holds mean, sd and seeds of each. `paired` holds, for each arm but the best by mean valid, the mean and sd
@@ -62,7 +90,7 @@ def retrain_arms(
     chosen = {arm: best(own, space) for arm, own in owns.items() if own}
     if not chosen:
         raise StudyError("no trial is done yet")
-    known: dict[str, list[dict[str, Any]]] = run.read_json(PARTIAL) or {}
+    known: dict[str, list[SeedRow]] = run.read_json(PARTIAL) or {}
     rows = {arm: known.get(trial.id, [])[:seeds] for arm, trial in chosen.items()}
     total = seeds * len(chosen)
     for arm, trial in chosen.items():
@@ -73,12 +101,11 @@ def retrain_arms(
             ready = sum(map(len, rows.values()))
             bar.step("retrain", ready, total)
             bar.line(f"{trial.id} is retrained with seed {row['seed']}, {ready} of {total}")
-    arms = {arm: {**_summary(trial.id, rows[arm]), "seeds": rows[arm]} for arm, trial in chosen.items()}
-    sign = 1 if space.objective.mode == "max" else -1
-    leader = max(arms, key=lambda arm: sign * arms[arm]["mean"][space.objective.metric])
+    arms = {arm: _summary(trial.id, rows[arm], dataset.task) for arm, trial in chosen.items()}
+    leader = max(arms, key=lambda arm: space.objective.direction.sign * arms[arm]["mean"][space.objective.metric])
     metric = space.objective.metric.replace("valid", "test")
     paired = {arm: _paired(arms[leader], found, metric) for arm, found in arms.items() if arm != leader}
-    content = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
+    content: ArmsContent = {"leader": leader, "metric": metric, "arms": arms, "paired": paired}
     run.write_json(ARMS, content)
     (run.path / PARTIAL).unlink(missing_ok=True)
     return content
@@ -93,7 +120,7 @@ def due(run: RunDir, space: SearchSpace, board: Leaderboard) -> bool:
     return held != {row.arm: row.trial for row in board.rows if row.trial}
 
 
-def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[str, float]:
+def _paired(leader: ArmSeeds, other: ArmSeeds, metric: str) -> Gap:
     from scipy.stats import ttest_rel
 
     first, second = ([row[metric] for row in arm["seeds"]] for arm in (leader, other))
@@ -105,7 +132,7 @@ def _paired(leader: dict[str, Any], other: dict[str, Any], metric: str) -> dict[
 
 def _over_seeds(
     run: RunDir, trial: Trial, dataset: Dataset, seeds: Iterable[int], device: str | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[SeedRow]:
     """A row per seed, as it is ready."""
     result = trial.result
     where = pick_device(device or result.config.device)
@@ -126,20 +153,21 @@ def _over_seeds(
             teacher=teacher,
             like=found,
         )
-        test = evaluate(dataset.labels("test"), predict(model, dataset, "test", where))
-        values = (fitted.valid.auc, fitted.valid.logloss, test.auc, test.logloss)
+        test = metrics_on(model, dataset, "test", where)
         yield {
             "seed": seed,
-            **dict(zip(METRICS, values, strict=True)),
+            **under("valid", fitted.valid),
+            **under("test", test),
             "best_epoch": fitted.epoch,
             "seconds": round(fitted.seconds, 2),
         }
 
 
-def _summary(trial_id: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    columns = {name: [row[name] for row in rows] for name in METRICS}
+def _summary(trial_id: str, rows: list[SeedRow], task: Task) -> ArmSeeds:
+    found = {name: [row[name] for row in rows] for name in columns(task, "valid", "test")}
     return {
         "trial": trial_id,
-        "mean": {name: statistics.mean(values) for name, values in columns.items()},
-        "sd": {name: statistics.stdev(values) if len(rows) > 1 else 0.0 for name, values in columns.items()},
+        "mean": {name: statistics.mean(values) for name, values in found.items()},
+        "sd": {name: statistics.stdev(values) if len(rows) > 1 else 0.0 for name, values in found.items()},
+        "seeds": rows,
     }

@@ -11,6 +11,7 @@ from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard, Row
 from autoembed.study.run_dir import RunDir
 from autoembed.study.show.tables import make_table, print_table
+from autoembed.task import task_of
 
 
 def is_study(path: Path) -> bool:
@@ -27,13 +28,14 @@ def show_compared(console: Console, first: Path, second: Path) -> None:
     boards = [_board(run) for run in runs]
     rows = [{row.arm: row for row in board.rows} for board in boards]
     names = [run.name if runs[0].name != runs[1].name else str(run.path) for run in runs]
+    metric = task_of(boards[0].metric).metrics[0]
     table = make_table(
         f"the best trial of each arm in {names[0]} and in {names[1]}",
-        *("arm", "valid AUC\nfirst", "\nsecond", "test AUC\nfirst", "\nsecond", "\nchange"),
+        *("arm", f"valid {metric.title}\nfirst", "\nsecond", f"test {metric.title}\nfirst", "\nsecond", "\nchange"),
         *("embedding bytes\nfirst", "\nsecond", "\nchange"),
     )
     for arm in dict.fromkeys([*rows[0], *rows[1]]):
-        table.add_row(arm, *_cells(*(own.get(arm) for own in rows)))
+        table.add_row(arm, *_cells(metric.name, *(own.get(arm) for own in rows)))
     print_table(console, table)
     for name, board in zip(names, boards, strict=True):
         console.print(f"  the best of {name} is {board.winner}", soft_wrap=True)
@@ -48,17 +50,16 @@ def _board(run: RunDir) -> Leaderboard:
     return found
 
 
-def _cells(first: Row | None, second: Row | None) -> list[str]:
-    valid, test, held = [], [], []
-    for row in (first, second):
-        valid.append(None if row is None or row.valid is None else row.valid.auc)
-        test.append(None if row is None or row.test is None else row.test.auc)
-        held.append(None if row is None else row.embedding_bytes)
-    auc = ["-" if value is None else f"{value:.4f}" for value in (*valid, *test)]
-    bytes_ = ["-" if value is None else f"{value:,}" for value in held]
-    moved = "-" if None in test else f"{test[1] - test[0]:+.4f}"  # type: ignore[operator]
-    grown = "-" if None in held or not held[0] else f"{held[1] / held[0] - 1:+.0%}"  # type: ignore[operator]
-    return [*auc, moved, *bytes_, grown]
+def _cells(metric: str, first: Row | None, second: Row | None) -> list[str]:
+    rows = (first, second)
+    valid = [None if row is None or row.valid is None else row.valid[metric] for row in rows]
+    before, after = (None if row is None or row.test is None else row.test[metric] for row in rows)
+    held, now = (None if row is None else row.embedding_bytes for row in rows)
+    quality = ["-" if value is None else f"{value:.4f}" for value in (*valid, before, after)]
+    bytes_ = ["-" if value is None else f"{value:,}" for value in (held, now)]
+    moved = "-" if before is None or after is None else f"{after - before:+.4f}"
+    grown = "-" if not held or now is None else f"{now / held - 1:+.0%}"
+    return [*quality, moved, *bytes_, grown]
 
 
 def differences(first: RunDir, second: RunDir) -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from autoembed.space import SearchSpace, load_yaml
+from autoembed.space import SearchSpace, load_mapping
 from autoembed.writing import beside
 
 # What a bare table is searched with until its owner says more.
-START: dict[str, Any] = {
+START: dict[str, object] = {
     "embedding": {"dim": 16, "blocks": 6},
     "stages": [{"method": "dnis", "warm_epochs": 5, "epochs": 5}],
     "baselines": ["uniform", "frequency", "random", "magnitude"],
@@ -28,10 +27,11 @@ def write_crossed(out: Path, source: str, data: str | None, label: str, pairs: S
     Pairs that a space crosses already stay. SpaceError if what comes out is no valid space.
     """
     if source.endswith((".yaml", ".yml")):
-        node: dict[str, Any] = load_yaml(Path(source).read_text())
+        node = load_mapping(Path(source).read_text())
     else:
         node = {"data": {"path": str(Path(source).expanduser().absolute()), "label": label}, **START}
     section = node.setdefault("data", {})
+    assert isinstance(section, dict)
     if data is not None:
         section["path"] = data
     crosses = section.setdefault("crosses", {})

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
 
 from autoembed.study.show.tables import legible
+from autoembed.types import Floats
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from autoembed.architecture import Architecture
@@ -55,7 +57,7 @@ def write_page(path: Path, ranking: Ranking, title: str) -> None:
 def score_bars(table: pl.DataFrame) -> Figure:
     """The scores of the best columns as bars, those within 3 sd of noise in grey."""
     shown = table.head(_BARS)
-    figure, axes = _figure(8, 0.6 + 0.24 * len(shown))
+    figure, (axes,) = _figure(8, 0.6 + 0.24 * len(shown))
     colours = ["#4c9be8" if z > 3 else "#bbbbbb" for z in shown["z"]]
     axes.barh(range(len(shown)), shown["score"].to_list(), color=colours)
     axes.set_yticks(range(len(shown)), shown["feature"].to_list(), parse_math=False)
@@ -70,7 +72,7 @@ def synergy_matrix(pairs: pl.DataFrame) -> Figure:
     names = _names(zip(pairs["a"], pairs["b"], strict=True))
     matrix = _matrix(names, zip(pairs["a"], pairs["b"], pairs["synergy_z"], strict=True))
     side = 2 + 0.24 * len(names)
-    figure, axes = _figure(side + 1, side)
+    figure, (axes,) = _figure(side + 1, side)
     _draw_matrix(figure, axes, names, matrix)
     return figure
 
@@ -84,8 +86,7 @@ def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> F
     names = _names((pair.a, pair.b) for pair in architecture.pairs)
     chosen = _matrix(names, ((pair.a, pair.b, kinds.index(pair.choice)) for pair in architecture.pairs))
     side = 2 + 0.24 * len(names)
-    figure, axes = _figure(2 * side + 2, side, columns=1 if synergy is None else 2)
-    left = axes if synergy is None else axes[0]
+    figure, (left, *right) = _figure(2 * side + 2, side, columns=1 if synergy is None else 2)
     left.imshow(chosen, cmap=ListedColormap([_CHOICES[kind] for kind in kinds]), vmin=-0.5, vmax=len(kinds) - 0.5)
     _label(left, names)
     left.set_title("chosen")
@@ -93,8 +94,8 @@ def choice_matrix(architecture: Architecture, synergy: pl.DataFrame | None) -> F
     figure.legend(handles=patches, loc="outside lower left", ncols=len(kinds))
     if synergy is not None:
         rows = zip(synergy["a"], synergy["b"], synergy["synergy_z"], strict=True)
-        _draw_matrix(figure, axes[1], names, _matrix(names, rows))
-        axes[1].set_title("synergy, z")
+        _draw_matrix(figure, right[0], names, _matrix(names, rows))
+        right[0].set_title("synergy, z")
     return figure
 
 
@@ -110,8 +111,7 @@ def block_matrix(architecture: Architecture, what: Literal["dims", "bits"]) -> F
     columns = min(len(parts), _PANELS)
     rows = -(-len(parts) // columns)
     size = (3 + (1 + 0.4 * blocks) * columns, rows * (1.5 + 0.24 * len(fields)))
-    figure, grid = _figure(*size, columns=columns, rows=rows)
-    panels = np.atleast_1d(grid).ravel()
+    figure, panels = _figure(*size, columns=columns, rows=rows)
     for number, (title, part) in enumerate(parts.items()):
         axes = panels[number]
         own = {field.name: field for field in part.fields}
@@ -150,9 +150,10 @@ def dims_panels(architecture: Architecture) -> dict[str, Architecture]:
 
 def pareto_picture(found: Mapping[str, Sequence[Place]], front: Sequence[Place], quality: str, cost: str) -> Figure:
     """The quality over the cost of each arm's trials, an arm a colour, and the line of the Pareto front."""
-    figure, axes = _figure(7, 4.5)
+    figure, (axes,) = _figure(7, 4.5)
     for arm, places in found.items():
-        axes.scatter(*np.reshape(places, (-1, 2)).T, s=18, label=arm, alpha=0.8)
+        x, y = np.reshape(places, (-1, 2)).T
+        axes.scatter(x, y, s=18, label=arm, alpha=0.8)
     axes.step(*np.reshape(front, (-1, 2)).T, where="post", color="black", lw=1, label="front")
     axes.set_xscale("log")
     axes.set_xlabel(cost)
@@ -162,33 +163,34 @@ def pareto_picture(found: Mapping[str, Sequence[Place]], front: Sequence[Place],
     return figure
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, row by row."""
     # A figure of its own, without pyplot: that keeps figures alive and asks for a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns)
+    return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
 
 
-def _draw_matrix(figure: Figure, axes: Any, names: Sequence[str], matrix: Any) -> None:
+def _draw_matrix(figure: Figure, axes: Axes, names: Sequence[str], matrix: Floats) -> None:
     image = axes.imshow(matrix, cmap="viridis")
     _label(axes, names)
     figure.colorbar(image, ax=axes, shrink=0.7)
 
 
-def _label(axes: Any, names: Sequence[str]) -> None:
+def _label(axes: Axes, names: Sequence[str]) -> None:
     # A name such as $a$ is no formula.
     named = [legible(name, 40) for name in names]
     axes.set_xticks(range(len(names)), named, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(names)), named, fontsize=8, parse_math=False)
 
 
-def _names(pairs: Any) -> list[str]:
+def _names(pairs: Iterable[tuple[str, str]]) -> list[str]:
     """The columns of pairs, best pairs first, as many as a picture can show."""
     return list(dict.fromkeys(name for pair in pairs for name in pair))[:_CELLS]
 
 
-def _matrix(names: Sequence[str], cells: Any) -> Any:
+def _matrix(names: Sequence[str], cells: Iterable[tuple[str, str, float]]) -> Floats:
     """A symmetric matrix of values, empty where a pair has none."""
     place = {name: number for number, name in enumerate(names)}
     matrix = np.full((len(names), len(names)), np.nan)
@@ -236,5 +238,5 @@ def _table(table: pl.DataFrame) -> str:
     return f"<table><tr>{head}{rows}</table>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else html.escape(str(value))

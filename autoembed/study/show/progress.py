@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from autoembed.task import Metric, titled
+
 
 class Display(Protocol):
     """Who is told how far a study is; a context, which ends with what it shows."""
@@ -33,7 +35,7 @@ class Display(Protocol):
     def tell(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def line(self, text: str) -> None: ...
-    def trials(self, done: int, total: int, best: float | None = None) -> None: ...
+    def trials(self, done: int, total: int, metric: Metric, best: float | None = None) -> None: ...
     def started(self, trial: str, arm: str) -> None: ...
     def reported(self, trial: str, metrics: Mapping[str, float]) -> None: ...
     def ended(self, trial: str) -> None: ...
@@ -65,7 +67,7 @@ class Log:
     def line(self, text: str) -> None:
         self._logger.info("%s", text)
 
-    def trials(self, done: int, total: int, best: float | None = None) -> None:
+    def trials(self, done: int, total: int, metric: Metric, best: float | None = None) -> None:
         self._logger.info("%d of %d trials have ended before", done, total)
 
     def started(self, trial: str, arm: str) -> None:
@@ -132,9 +134,9 @@ class Bar:
         """Prints a warning above the bars, on a terminal or not."""
         self._console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
-    def trials(self, done: int, total: int, best: float | None = None) -> None:
-        """Opens the line of the trials, `done` of which had ended before, with this best valid AUC."""
-        self._done, self._total, self._best, self._running = done, total, best, []
+    def trials(self, done: int, total: int, metric: Metric, best: float | None = None) -> None:
+        """Opens the line of the trials, `done` of which had ended before, with this best value of a metric on valid."""
+        self._done, self._total, self._metric, self._best, self._running = done, total, metric, best, []
         self.step("trials", done, total)
 
     def started(self, trial: str, arm: str) -> None:
@@ -142,9 +144,9 @@ class Bar:
         self._show()
 
     def reported(self, trial: str, metrics: Mapping[str, float]) -> None:
-        auc = metrics.get("valid_auc")
-        if auc is not None and (self._best is None or auc > self._best):
-            self._best = auc
+        value = metrics.get(self._metric.monitor)
+        if value is not None and (self._best is None or self._metric.sign * (value - self._best) > 0):
+            self._best = value
             self._show()
 
     def ended(self, trial: str) -> None:
@@ -153,7 +155,9 @@ class Bar:
             self._running.remove(trial)
         self._show()
         best = "none yet" if self._best is None else f"{self._best:.4f}"
-        self.line(f"trial {trial} has ended, {self._done} of {self._total}; best valid AUC so far {best}")
+        self.line(
+            f"trial {trial} has ended, {self._done} of {self._total}; best {titled(self._metric.monitor)} so far {best}"
+        )
 
     def line(self, text: str) -> None:
         """Prints a line where lines were asked for."""
@@ -161,5 +165,5 @@ class Bar:
             print(text, flush=True)
 
     def _show(self) -> None:
-        best = "" if self._best is None else f"best valid AUC {self._best:.4f} · "
+        best = "" if self._best is None else f"best {titled(self._metric.monitor)} {self._best:.4f} · "
         self.step("trials", self._done, self._total, f"{best}{', '.join(self._running)}")

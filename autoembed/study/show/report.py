@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from autoembed.study.show.tables import make_table, print_table
 from autoembed.study.show.tables import stdout as stdout
+from autoembed.task import Metric, columns, task_of, titled, under
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from autoembed.space import SearchSpace
     from autoembed.study.results.leaderboard import Leaderboard, Row
     from autoembed.study.results.pareto import Point
+    from autoembed.study.results.retrain import ArmsContent
     from autoembed.study.run_dir import Ended, RunDir
     from autoembed.trial import TrialResult
 
@@ -33,26 +35,19 @@ SHOWN_PAIRS = 20
 
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     """Prints the arms with the winner by valid marked, planted beside found, failures, and the paths."""
-    metric = board.metric.replace("_", " ").replace("auc", "AUC")
+    metric = titled(board.metric)
+    first, *others = task_of(board.metric).metrics
     table = make_table(
         f"{run.name}: the best trial of each arm by {metric}",
-        *(
-            " ",
-            "arm",
-            "valid\nAUC",
-            "test\nAUC",
-            "± by\nits rows",
-            "test\nlogloss",
-            "embedding\nparams",
-            "embedding\nbytes",
-            "all\nbytes",
-        ),
+        *(" ", "arm", f"valid\n{first.title}", f"test\n{first.title}", "± by\nits rows"),
+        *(f"test\n{one.title}" for one in others),
+        *("embedding\nparams", "embedding\nbytes", "all\nbytes"),
         *("search\ns", "retrain\ns", "trials\ndone/pruned/\nfailed"),
         left=2,
     )
     for row in board.rows:
         won = row.trial == board.winner
-        table.add_row("►" if won else "", row.arm, *_cells(row), style="bold green" if won else None)
+        table.add_row("►" if won else "", row.arm, *_cells(row, [first, *others]), style="bold green" if won else None)
     print_table(console, table)
     if board.best_test_auc is not None:
         console.print(f"  No model can expect a test AUC above {board.best_test_auc:.4f} on these planted data.\n")
@@ -67,12 +62,12 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
 
 def show_sizes(console: Console, found: Sequence[tuple[TrialResult, Path]], title: str) -> None:
     """Prints what one search gave within each of several limits."""
-    names = ("valid AUC", "valid logloss", "embedding\nparams", "all\nparams", "bytes")
-    table = make_table(title, "bundle", *names)
+    metrics = (titled(name) for name in under("valid", found[0][0].valid))
+    table = make_table(title, "bundle", *metrics, "embedding\nparams", "all\nparams", "bytes")
     for result, path in found:
         cost = result.cost
         cells = (f"{cost.embedding_parameters:,}", f"{cost.parameters:,}", f"{cost.bytes:,}")
-        table.add_row(Text(str(path)), f"{result.valid.auc:.4f}", f"{result.valid.logloss:.4f}", *cells)
+        table.add_row(Text(str(path)), *(f"{value:.4f}" for _, value in result.valid.items()), *cells)
     print_table(console, table)
 
 
@@ -81,7 +76,7 @@ def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> N
     from autoembed.study.results.pareto import pick
 
     knee = pick(kept, "knee").id
-    metric, cost = space.objective.metric.replace("_", " ").replace("auc", "AUC"), space.objective.cost or "bytes"
+    metric, cost = titled(space.objective.metric), space.objective.cost or "bytes"
     names = ("trial", metric, cost, "embedding\nparams", "ms per\n1,000 rows")
     table = make_table(f"Pareto front of {metric} and {cost}", " ", *names, left=2)
     for point in kept:
@@ -96,15 +91,16 @@ def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> N
     console.print("  export one: autoembed export RUN OUT --pick knee | 'smallest-within 0.001' | ID")
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, metrics: Sequence[Metric]) -> list[str]:
     trials = f"{row.done}/{row.pruned}/{row.failed}"
     if row.valid is None or row.test is None:
-        return [*["-"] * 9, trials]
+        return [*["-"] * (7 + len(metrics)), trials]
+    first, *others = (one.name for one in metrics)
     return [
-        f"{row.valid.auc:.4f}",
-        f"{row.test.auc:.4f}",
+        f"{row.valid[first]:.4f}",
+        f"{row.test[first]:.4f}",
         "-" if row.test_auc_error is None else f"{row.test_auc_error:.4f}",
-        f"{row.test.logloss:.4f}",
+        *(f"{row.test[name]:.4f}" for name in others),
         f"{row.embedding_parameters:,}",
         "-" if row.embedding_bytes is None else f"{row.embedding_bytes:,}",
         f"{row.bytes:,}",
@@ -150,14 +146,15 @@ def show_unfinished(console: Console, run: RunDir) -> None:
     from autoembed.study.results.leaderboard import best, eligible
 
     space, ended, done = SearchSpace.read(run.space), run.ended(), run.trials()
-    names = ("arm", "best trial so far", "valid\nAUC", "valid\nlogloss", "done", "pruned", "failed")
+    metrics = columns(space.data.task, "valid")
+    names = ("arm", "best trial so far", *map(_two_lines, metrics), "done", "pruned", "failed")
     table = make_table(f"{run.name}: not finished", *names, left=2)
     counts = Counter((trial.arm, trial.state) for trial in ended)
     for arm in dict.fromkeys(trial.arm for trial in ended):
         own = [trial for trial in eligible(done, space) if trial.arm == arm]
         first = best(own, space) if own else None
         valid = first.result.valid if first else None
-        cells = (f"{valid.auc:.4f}", f"{valid.logloss:.4f}") if valid else ("-", "-")
+        cells = [f"{valid[one.name]:.4f}" if valid else "-" for one in metrics.values()]
         numbers = (str(counts[arm, state]) for state in ("done", "pruned", "failed"))
         table.add_row(arm, first.id if first else "-", *cells, *numbers)
     print_table(console, table)
@@ -255,7 +252,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
         console.print(Text(f"  {name}: {_plain(facts)}"), soft_wrap=True)
 
 
-def _plain(facts: Any) -> str:
+def _plain(facts: object) -> str:
     if isinstance(facts, dict):
         return ", ".join(
             f"{name} ({_plain(value)})" if isinstance(value, dict) else f"{name} {_plain(value)}"
@@ -292,9 +289,20 @@ def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
 
+def _head(column: str) -> str:
+    """A column of field scores as people read it: AUC fall."""
+    name, _, rest = column.partition("_")
+    return f"{titled(f'_{name}').lstrip()} {rest}" if rest else column
+
+
+def _two_lines(column: str) -> str:
+    return titled(column).replace(" ", "\n")
+
+
 def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
     """Prints the fields of a model by what it takes from them."""
-    out = make_table(title, "#", "field", "logloss rise", "se", "AUC fall", "se", "saliency", left=2)
+    heads = ("se" if name.endswith("_se") else _head(name) for name in table.columns[1:])
+    out = make_table(title, "#", "field", *heads, left=2)
     shown = table if top is None else table.head(top)
     for place, (name, *scores) in enumerate(shown.iter_rows(), 1):
         out.add_row(str(place), Text(name), *(f"{score:.5f}" for score in scores))
@@ -374,7 +382,7 @@ def show_pairs(console: Console, table: pl.DataFrame, title: str, top: int | Non
 def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
     """Prints the mean test metric of each arm by size, and where the page and the picture are."""
     labels, sizes = curves.labels(), curves.plan.sizes
-    metric = curves.metric.replace("_", " ").replace("auc", "AUC")
+    metric = titled(curves.metric)
     title = f"{metric} within these bytes; seeds: {len(curves.seeds)}"
     table = make_table(title, "arm", *(f"{size:,}" for size in sizes))
     for arm, label in labels.items():
@@ -384,27 +392,24 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
     console.print(f"  written to {folder}/frontier.md, .png, .svg and .parquet", soft_wrap=True)
 
 
-def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
+def show_arms(console: Console, found: ArmsContent, path: Path) -> None:
     """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
-    metric = found["metric"].replace("_", " ").replace("auc", "AUC")
+    metric, task = titled(found["metric"]), task_of(found["metric"])
+    names = [task.metrics[0].monitor, *columns(task, "test")]
     number = len(found["arms"][found["leader"]]["seeds"])
     table = make_table(
         f"each arm's best trial retrained from fresh weights, mean ± sd of {number} seeds",
         *(
             "arm",
             "trial",
-            "valid AUC",
-            "test AUC",
-            "test logloss",
+            *map(titled, names),
             f"{found['leader']} ahead by\n{metric}",
             "p, paired",
         ),
         left=2,
     )
     for arm, one in found["arms"].items():
-        cells = (
-            f"{one['mean'][name]:.4f} ± {one['sd'][name]:.4f}" for name in ("valid_auc", "test_auc", "test_logloss")
-        )
+        cells = (f"{one['mean'][name]:.4f} ± {one['sd'][name]:.4f}" for name in names)
         gap = found["paired"].get(arm)
         apart = ("", "") if gap is None else (f"{gap['mean']:.4f} ± {gap['sd']:.4f}", f"{gap['p']:.3f}")
         style = "bold green" if arm == found["leader"] else None
@@ -415,10 +420,10 @@ def show_arms(console: Console, found: dict[str, Any], path: Path) -> None:
 
 def show_seeds(console: Console, trial: str, rows: pl.DataFrame, path: Path) -> None:
     """Prints a retraining over seeds with mean and standard deviation."""
-    names = ("valid_auc", "valid_logloss", "test_auc", "test_logloss")
+    names = [name for name in rows.columns if name.startswith(("valid_", "test_"))]
     table = make_table(
         f"{trial}: its architecture retrained from fresh weights",
-        *("seed", *(name.replace("_", "\n").replace("auc", "AUC") for name in names), "best\nepoch", "s"),
+        *("seed", *(_two_lines(name) for name in names), "best\nepoch", "s"),
     )
     for row in rows.iter_rows(named=True):
         cells = (f"{row[name]:.4f}" for name in names)

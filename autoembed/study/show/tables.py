@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
@@ -31,12 +31,12 @@ def make_table(title: str, *columns: str, left: int = 1) -> Table:
 class _Plain(Table):
     """A table whose cells are shown as they are: no markup, and no control character reaches the terminal."""
 
-    def add_row(self, *cells: Any, **options: Any) -> None:
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
         plain = [Text(legible(cell)) if isinstance(cell, str) else cell for cell in cells]
         for cell in plain:
             if isinstance(cell, Text):
                 cell.plain = legible(cell.plain)
-        super().add_row(*plain, **options)
+        super().add_row(*plain, style=style, end_section=end_section)
 
 
 def legible(text: str, longest: int = _LONGEST) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from autoembed import plugins
 from autoembed.errors import SpaceError
@@ -53,10 +53,11 @@ def find(name: str) -> type[Tracker]:
     """A tracker of the package by its name, or the class `Tracker` of a module by its dotted name; SpaceError."""
     if name in TRACKERS:
         home = {"mlflow": "mlflow.tracker"}.get(name, name)
-        module: Any = importlib.import_module(f"autoembed.study.trackers.{home}")
+        module = importlib.import_module(f"autoembed.study.trackers.{home}")
     else:
-        module = plugins.load("tracker", name, "autoembed.study.trackers", TRACKERS, ("Tracker",))
-        if module is None:
+        loaded = plugins.load("tracker", name, "autoembed.study.trackers", TRACKERS, ("Tracker",))
+        if loaded is None:
             raise SpaceError(f"the tracker {name!r} is a module from outside: import it first")
+        module = loaded
     found: type[Tracker] = module.Tracker
     return found

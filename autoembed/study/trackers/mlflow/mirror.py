@@ -11,7 +11,6 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import polars as pl
 from mlflow import MlflowClient
@@ -21,13 +20,14 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from autoembed.bundle import load_bundle
 from autoembed.errors import StudyError
 from autoembed.ranking.ranking import Ranking
-from autoembed.space import SearchSpace, load_yaml
+from autoembed.space import SearchSpace, load_mapping
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.results.retrain import ARMS
 from autoembed.study.run_dir import Ended, RunDir, arm_of
 from autoembed.study.show.page import block_matrix, choice_matrix
 from autoembed.study.trackers.mlflow.store import ARTIFACTS, make_store, mend_moved, own_store, store
 from autoembed.study.trackers.mlflow.view import SAVED_VIEW, curve, description, saved_view
+from autoembed.task import columns, task_of, under
 from autoembed.trial import TrialResult
 
 for _name in ("mlflow", "alembic", "urllib3"):
@@ -242,7 +242,7 @@ class Mirror:
         if self._whole(run):
             return
         self._inputs(self.parent)
-        given = load_yaml(self.run.space.read_text())
+        given = load_mapping(self.run.space.read_text())
         # What is there stays: some keys may differ when a study goes on.
         new = {name: value for name, value in flat(given).items() if name not in run.data.params}
         self.client.log_batch(self.parent, params=[Param(name, str(value)[:6000]) for name, value in new.items()])
@@ -258,11 +258,10 @@ class Mirror:
         parent = self._runs[""]
         rows = [row.model_dump(mode="json", exclude={"valid", "test"}) for row in board.rows]
         for plain, row in zip(rows, board.rows, strict=True):
-            for split, metrics in (("valid", row.valid), ("test", row.test)):
-                for name in ("auc", "logloss"):
-                    plain[f"{split}_{name}"] = getattr(metrics, name, None)
+            known = under("valid", row.valid) | under("test", row.test)
+            plain |= {name: known.get(name) for name in columns(task_of(board.metric), "valid", "test")}
             if row.trial and row.test:
-                test = {"test_auc": row.test.auc, "test_logloss": row.test.logloss}
+                test = under("test", row.test)
                 self._facts(self._child(row.trial), test)
                 if row.trial == board.winner:
                     self._facts(parent, _facts_of(self.run.read_trial(row.trial).result) | test)
@@ -334,8 +333,7 @@ def _facts_of(result: TrialResult) -> dict[str, float | None]:
     """What came of a trial, under the names that it has everywhere."""
     costs = {f"cost/{name}": getattr(result.cost, name) for name in COSTS}
     return {
-        "valid_auc": result.valid.auc,
-        "valid_logloss": result.valid.logloss,
+        **under("valid", result.valid),
         **costs,
         "cost/latency_ms": result.latency_ms,
         "cost/search_seconds": result.search_seconds,
@@ -348,13 +346,13 @@ def model_name(run: RunDir) -> str:
     return run.name.replace(":", "-").replace("'", "-")
 
 
-def flat(node: Any, place: str = "") -> dict[str, Any]:
+def flat(node: object, place: str = "") -> dict[str, object]:
     """Nested plain data as one level of dotted names; lists of plain values stay whole."""
     if isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node):
         node = {str(number): item for number, item in enumerate(node)}
     if not isinstance(node, dict):
         return {place: node}
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, child in node.items():
         found |= flat(child, f"{place}.{key}" if place else str(key))
     return found

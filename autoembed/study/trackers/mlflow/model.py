@@ -20,9 +20,10 @@ from autoembed import __version__
 from autoembed.bundle import load_bundle
 
 
-class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class BundleModel(mlflow.pyfunc.PythonModel):
     """Raw rows to click probabilities."""
 
+    # Any: MLflow looks at these types, and warns of those that it does not know.
     def load_context(self, context: Any) -> None:
         self.bundle = load_bundle(context.artifacts["bundle"])
 

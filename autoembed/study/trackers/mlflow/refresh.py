@@ -48,10 +48,10 @@ def log_refresh(run: RunDir, done: Refreshed, facts: Mapping[str, Any]) -> str:
 
 def _facts(client: MlflowClient, run_id: str, done: Refreshed, facts: Mapping[str, Any]) -> None:
     now = int(time.time() * 1000)
-    values = {
-        f"tail/{name}_{when}": getattr(metrics, name)
+    values: dict[str, Any] = {
+        f"tail/{name}_{when}": value
         for when, metrics in (("before", done.before), ("after", done.after))
-        for name in ("auc", "logloss")
+        for name, value in metrics.items()
     }
     values |= {"rows": done.rows, "values/new": done.values["new"].sum(), "values/gone": done.values["gone"].sum()}
     shares = done.coverage.select("unknown", "missing").max()

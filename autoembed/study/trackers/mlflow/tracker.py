@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
-from typing import Any
 
 from autoembed.errors import StudyError
 from autoembed.space import SearchSpace
@@ -21,7 +20,7 @@ from autoembed.study.trackers.mlflow.store import store
 
 PATIENCE = 60.0  # seconds that the end of a study waits for MLflow
 
-Step = Callable[[Mirror], Any]
+Step = Callable[[Mirror], object]
 
 
 class Tracker:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from autoembed.study.results.leaderboard import Leaderboard
+from autoembed.task import columns, metric_of, task_of, titled, under
 
 PHASES = ("warm", "search", "refit", "teacher")
 # A view that MLflow's UI reads from a tag of the experiment, as its "Share" button writes one.
@@ -22,15 +22,16 @@ def curve(name: str) -> str:
 
 def saved_view(metric: str) -> str:
     """The state of MLflow's table of runs that shows a study's trials, the best by `metric` first."""
-    other = "valid_logloss" if metric == "valid_auc" else "valid_auc"
-    metrics = [metric, other, "test_auc", "cost/bytes", "cost/embedding_bytes", "cost/latency_ms"]
-    columns = [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in ("arm", "state"))]
+    task = task_of(metric)
+    others = [name for name in columns(task, "valid") if name != metric]
+    metrics = [metric, *others, f"test_{task.metrics[0].name}", "cost/bytes", "cost/embedding_bytes", "cost/latency_ms"]
+    shown = [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in ("arm", "state"))]
     return json.dumps(
         {
             "orderByKey": f"metrics.`{metric}`",
-            "orderByAsc": metric == "valid_logloss",
-            "selectedColumns": columns,
-            "columnOrder": columns,
+            "orderByAsc": not metric_of(metric).rises,
+            "selectedColumns": shown,
+            "columnOrder": shown,
         }
     )
 
@@ -45,24 +46,28 @@ def description(board: Leaderboard, experiment: str, runs: Mapping[str, str], co
 
     `runs` are the ids of the trials' runs.
     """
-    metric = board.metric.replace("_", " ").replace("auc", "AUC")
+    metric = titled(board.metric)
+    task = task_of(board.metric)
+    first, tested = task.metrics[0], columns(task, "test")
+    heads = ["arm", "trial", titled(first.monitor), *map(titled, tested), "embedding bytes", "bytes"]
+    heads.append("done/pruned/failed")
     lines = [
         f"The best trial of each arm by {metric}; **{board.winner}** is the best of all.",
         "",
-        "| arm | trial | valid AUC | test AUC | test logloss | embedding bytes | bytes | done/pruned/failed |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(heads)} |",
+        f"| --- | --- | {' | '.join(['---:'] * (len(heads) - 2))} |",
     ]
     for row in board.rows:
         counts = f"{row.done}/{row.pruned}/{row.failed}"
-        cells = ["-"] * 6
+        cells = ["-"] * (len(heads) - 2)
         if row.trial is not None and row.valid is not None and row.test is not None:
             link = f"[{row.trial}](#/experiments/{experiment}/runs/{runs[row.trial]})"
-            numbers = [f"{value:.4f}" for value in (row.valid.auc, row.test.auc, row.test.logloss)]
+            numbers = [f"{value:.4f}" for value in (row.valid[first.name], *under("test", row.test).values())]
             cells = [link, *numbers, *(_whole(value) for value in (row.embedding_bytes, row.bytes))]
         name = f"**{row.arm}**" if row.trial == board.winner else row.arm
         lines.append("| " + " | ".join([name, *cells, counts]) + " |")
     return "\n".join([*lines, "", *(f"    {command}" for command in commands)])
 
 
-def _whole(value: Any) -> str:
+def _whole(value: object) -> str:
     return "-" if value is None else f"{value:,}"

@@ -1,0 +1,132 @@
+"""What a bundle can be exported to, and the folder that each export is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from autoembed import __version__
+from autoembed.bundle import Bundle, sha256
+from autoembed.errors import BundleError, option
+from autoembed.export.program import expected
+from autoembed.types import Array
+from autoembed.writing import scratch
+
+# The module of each format: `write(bundle, folder)`, REQUIREMENTS of whoever scores, and LIMITS in a sentence.
+FORMATS = {"onnx": "onnx_graph", "torch": "torch_package", "numpy": "numpy_scorer", "tables": "raw_tables"}
+SAMPLE_ROWS = 64
+_USE = {
+    "onnx": """import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("rows.onnx")     # model.onnx takes ids int64 [N, F] as "ids"
+feeds = {i.name: np.array(["a"], dtype=object) if "string" in i.type else np.array([1.0]) for i in session.get_inputs()}
+click, = session.run(None, feeds)                       # float32 [N]""",
+    "torch": """import torch
+model = torch.export.load("model.pt2").module()
+click = model(torch.zeros(2, FIELDS, dtype=torch.int64))    # ids int64 [N, F] -> float32 [N]""",
+    "numpy": """from scorer import Scorer
+model = Scorer.load(".")
+click = model.predict({name: [None] for name in model.columns})     # raw rows -> float32 [N]""",
+    "tables": """import json
+from safetensors.numpy import load_file
+tables, described = load_file("tables.safetensors"), json.load(open("tables.json"))""",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A folder that was written, its format and the bytes of its files."""
+
+    path: Path
+    format: str
+    bytes: int
+
+
+def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
+    """Writes a bundle in another format, into a folder that must be new or empty.
+
+    Beside the model the folder holds README.md (how to score, what the format cannot say), requirements.txt (all that
+    scoring needs), sample.json (ids with the bundle's own predictions, to check a port against) and export.json.
+
+    Args:
+        bundle: a loaded bundle.
+        out: the folder.
+        format: onnx, torch, numpy or tables.
+
+    Raises:
+        BundleError: there is no such format, the folder is not empty, a package is missing, or the format cannot say
+            what the model does.
+    """
+    path = Path(out)
+    if format not in FORMATS:
+        raise BundleError(f"{option('format')} must be bundle, {', '.join(FORMATS)}, but got {format!r}")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is not empty: choose another place")
+    module = import_module(f"autoembed.export.{FORMATS[format]}")
+    write: Callable[[Bundle, Path], None] = module.write
+    with scratch(path.parent) as temporary:
+        folder = temporary / "made"
+        folder.mkdir(mode=0o755)
+        write(bundle, folder)
+        _write_sample(bundle, folder)
+        (folder / "requirements.txt").write_text("\n".join(module.REQUIREMENTS) + "\n")
+        (folder / "README.md").write_text(_readme(bundle, format, module.LIMITS))
+        files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+        facts = {
+            "version": 1,
+            "format": format,
+            "autoembed": __version__,
+            "bundle": sha256(bundle.path / "manifest.json"),
+            "files": files,
+        }
+        (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
+        for file in folder.iterdir():
+            file.chmod(0o644)
+        if path.exists():
+            path.rmdir()
+        folder.rename(path)
+    return Export(path=path, format=format, bytes=sum(file.stat().st_size for file in path.iterdir()))
+
+
+def sample_ids(bundle: Bundle, rows: int = SAMPLE_ROWS) -> Array:
+    """Ids int32 [rows, F], drawn evenly from each field's, the same for the same bundle."""
+    rng = np.random.default_rng(0)
+    return np.stack([rng.integers(0, size, rows) for size in bundle.schema.cardinalities], axis=1).astype(np.int32)
+
+
+def _write_sample(bundle: Bundle, folder: Path) -> None:
+    ids = sample_ids(bundle)
+    click = expected(bundle, ids)
+    fields = [field.name for field in bundle.schema.fields]
+    node = {"fields": fields, "ids": ids.tolist(), "click": [float(value) for value in click]}
+    (folder / "sample.json").write_text(json.dumps(node) + "\n")
+
+
+def _readme(bundle: Bundle, format: str, limits: str) -> str:
+    rows = [
+        f"| {field.name} | {field.kind} | {field.cardinality:,} |" for field in bundle.schema.fields if not field.cross
+    ]
+    return "\n".join(
+        [
+            f"# A click model for {format}",
+            "",
+            f"Exported by autoembed {__version__}. `pip install -r requirements.txt` is all that scoring needs.",
+            "",
+            "```python",
+            _USE[format].replace("FIELDS", str(len(bundle.schema.fields))),
+            "```",
+            "",
+            limits,
+            "",
+            "sample.json holds ids and what the bundle predicts for them. A port is right if it gives them to 1e-5.",
+            "",
+            "| column | kind | ids |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

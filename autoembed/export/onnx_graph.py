@@ -1,0 +1,184 @@
+"""ONNX: model.onnx takes ids, rows.onnx takes raw values, column by column. Tables keep their packed bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from autoembed.bundle import Bundle
+from autoembed.errors import BundleError
+from autoembed.export.numpy_scorer import vocabulary_of
+from autoembed.export.program import INPUT, program_of
+
+REQUIREMENTS = ("onnxruntime>=1.20", "numpy")
+LIMITS = (
+    "rows.onnx knows a value by its text: numbers of categorical columns must be given as text, whole ones without a "
+    "decimal point, and a missing value as an empty text, or NaN in numeric columns."
+)
+OUTPUT = "click"
+_OPSET, _ML = 18, 2
+_TRUTH = {"true": ("true", "True", "TRUE", "1"), "false": ("false", "False", "FALSE", "0")}
+
+
+def write(bundle: Bundle, folder: Path) -> None:
+    """Writes model.onnx and rows.onnx; BundleError says which package is missing.
+
+    rows.onnx is left out where a crossed column is hashed, which ONNX has no operation for.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BundleError(f"exporting to ONNX needs the package {error.name}: pip install 'autoembed[onnx]'") from None
+    model = graph_of_ids(program_of(bundle))
+    onnx.save(model, folder / "model.onnx")
+    fields = vocabulary_of(bundle.vocabulary)
+    if all(field.get("buckets") is None for field in fields):
+        onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
+
+
+def graph_of_ids(program: ExportedProgram) -> Any:
+    """A program as an ONNX model, without a word of the machine that made it."""
+    quiet = logging.getLogger("torch.onnx")
+    level, stdout = quiet.level, io.StringIO()
+    try:
+        quiet.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(stdout):
+            warnings.simplefilter("ignore")  # torch's own, of its own code
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    assert made is not None
+    model = made.model_proto
+    for one in model.graph.node:  # where in the exporting machine's files each operation comes from
+        del one.metadata_props[:]
+        one.ClearField("doc_string")
+    return model
+
+
+def _with_lookups(model: Any, fields: list[dict[str, Any]]) -> Any:
+    """A copy of a graph of ids with the lookups of raw values before it."""
+    from onnx import checker, helper
+
+    lookups = _Lookups()
+    for field in fields:
+        lookups.add(field)
+    lookups.join(INPUT)
+    graph = model.graph
+    merged = helper.make_graph(
+        [*lookups.nodes, *graph.node],
+        "rows",
+        lookups.inputs,
+        graph.output,
+        initializer=[*lookups.constants, *graph.initializer],
+        value_info=graph.value_info,
+    )
+    opsets = [*model.opset_import, helper.make_opsetid("ai.onnx.ml", _ML)]
+    made = helper.make_model(merged, opset_imports=opsets, ir_version=model.ir_version, functions=model.functions)
+    checker.check_model(made)
+    return made
+
+
+class _Lookups:
+    """The nodes that turn raw columns into ids, int64 [N] each."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Any] = []
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.ids: dict[str, str] = {}  # of each field, the name of its ids in the graph
+        self.axis = self._constant("raw/axis", [1])
+
+    def add(self, field: dict[str, Any]) -> None:
+        """A field, after those that it is crossed of."""
+        make = {"categorical": self._categorical, "numeric": self._numeric, "crossed": self._crossed}[field["kind"]]
+        self.ids[field["name"]] = make(field, f"raw/{len(self.ids)}")
+
+    def join(self, output: str) -> None:
+        """The ids of all fields side by side, [N, F]."""
+        names = enumerate(self.ids.values())
+        columns = [self._node("Unsqueeze", [name, self.axis], f"raw/{place}/side") for place, name in names]
+        self._node("Concat", columns, output, axis=1)
+
+    def _categorical(self, field: dict[str, Any], at: str) -> str:
+        from onnx import TensorProto
+
+        texts = _texts(field)
+        return self._encoder(
+            [self._input(field["name"], TensorProto.STRING)],
+            f"{at}/id",
+            keys_strings=list(texts),
+            values_int64s=list(texts.values()),
+        )
+
+    def _numeric(self, field: dict[str, Any], at: str) -> str:
+        """The number of upper bounds below a value is its bin."""
+        from onnx import TensorProto
+
+        name = self._input(field["name"], TensorProto.DOUBLE)
+        uppers = [math.inf if upper is None else upper for upper in field["uppers"]]
+        column = self._node("Unsqueeze", [name, self.axis], f"{at}/column")
+        above = self._node("Greater", [column, self._constant(f"{at}/uppers", [uppers])], f"{at}/above")
+        counted = self._node("Cast", [above], f"{at}/whole", to=TensorProto.INT64)
+        bin_ = self._node("ReduceSum", [counted, self.axis], f"{at}/bin", keepdims=0)
+        known = self._node("Gather", [self._constant(f"{at}/ids", [*field["ids"], 0]), bin_], f"{at}/known")
+        missing = self._constant(f"{at}/missing", field["missing"])
+        return self._node("Where", [self._node("IsNaN", [name], f"{at}/nan"), missing, known], f"{at}/id")
+
+    def _crossed(self, field: dict[str, Any], at: str) -> str:
+        size = self._constant(f"{at}/size", field["size"])
+        scaled = self._node("Mul", [self.ids[field["a"]], size], f"{at}/scaled")
+        key = self._node("Add", [scaled, self.ids[field["b"]]], f"{at}/key")
+        # A lookup must have a key, and ids are never below 0.
+        keys, ids = (field["keys"], field["ids"]) if field["keys"] else ([-1], [0])
+        return self._encoder([key], f"{at}/id", keys_int64s=keys, values_int64s=ids)
+
+    def _encoder(self, inputs: list[str], output: str, **tables: Any) -> str:
+        return self._node("LabelEncoder", inputs, output, domain="ai.onnx.ml", default_int64=0, **tables)
+
+    def _input(self, name: str, kind: int) -> str:
+        from onnx import helper
+
+        self.inputs.append(helper.make_tensor_value_info(name, kind, ["batch"]))
+        return name
+
+    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def _constant(self, name: str, values: Any) -> str:
+        from onnx import TensorProto, helper
+
+        own = np.asarray(values)
+        kind = TensorProto.DOUBLE if own.dtype.kind == "f" else TensorProto.INT64
+        self.constants.append(helper.make_tensor(name, kind, own.shape, own.reshape(-1).tolist()))
+        return name
+
+
+def _texts(field: dict[str, Any]) -> dict[str, int]:
+    """The ids of a categorical field's texts; empty means missing, and truth values have all their spellings."""
+    known = {value: place for place, value in enumerate(field["values"]) if value is not None}
+    words = set(known)
+    if words and (words <= set(_TRUTH) or words <= {"0", "1"}):
+        for word, spellings in _TRUTH.items():
+            own = known.get(word, known.get(spellings[-1]))
+            known |= {} if own is None else dict.fromkeys(spellings, own)
+    return {**known, "": field["missing"]}

@@ -1,0 +1,310 @@
+"""What a study predicts: loss, link, metrics with their directions, and when a search is hopeless.
+
+Clicks are the only task. Another one is another class here, in `TASKS`, and a key of the `data:` section that names
+it: `DataSpec.task` and `FeatureSchema.task` say which one it is. No other module names a metric or a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+import numpy as np
+import polars as pl
+from pydantic import AfterValidator
+
+from autoembed.errors import DataError, SpaceError, unknown
+from autoembed.metrics import Metrics, auc_error, evaluate, log_losses, placements, scale_and_shift
+from autoembed.types import Array, Bools, Floats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Torch is imported where tensors come in: a ranking needs the rest of a task and starts without it.
+
+_ERRORS, _ABOVE = 3, 0.02
+_LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number that tells how good predictions are.
+
+    Attributes:
+        name: as it is stored, such as auc.
+        title: as people read it, such as AUC.
+        rises: whether more is better.
+    """
+
+    name: str
+    title: str
+    rises: bool
+
+    @property
+    def monitor(self) -> str:
+        """Its name on valid, which training follows and studies optimise."""
+        return f"valid_{self.name}"
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return "max" if self.rises else "min"
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.rises else -1
+
+    def figure(self, metrics: Metrics) -> float:
+        """The value as a number that is better the larger it is."""
+        return self.sign * metrics[self.name]
+
+    def best(self, values: Iterable[float]) -> float | None:
+        """The best of the values, None if there are none."""
+        return max(values, default=None) if self.rises else min(values, default=None)
+
+
+class Task(Protocol):
+    """How logits become predictions, what they are trained by, and how they are judged.
+
+    Labels are float, logits and predictions are of the same rows. Everything is numpy [N], but for torch tensors in
+    `loss`, `distil` and `link`.
+
+    Attributes:
+        name: as a `data:` section would say it.
+        metrics: the first one tells whether anything was learnt, and is the default objective.
+        criterion: the metric that is the mean of `losses`.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+    @property
+    def criterion(self) -> Metric: ...
+
+    def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
+        """What to know of the labels of a split; DataError if nothing can be learnt or measured there.
+
+        `counted` has a row for each `label` with its `count` of rows, `name` is the name of the label's column.
+        """
+
+    def classes(self, labels: Array) -> Array:
+        """The class of each row, 0 or 1, uint8 [N]: by these columns are ranked and splits stratified."""
+
+    def loss(self, logits: Tensor, labels: Tensor, positive_weight: float = 1.0, reduction: str = "mean") -> Tensor:
+        """The loss of logits [B], or [B, K] of an ensemble's K; a click counts `positive_weight` times."""
+
+    def distil(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of logits [B] or [B, K] against a teacher's [B]."""
+
+    def link(self, logits: Tensor) -> Tensor:
+        """The predictions that logits mean."""
+
+    def measurable(self, labels: Array) -> bool:
+        """Whether the metrics are defined on these labels."""
+
+    def evaluate(self, labels: Array, predictions: Array) -> Metrics:
+        """The metrics; DataError if they are not defined."""
+
+    def error(self, value: float, labels: Array) -> float:
+        """The standard error of a value of the first metric, by the rows alone."""
+
+    def hopeless(self, value: float, labels: Array) -> float | None:
+        """The bound that a search must beat by now, if its best `value` of the first metric on valid does not."""
+
+    def losses(self, labels: Array, logits: Array) -> Array:
+        """The loss of each row."""
+
+    def rises(self, labels: Array, logits: Array, changes: Array) -> Array:
+        """How much each row's loss rises when its logit [N, 1] changes by each of [N, O], quickly: float32 [N, O]."""
+
+    def calibration(self, labels: Array, logits: Array) -> tuple[float, float]:
+        """The scale and shift of logits with the least mean loss."""
+
+    def line(self, labels: Array, predictions: Array) -> tuple[float, float] | None:
+        """The scale and shift that a cluster's logits get, from its predictions on valid; None if they stay."""
+
+    def compare(self, labels: Array, logits: Array) -> Callable[[Array], dict[str, float]]:
+        """What other logits of the same rows would be worse by, as a function of these.
+
+        Of each metric NAME it gives NAME_rise or NAME_fall, above 0 if worse, and NAME_se, the standard error, paired
+        over rows.
+        """
+
+
+class BinaryClicks:
+    """Labels 0 and 1: cross-entropy, a sigmoid, AUC and logloss."""
+
+    name = "clicks"
+    metrics = (Metric(name="auc", title="AUC", rises=True), Metric(name="logloss", title="logloss", rises=False))
+    criterion = metrics[1]
+
+    def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
+        rows = int(counted["count"].sum())
+        if counted.height < 2:
+            raise DataError(
+                f"label {name!r} must have both classes in {split}, but all {rows} rows are {counted['label'][0]}: "
+                "change data.split (stratify: true gives each split its share), or the files"
+            )
+        rare, least = counted.sort("count").row(0)
+        if least < _LEAST:
+            raise DataError(
+                f"{split} has {least} of {rows:,} rows with label {rare}, and must have {_LEAST}: set "
+                "data.split.stratify: true, or give valid and test more rows"
+            )
+        if split != "train" and least < _FEW:
+            return [f"{split} has only {least} rows with label {rare}: differences of AUC are mostly chance there"]
+        return []
+
+    def classes(self, labels: Array) -> Array:
+        return (labels > 0.5).astype(np.uint8)
+
+    def loss(self, logits: Tensor, labels: Tensor, positive_weight: float = 1.0, reduction: str = "mean") -> Tensor:
+        from torch.nn import functional
+
+        if logits.dim() == 2:
+            labels = labels.unsqueeze(1).expand_as(logits)
+        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction=reduction)
+
+    def distil(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        return self.loss(logits, self.link(teacher))
+
+    def link(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def measurable(self, labels: Array) -> bool:
+        return bool(labels.min() != labels.max())
+
+    def evaluate(self, labels: Array, predictions: Array) -> Metrics:
+        return evaluate(labels, predictions)
+
+    def error(self, value: float, labels: Array) -> float:
+        ones = int((labels > 0).sum())
+        return auc_error(value, ones, len(labels) - ones)
+
+    def hopeless(self, value: float, labels: Array) -> float | None:
+        # So many standard errors above chance, but where valid is small no more than _ABOVE.
+        bound = 0.5 + min(_ERRORS * self.error(value, labels), _ABOVE)
+        return bound if value <= bound else None
+
+    def losses(self, labels: Array, logits: Array) -> Array:
+        return log_losses(labels, logits)
+
+    def rises(self, labels: Array, logits: Array, changes: Array) -> Array:
+        import torch
+        from torch.nn import functional
+
+        # torch's softplus in 32 bits takes a twentieth of numpy's logaddexp in 64.
+        before, after = (functional.softplus(torch.from_numpy(part)).numpy() for part in (logits, logits + changes))
+        return np.asarray(after - before - labels * changes)
+
+    def calibration(self, labels: Array, logits: Array) -> tuple[float, float]:
+        return scale_and_shift(labels, logits)
+
+    def line(self, labels: Array, predictions: Array) -> tuple[float, float] | None:
+        from sklearn.linear_model import LogisticRegression
+
+        if len(np.unique(labels)) != 2:
+            return None
+        p = predictions.astype(np.float64).clip(1e-7, 1 - 1e-7)
+        fitted = LogisticRegression(C=1e6).fit(np.log(p / (1 - p))[:, None], labels)
+        return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+
+    def compare(self, labels: Array, logits: Array) -> Callable[[Array], dict[str, float]]:
+        ones = labels == 1
+        loss, placed = _losses(logits, ones), placements(logits, ones)
+
+        def compared(other: Array) -> dict[str, float]:
+            rise, fall = _losses(other, ones) - loss, placed - placements(other, ones)
+            return {
+                "logloss_rise": float(rise.mean()),
+                "logloss_se": float(np.sqrt(_variance_of_mean(rise))),
+                "auc_fall": float(fall[ones].mean()),
+                "auc_se": float(np.sqrt(_variance_of_mean(fall[ones]) + _variance_of_mean(fall[~ones]))),
+            }
+
+        return compared
+
+
+def _losses(logits: Array, ones: Bools) -> Floats:
+    losses: Floats = np.logaddexp(0.0, np.where(ones, -logits, logits))
+    return losses
+
+
+def _variance_of_mean(values: Floats) -> float:
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+CLICKS = BinaryClicks()
+TASKS: tuple[Task, ...] = (CLICKS,)
+_KNOWN = {metric.name: (metric, task) for task in TASKS for metric in task.metrics}
+
+
+def metric_of(monitor: str) -> Metric:
+    """The metric of a name such as valid_auc or test_auc; SpaceError if no task has it."""
+    return _named(monitor)[0]
+
+
+def task_of(monitor: str) -> Task:
+    """The task whose metric a name such as valid_auc is of; SpaceError if there is none."""
+    return _named(monitor)[1]
+
+
+def _named(monitor: str) -> tuple[Metric, Task]:
+    split, _, name = monitor.partition("_")
+    if name not in _KNOWN:
+        raise SpaceError(unknown("metric", monitor, [f"{split}_{known}" for known in _KNOWN]))
+    return _KNOWN[name]
+
+
+def metric_in(task: Task, monitor: str | None) -> Metric:
+    """The metric of `task` that training follows, its first one without a name; SpaceError if it is another task's."""
+    names = {metric.monitor: metric for metric in task.metrics}
+    if monitor is None:
+        return task.metrics[0]
+    if monitor not in names:
+        raise SpaceError(unknown("metric", monitor, list(names)))
+    return names[monitor]
+
+
+def titled(name: str) -> str:
+    """A name such as valid_auc as people read it: valid AUC."""
+    first, _, rest = name.partition("_")
+    return f"{first} {_KNOWN[rest][0].title}" if rest in _KNOWN else name.replace("_", " ")
+
+
+def columns(task: Task, *splits: str) -> dict[str, Metric]:
+    """The columns in which the metrics of these splits stand in a table."""
+    return {f"{split}_{metric.name}": metric for split in splits for metric in task.metrics}
+
+
+def under(split: str, metrics: Metrics | None) -> dict[str, float]:
+    """Metrics under the names of these columns; nothing if there are none."""
+    return {} if metrics is None else {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def told(metrics: Metrics, split: str = "") -> str:
+    """Metrics in words, such as "test AUC 0.7012, test logloss 0.4310"."""
+    return ", ".join(f"{titled(name)} {value:.4f}".lstrip() for name, value in under(split, metrics).items())
+
+
+def _known_monitor(name: str) -> str:
+    known = [metric.monitor for metric, _ in _KNOWN.values()]
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(known)}, but got {name!r}")
+    return name
+
+
+def _whole(metrics: Metrics) -> Metrics:
+    kinds = [tuple(metric.name for metric in task.metrics) for task in TASKS]
+    if metrics.names not in kinds:
+        raise ValueError(
+            f"must have the metrics {' or '.join(map(', '.join, kinds))}, but has {', '.join(metrics.names)}"
+        )
+    return metrics
+
+
+# In stored formats: a metric on valid by its name, and all metrics of a task.
+Monitor = Annotated[str, AfterValidator(_known_monitor)]
+TaskMetrics = Annotated[Metrics, AfterValidator(_whole)]

@@ -1,0 +1,241 @@
+"""Each format scores as the bundle does: from ids, from raw rows, and outside of this package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from autoembed.bundle import load_bundle, write_bundle
+from autoembed.data.crosses import CrossSpec
+from autoembed.data.dataset import build_dataset
+from autoembed.data.spec import DataSpec
+from autoembed.errors import BundleError
+from autoembed.export.formats import FORMATS, export_bundle, sample_ids
+from autoembed.export.program import expected
+from autoembed.export.scorer import Scorer
+from autoembed.trial import check, run_trial
+
+onnx = pytest.importorskip("onnx", reason="needs the package onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
+
+ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """A table with text, whole numbers, numbers, truth values and gaps."""
+    rng = np.random.default_rng(0)
+    country = rng.choice(["de", "fr", "", "it", "01", "1"], ROWS)
+    hour, price = rng.integers(0, 24, ROWS), rng.normal(10, 4, ROWS).round(2)
+    price[rng.random(ROWS) < 0.1] = np.nan
+    mobile = rng.random(ROWS) < 0.5
+    odds = (country == "de") * 1.5 + np.where(np.isnan(price), 1.0, price / 8) - 1.5 * mobile * (hour > 12)
+    table = pl.DataFrame(
+        {
+            "country": country,
+            "hour": pl.Series(hour).set(pl.Series(hour == 3), None),
+            "price": price,
+            "mobile": mobile,
+            "click": (rng.random(ROWS) < 1 / (1 + np.exp(-odds))).astype(int),
+        }
+    )
+    path = tmp_path_factory.mktemp("raw") / "clicks.parquet"
+    table.write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(raw, tmp_path_factory):
+    """DeepFM on mixed widths in 3 bits, with a memorized and a factorized pair."""
+    spec = DataSpec.model_validate({"label": "click", "split": {"by": "random", "valid": 0.2, "test": 0.2}, "bins": 8})
+    dataset = build_dataset(spec, str(raw), tmp_path_factory.mktemp("encoded"))
+    pairs = [("country", "mobile"), ("hour", "mobile")]
+    dataset = dataset.cross(pairs, CrossSpec(min_count=2), tmp_path_factory.mktemp("crossed"), candidates=True)
+    config = check(
+        {
+            "arm": "x",
+            "stages": [
+                {"method": "magnitude", "warm_epochs": 2, "width": 3},
+                {"method": "all_memorize", "pair_dim": 2},
+            ],
+            "embedding": {"dim": 4, "blocks": 2, "bits": 3},
+            "backbone": {"name": "deepfm", "hidden": [8]},
+            "train": {"epochs": 2, "batch_size": 200, "lr": 1e-2},
+            "device": "cpu",
+        }
+    )
+    result, model = run_trial(config, dataset, lambda event: None)
+    folder = tmp_path_factory.mktemp("bundle") / "best"
+    return load_bundle(
+        write_bundle(
+            folder,
+            schema=dataset.schema,
+            vocabulary=dataset.vocabulary,
+            architecture=result.architecture,
+            model=model,
+            data={"label": "click"},
+            metrics={},
+            provenance={},
+        )
+    )
+
+
+def close(found, wanted):
+    np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def exports(bundle, tmp_path_factory):
+    """Every format, written once."""
+    root = tmp_path_factory.mktemp("exports")
+    return {name: export_bundle(bundle, root / name, name) for name in FORMATS}
+
+
+def test_onnx_scores_ids_in_batches_of_any_size(bundle, exports):
+    session = onnxruntime.InferenceSession(exports["onnx"].path / "model.onnx")
+    ids = sample_ids(bundle, 300)
+    wanted = expected(bundle, ids)
+    for size in (1, 7, 300):
+        close(session.run(None, {"ids": ids[:size].astype(np.int64)})[0], wanted[:size])
+
+
+def test_onnx_keeps_tables_packed_and_tells_nothing_of_the_machine(exports):
+    text = (exports["onnx"].path / "model.onnx").read_bytes()
+    assert b"site-packages" not in text
+    assert b"/export/serving.py" not in text
+    kinds = {one.data_type for one in onnx.load(exports["onnx"].path / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.UINT8 in kinds
+
+
+def test_onnx_scores_raw_rows(bundle, exports, raw):
+    table = pl.read_parquet(raw).head(200)
+    session = onnxruntime.InferenceSession(exports["onnx"].path / "rows.onnx")
+    assert {given.name: given.type for given in session.get_inputs()} == {
+        "country": "tensor(string)",
+        "hour": "tensor(string)",
+        "price": "tensor(double)",
+        "mobile": "tensor(string)",
+    }
+    texts = {
+        name: table[name].cast(pl.String).fill_null("").to_numpy().astype(object)
+        for name in ("country", "hour", "mobile")
+    }
+    found = session.run(None, {**texts, "price": table["price"].to_numpy()})[0]
+    close(found, bundle.predict(table))
+
+
+def test_a_torch_program_scores_without_this_package(bundle, exports):
+    ids = sample_ids(bundle, 50)
+    model = torch.export.load(exports["torch"].path / "model.pt2").module()
+    close(model(torch.from_numpy(ids).long()), expected(bundle, ids))
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_the_numpy_scorer_reads_raw_rows(bundle, exports, raw, as_rows):
+    table = pl.read_parquet(raw).head(200)
+    model = Scorer.load(exports["numpy"].path)
+    found = model.predict(table.to_dicts() if as_rows else table.to_dict(as_series=False))
+    close(found, bundle.predict(table))
+    close(model.predict_proba(table)[:, 1], found)
+    assert model.predict([]).shape == (0,)
+
+
+STRANGE = [None, "", "nan", "1", "01", "1.0", 1, 1.0, True, "True", "TRUE", "false", "new", 2.5, -3]
+
+
+@pytest.mark.parametrize("name", ["country", "hour", "mobile"])
+def test_the_numpy_scorer_knows_values_as_the_bundle_does(bundle, exports, name):
+    model = Scorer.load(exports["numpy"].path)
+    rest = bundle.example().to_dicts()[0]
+    for value in STRANGE:
+        row = {**rest, name: value}
+        frame = pl.DataFrame({key: [one] for key, one in row.items()}, strict=False)
+        assert (model.ids([row])[0] == bundle.vocabulary.encode(frame)[0]).all(), f"{value!r}"
+
+
+def test_the_numpy_scorer_needs_numpy_alone(exports):
+    code = """
+import json, sys
+from scorer import Scorer
+sample = json.load(open("sample.json"))
+found = Scorer.load(".").predict_ids(sample["ids"])
+assert abs(found - sample["click"]).max() < 1e-5
+print(sorted({"torch", "polars", "autoembed", "pandas"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=exports["numpy"].path, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_reader_of_the_raw_tables_finds_each_embedding(bundle, exports):
+    """Reads bytes by tables.json alone, as a reader in another language would."""
+    from safetensors.numpy import load_file
+
+    folder = exports["tables"].path
+    described, tensors = json.loads((folder / "tables.json").read_text()), load_file(folder / "tables.safetensors")
+    (model,) = described["models"]
+    ids = sample_ids(bundle, 20)
+    columns = [bundle.schema.index(field["name"]) for field in model["fields"]]
+    with torch.no_grad():
+        wanted = bundle.model.embedding(torch.from_numpy(ids[:, columns])).numpy()
+    for row, own in enumerate(ids[:, columns]):
+        for place, field in enumerate(model["fields"]):
+            close(read(model, field, int(own[place]), tensors), wanted[row, place])
+
+
+def read(model, field, value, tensors):
+    """The embedding of an id, and its first-order weight behind it."""
+    out = np.zeros(model["dim"] + model["first_order"])
+    block = next(one for one in field["blocks"] if one["first_id"] <= value < one["end_id"])
+    if block["table"] is None:
+        return out
+    table = model["tables"][block["table"]]
+    row = value - block["first_id"] + block["row_of_first_id"]
+    if "numbers" in table:
+        numbers = tensors[table["numbers"]][row].astype(float)
+        out[block["dims"]] = numbers[: table["width"]]
+        if table["first_order"]:
+            out[-1] = numbers[-1]
+        return out
+    codes, start, done = np.zeros(table["width"]), 0, 0
+    for plane in table["planes"]:
+        size = -(-table["width"] * plane // 8)
+        bits = np.unpackbits(tensors[table["codes"]][row, start : start + size], bitorder="little")
+        each = bits[: table["width"] * plane].reshape(-1, plane)
+        codes += each @ (2 ** np.arange(plane)) * 2**done
+        start, done = start + size, done + plane
+    step = np.asarray(
+        tensors[table["step"]][row if table["step_of"] == "row" else block["block_of_table"]], dtype=float
+    )
+    out[block["dims"]] = (codes + table["lowest"]) * step
+    if table["first_order"]:
+        first = table["first"]
+        byte = int(tensors[first["codes"]][row * first["bits"] // 8])
+        code = (byte >> (row * first["bits"] % 8)) & (2 ** first["bits"] - 1)
+        out[-1] = (code + first["lowest"]) * float(tensors[first["step"]][block["block_of_table"], 0])
+    return out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_says_how_to_score(bundle, exports, name):
+    folder = exports[name].path
+    assert exports[name].bytes == sum(file.stat().st_size for file in folder.iterdir())
+    text = (folder / "README.md").read_text()
+    assert "| price | numeric |" in text
+    assert (folder / "requirements.txt").read_text().strip()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300, check=True)
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in folder.iterdir())
+
+
+def test_what_cannot_be_exported_is_refused(bundle, exports, tmp_path):
+    with pytest.raises(BundleError, match=r"format='torchscript'|format must be bundle, onnx, torch, numpy, tables"):
+        export_bundle(bundle, tmp_path / "out", "torchscript")
+    with pytest.raises(BundleError, match="exists and is not empty"):
+        export_bundle(bundle, exports["numpy"].path, "numpy")
+    assert not (tmp_path / "out").exists()
