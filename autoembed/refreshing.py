@@ -194,7 +194,7 @@ def _study(bundle: Bundle, given: str | Path | None) -> Path | None:
 def _metric(bundle: Bundle) -> Metric:
     """The metric that the bundle's study was about."""
     monitor = bundle.manifest.provenance.get("monitor")
-    return metric_in(bundle.schema.task, None if monitor is None else str(monitor))
+    return metric_in(bundle.spec.task, monitor if isinstance(monitor, str) else None)
 
 
 def _recipe(bundle: Bundle, epochs: int, train: Mapping[str, object]) -> tuple[TrainConfig, TrainConfig]:

@@ -147,7 +147,7 @@ def train_architecture(
         torch.manual_seed(seed)
         start = with_weights_of(load_bundle(source), plan, dataset).to(where)
     model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor)
-    provenance = {
+    provenance: dict[str, JsonValue] = {
         **origin,
         "train": recipe.model_dump(mode="json"),
         "monitor": monitor,

@@ -74,7 +74,7 @@ def _told(done: Refreshed) -> list[str]:
     gone, new = done.values["gone"].sum(), done.values["new"].sum()
     lines = [
         f"trained on {done.rows:,} rows; {new:,} values are new, {gone:,} are gone",
-        f"on the tail of the log: {told(done.before)} before, {told(done.after)} after",
+        f"on the tail of the log before: {told(done.before)}; after: {told(done.after)}",
     ]
     if not done.kept:
         return [*lines, f"the new model is worse: {done.bundle.path} stays as it is (--out writes it elsewhere)"]

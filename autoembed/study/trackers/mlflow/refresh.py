@@ -22,7 +22,7 @@ def log_refresh(run: RunDir, done: Refreshed, facts: Mapping[str, object]) -> st
     it is no worse on the tail of the log. StudyError if the study is not in MLflow.
     """
     known = run.read_json("mlflow.json")
-    if known is None:
+    if not known or "tracking_uri" not in known:
         raise StudyError(f"{run.path} is not in MLflow: `autoembed sync {run.path}` writes it")
     uri, client = known["tracking_uri"], MlflowClient(tracking_uri=known["tracking_uri"])
     number = str(done.bundle.manifest.provenance.get("refreshes", 0)) if done.kept else "refused"
