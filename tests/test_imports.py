@@ -12,7 +12,7 @@ import autoembed
 PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
-    "errors", "writing", "ranges", "plugins", "types", "metrics", "task", "data", "ranking", "plans", "storage",
+    "errors", "writing", "ranges", "plugins", "types", "fast", "metrics", "task", "data", "ranking", "plans", "storage",
     "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "bundle", "export",
     "scoring", "candidates", "retraining",
     "reuse", "distill", "trial", "space", "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
