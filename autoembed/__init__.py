@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autoembed.export.formats import export_bundle as export_bundle
     from autoembed.nn.model import build_model as build_model
     from autoembed.ranking.ranking import Ranking as Ranking
+    from autoembed.refreshing import refresh as refresh
     from autoembed.reuse import train_architecture as train_architecture
     from autoembed.space import SearchSpace as SearchSpace
     from autoembed.study.study import Study as Study
@@ -42,6 +43,7 @@ _HOMES = {
     "export_bundle": "export.formats",
     "load_bundle": "bundle",
     "rank": "api",
+    "refresh": "refreshing",
     "search": "study.study",
     "train_architecture": "reuse",
     **dict.fromkeys(("AutoembedError", "BundleError", "DataError", "SpaceError", "StudyError", "TrialError"), "errors"),

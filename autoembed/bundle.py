@@ -1,8 +1,9 @@
 """A bundle: an architecture with its weights and vocabulary, all that raw rows need to become click probabilities.
 
     architecture.json, schema.json, vocabulary.parquet, weights.safetensors, manifest.json
+    README.md (a model card), sample.json (ids and what the model predicts for them)
 
-Nothing in it is pickled, and every file is checked against the manifest when it is loaded.
+Nothing in it is pickled, and every file of the first line is checked against the manifest when it is loaded.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
 from autoembed.architecture import Architecture
+from autoembed.card import card, sample_ids
 from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
@@ -38,11 +40,13 @@ from autoembed.nn.model import Model, build_model
 from autoembed.plugins import without_imports
 from autoembed.training import pick_device
 from autoembed.types import Array
-from autoembed.writing import as_open_as, scratch
+from autoembed.writing import as_open_as, exchange, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
+EXTRAS = ("README.md", "sample.json")  # not in bundles of before
 VERSION = 1
 _CHUNK = 1 << 18
+_SAME = 1e-5
 _TABLE = re.compile(r"(\btables\.\d+)$")
 # A plan whose slice was pushed into one Parquet scan, with expressions per row above it.
 _SLICED = re.compile(
@@ -123,9 +127,9 @@ class Bundle:
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))
-        return scores, self._shares(counted, max(len(scores), 1))
+        return scores, self.shares(counted, max(len(scores), 1))
 
-    def _shares(self, counted: Array, rows: int) -> pl.DataFrame:
+    def shares(self, counted: Array, rows: int) -> pl.DataFrame:
         """The frame of `coverage` from the rows of unknown and of missing values of each field, int [2, F]."""
         table = []
         for place, name in enumerate(self.vocabulary.names):
@@ -185,10 +189,13 @@ def write_bundle(
         vocabulary.keep(kept.names).write(temporary / "vocabulary.parquet")
         save_file(weights_of(model), temporary / "weights.safetensors")
         as_open_as(temporary / "weights.safetensors", temporary / "schema.json")
+        text = card(kept, vocabulary.keep(kept.names), architecture, metrics, provenance)
+        (temporary / "README.md").write_text(text)
+        _write_sample(kept, architecture, temporary)
         manifest = Manifest(
             autoembed=__version__,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            files={name: sha256(temporary / name) for name in FILES},
+            files={name: sha256(temporary / name) for name in (*FILES, *EXTRAS)},
             data=dict(data),
             metrics=dict(metrics),
             provenance=dict(provenance),
@@ -214,6 +221,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         made, before = temporary / "made", temporary / "before"
         made.mkdir(mode=0o755)
         yield made
+        if path.is_dir() and exchange(made, path):
+            return
         if path.exists():
             path.rename(before)
         try:
@@ -254,6 +263,48 @@ def load_bundle(path: str | Path) -> Bundle:
         spec=spec,
         manifest=manifest,
     )
+
+
+def verify_bundle(path: str | Path) -> list[str]:
+    """What was checked of a bundle, in a sentence each: hashes, schema, and that it predicts what it did when written.
+
+    BundleError says what is wrong.
+    """
+    bundle = load_bundle(path)
+    for name, hashed in bundle.manifest.files.items():
+        file = bundle.path / name
+        if not file.is_file() or sha256(file) != hashed:
+            raise BundleError(f"{file} is not the file that the manifest describes (sha256 differs): export it again")
+    checked = [
+        f"{len(bundle.manifest.files)} files have the hashes of the manifest",
+        f"schema, vocabulary and weights fit together: {len(bundle.schema.fields)} fields",
+    ]
+    if "sample.json" not in bundle.manifest.files:
+        return [*checked, "no sample of predictions is stored: the bundle was written by an earlier version"]
+    sample = json.loads((bundle.path / "sample.json").read_text())
+    found = _predicted(bundle.schema, bundle.model, np.array(sample["ids"], dtype=np.int32))
+    difference = float(np.abs(found - np.array(sample["click"])).max())
+    if difference > _SAME:
+        raise BundleError(
+            f"the model must predict to {_SAME:g} what it did when {bundle.path} was written, but a prediction differs "
+            f"by {difference:.2g}: this machine or version of torch computes otherwise"
+        )
+    return [*checked, f"{len(found)} stored predictions are the same (largest difference {difference:.1g})"]
+
+
+def _write_sample(schema: FeatureSchema, architecture: Architecture, folder: Path) -> None:
+    ids = sample_ids(schema)
+    click = _predicted(schema, load_model(schema, architecture, folder / "weights.safetensors").eval(), ids)
+    node = {"fields": list(schema.names), "ids": ids.tolist(), "click": [float(value) for value in click]}
+    (folder / "sample.json").write_text(json.dumps(node) + "\n")
+
+
+@torch.no_grad()
+def _predicted(schema: FeatureSchema, model: Model, ids: Array) -> Array:
+    """Predictions float32 [N] for ids int [N, F]."""
+    device = next(model.parameters()).device
+    found: Array = schema.task.link(model(torch.from_numpy(ids).to(device))).float().cpu().numpy()
+    return found
 
 
 def _gone(rows: pl.DataFrame, name: str) -> int:

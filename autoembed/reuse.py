@@ -19,7 +19,7 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
 from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding
-from autoembed.nn.model import CTRModel, inherit, measure
+from autoembed.nn.model import CTRModel, Model, inherit, measure
 from autoembed.plans import Block, FieldPlan
 from autoembed.retraining import retrain
 from autoembed.task import metric_in
@@ -145,29 +145,55 @@ def train_architecture(
     start = None
     if warm:
         torch.manual_seed(seed)
-        start = _warm(load_bundle(source), plan, dataset).to(where)
-    model, fitted = retrain(plan, dataset, recipe, where, seed, lambda event: None, start, monitor=monitor)
+        start = with_weights_of(load_bundle(source), plan, dataset).to(where)
+    model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor)
+    provenance = {
+        **origin,
+        "train": recipe.model_dump(mode="json"),
+        "monitor": monitor,
+        "seed": seed,
+        "warm": warm,
+    }
+    bundle = written(Path(out), model, dataset, spec, valid, test, provenance)
+    return Trained(bundle=bundle, valid=valid, test=test, notes=notes)
+
+
+def fitted(
+    plan: Architecture,
+    dataset: Dataset,
+    recipe: TrainConfig,
+    where: torch.device,
+    seed: int,
+    start: CTRModel | None,
+    monitor: str,
+) -> tuple[Model, Metrics, Metrics]:
+    """An architecture trained on a dataset, on the CPU, with its metrics on valid and on test."""
+    model, fit = retrain(plan, dataset, recipe, where, seed, lambda event: None, start, monitor=monitor)
     test = metrics_on(model, dataset, "test", where)
-    model = model.cpu()
+    return model.cpu(), fit.valid, test
+
+
+def written(
+    out: Path,
+    model: Model,
+    dataset: Dataset,
+    spec: DataSpec,
+    valid: Metrics,
+    test: Metrics,
+    provenance: Mapping[str, JsonValue],
+) -> Bundle:
+    """The bundle of a model that was trained on a dataset, in `out`."""
     write_bundle(
-        Path(out),
+        out,
         schema=dataset.schema,
         vocabulary=dataset.vocabulary,
         architecture=model.architecture.replace(cost=measure(model)),
         model=model,
         data=spec.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
-        metrics={"valid": fitted.valid.model_dump(), "test": test.model_dump()},
-        provenance={
-            **origin,
-            "fingerprint": dataset.fingerprint,
-            "sources": list(dataset.sources),
-            "train": recipe.model_dump(mode="json"),
-            "monitor": monitor,
-            "seed": seed,
-            "warm": warm,
-        },
+        metrics={"valid": valid.model_dump(), "test": test.model_dump()},
+        provenance={**provenance, "fingerprint": dataset.fingerprint, "sources": list(dataset.sources)},
     )
-    return Trained(bundle=load_bundle(out), valid=fitted.valid, test=test, notes=notes)
+    return load_bundle(out)
 
 
 def _source(
@@ -187,7 +213,7 @@ def _source(
         architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train", {})
         origin = {"bundle": str(path.absolute()), "trial": provenance.get("trial")}
         monitor = provenance.get("monitor")
-        _refuse_crossed(bundle)
+        refuse_crossed(bundle)
     else:
         raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
     try:
@@ -200,7 +226,7 @@ def _source(
 
 
 @torch.no_grad()
-def _warm(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTRModel:
+def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTRModel:
     """The compact model of a carried architecture with the weights of a bundle's."""
     old = bundle.model
     if not isinstance(old, CTRModel) or not isinstance(old.embedding, MixedEmbedding) or plan.tower_bits < 32:
@@ -229,7 +255,7 @@ def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:
     return ids
 
 
-def _refuse_crossed(bundle: Bundle) -> None:
+def refuse_crossed(bundle: Bundle) -> None:
     crossed = [field.name for field in bundle.schema.fields if field.cross is not None]
     if crossed:
         raise SpaceError(

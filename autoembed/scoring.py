@@ -89,7 +89,7 @@ def score_table(
         table=result,
         coverage=coverage,
         notes=tuple(notes),
-        warnings=tuple(_warnings(coverage)),
+        warnings=tuple(coverage_warnings(coverage)),
         quality=quality,
     )
 
@@ -115,7 +115,8 @@ def _check(coverage: pl.DataFrame, limit: float) -> None:
         )
 
 
-def _warnings(coverage: pl.DataFrame) -> list[str]:
+def coverage_warnings(coverage: pl.DataFrame) -> list[str]:
+    """A sentence for each field whose share of unknown or of missing values is far above train's."""
     found = []
     for name, *shares in coverage.select("field", "unknown", "train_unknown", "missing", "train_missing").iter_rows():
         for what, now, then in (("unknown to the model", *shares[:2]), ("missing", *shares[2:])):

@@ -1,11 +1,14 @@
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from autoembed.bundle import load_bundle, write_bundle
+from autoembed.bundle import EXTRAS, FILES, load_bundle, sha256, verify_bundle, write_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.data.vocabulary import Vocabulary
@@ -118,7 +121,8 @@ def test_a_missing_column_is_named(made):
 
 def test_nothing_in_it_is_pickled(made):
     names = {file.name for file in made[0].iterdir()}
-    assert names == {"architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors", "manifest.json"}
+    assert names == {*FILES, *EXTRAS, "manifest.json"}
+    assert {Path(name).suffix for name in names} == {".json", ".parquet", ".safetensors", ".md"}
     for file in made[0].iterdir():
         assert not file.read_bytes().startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"))
 
@@ -165,3 +169,63 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(made, tmp_path):
             provenance={},
         )
     assert (tmp_path / "keep.txt").read_text() == "mine"
+
+
+def test_verify_checks_hashes_and_predictions(made, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(made[0], path)
+    lines = verify_bundle(path)
+    assert "6 files have the hashes" in lines[0]
+    assert "64 stored predictions are the same" in lines[-1]
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    sample = json.loads((path / "sample.json").read_text())
+    sample["click"][3] += 0.01
+    (path / "sample.json").write_text(json.dumps(sample))
+    with pytest.raises(BundleError, match=r"sample\.json is not the file that the manifest describes"):
+        verify_bundle(path)
+    manifest["files"]["sample.json"] = sha256(path / "sample.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"a prediction differs by 0\.01"):
+        verify_bundle(path)
+
+
+def test_a_bundle_of_before_has_no_sample(made, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(made[0], path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in ("sample.json", "README.md"):
+        (path / name).unlink()
+        del manifest["files"][name]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert "no sample of predictions" in verify_bundle(path)[-1]
+
+
+def test_a_model_card_tells_cost_and_columns(made):
+    text = (made[0] / "README.md").read_text()
+    assert "# Click model for `click`" in text
+    assert "| age | numeric |" in text
+    assert "| city | categorical | 4 |" in text or "| city | categorical | 5 |" in text
+
+
+def test_a_bundle_is_there_at_any_moment_of_its_replacement(tmp_path, monkeypatch):
+    """Where two names can be swapped, no rename takes it away first; where they cannot, two renames do."""
+    from autoembed import bundle as module
+    from autoembed.writing import exchange
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(name)
+    there = exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "manifest.json").read_text() == ("b" if there else "a")
+    assert not exchange(tmp_path / "a", tmp_path / "none")
+    for swaps in (True, False):
+        if not swaps:
+            monkeypatch.setattr(module, "exchange", lambda one, other: False)
+        elif there:
+            monkeypatch.setattr(os, "rename", None)
+        with module._replacing(tmp_path / "a") as made:
+            (made / "manifest.json").write_text(f"new {swaps}")
+        monkeypatch.undo()
+        assert (tmp_path / "a" / "manifest.json").read_text() == f"new {swaps}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

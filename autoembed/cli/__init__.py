@@ -19,13 +19,16 @@ from autoembed.cli import study
 from autoembed.cli import rank
 
 # isort: split
-from autoembed.cli import jobs, predict
+from autoembed.cli import predict, refresh
+
+# isort: split
+from autoembed.cli import jobs
 
 # isort: split
 from autoembed.cli.options import INTERRUPTED, app
 from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
-__all__ = ["app", "jobs", "main", "predict", "rank", "study"]
+__all__ = ["app", "jobs", "main", "predict", "rank", "refresh", "study"]
 
 
 def _version(wanted: bool) -> None:

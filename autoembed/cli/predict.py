@@ -14,6 +14,18 @@ from autoembed.writing import beside
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/quickstart/best.")],
+) -> None:
+    """Check a bundle: hashes, schema, and that it still predicts what it did when it was written."""
+    from autoembed.bundle import verify_bundle
+    from autoembed.study.show.report import stdout
+
+    for line in verify_bundle(bundle):
+        stdout().print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder, such as runs/quickstart/best.")],
     table: Annotated[str, typer.Argument(help="A raw table with the bundle's columns.")],

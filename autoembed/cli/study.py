@@ -199,7 +199,8 @@ def export(
                 if is_bundle
                 else Study.open(run, data=data, shown=bar).export(out, trial, pick=pick)
             )
-        stdout().print(f"bundle of {bundle.manifest.provenance['trial']} written to {bundle.path}", soft_wrap=True)
+        of = bundle.manifest.provenance.get("trial") or run
+        stdout().print(f"bundle of {of} written to {bundle.path}", soft_wrap=True, markup=False)
         return
     from autoembed.export.formats import export_bundle
 

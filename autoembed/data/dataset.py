@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -203,7 +204,28 @@ class Dataset:
         return _cached(folder, write)
 
 
-def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progress: Progress | None = None) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class OtherVocabulary:
+    """A vocabulary that is not simply fitted to train.
+
+    Args:
+        key: what tells it from others, for the cache.
+        fields: the columns that it has.
+        make: gives it from that of train with ids for all values.
+    """
+
+    key: str
+    fields: tuple[str, ...]
+    make: Callable[[Vocabulary], Vocabulary]
+
+
+def build_dataset(
+    spec: DataSpec,
+    data: Where | None,
+    cache: str | Path,
+    progress: Progress | None = None,
+    vocabulary: OtherVocabulary | None = None,
+) -> Dataset:
     """Read, split and encode the data into a folder under `cache`, or open the folder if these very data are there.
 
     Args:
@@ -212,6 +234,7 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
         cache: where encoded data sets live; one folder each, keyed by the spec, the files' path, size and time, and
             the way in which values become ids.
         progress: called with (step, done, total).
+        vocabulary: the ids, if they are to be others than those fitted to train; the columns are its fields then.
 
     Raises:
         DataError: in one line, whatever is wrong with the data.
@@ -220,7 +243,8 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
     if spec.planted is None:
         for paths in locate(spec, data).values():
             sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
-    folder = Path(cache) / _digest(LAYOUT, ENCODING, spec.model_dump(mode="json", exclude={"crosses"}), sources)
+    other = [] if vocabulary is None else [vocabulary.key]
+    folder = Path(cache) / _digest(LAYOUT, ENCODING, spec.model_dump(mode="json", exclude={"crosses"}), sources, *other)
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:
@@ -229,7 +253,8 @@ def build_dataset(spec: DataSpec, data: Where | None, cache: str | Path, progres
         try:
             tell = progress or (lambda *_: None)
             tell("read", 0, 1)
-            _encode(read(spec, data, staging), spec, temporary, tell, [signature(Path(name)) for name, _, _ in sources])
+            signatures = [signature(Path(name)) for name, _, _ in sources]
+            _encode(read(spec, data, staging), spec, temporary, tell, signatures, vocabulary)
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
         shutil.rmtree(staging)
@@ -256,14 +281,25 @@ def data_changed(begun: Path, dataset: Dataset, before: str, encoding: int | Non
     return line
 
 
-def _encode(table: Table, spec: DataSpec, folder: Path, progress: Progress, sources: Sequence[str]) -> None:
+def _encode(
+    table: Table,
+    spec: DataSpec,
+    folder: Path,
+    progress: Progress,
+    sources: Sequence[str],
+    other: OtherVocabulary | None,
+) -> None:
     splits, label = table.splits, table.schema.label
+    schema = table.schema if other is None else table.schema.keep(other.fields)
     rows, notes = {}, list(table.notes)
     for split, frame in splits.items():
         rows[split], note = _check_labels(split, frame, table.schema)
         notes += note
-    vocabulary = Vocabulary.fit(splits["train"], table.schema, spec.min_count, spec.bins, progress)
-    writer = Writer(folder, vocabulary.schema(table.schema), rows)
+    least = spec.min_count if other is None else 1
+    vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins, progress)
+    if other is not None:
+        vocabulary = other.make(vocabulary)
+    writer = Writer(folder, vocabulary.schema(schema), rows)
     done, total = 0, sum(rows.values())
     for part in table.parts:
         for chunk, codes in part.chunks(_CHUNK):

@@ -165,6 +165,34 @@ class Vocabulary:
             self._column(name)
         return Vocabulary({name: column for name, column in self._columns.items() if name in wanted})
 
+    def grown(self, log: Vocabulary, *, least: int, evict: float, memory: float) -> Vocabulary:
+        """This vocabulary after a later log. Numeric fields keep their bins.
+
+        Ids are ordered anew by rows: `memory` times those of before, and those of the log.
+
+        Args:
+            log: the vocabulary of the log, of these fields and fitted with `min_count` 1.
+            least: rows of the log that a value needs to get an id.
+            evict: a value that has an id loses it with fewer rows.
+            memory: how much rows of before count, from 0 to 1; each call multiplies them.
+        """
+        columns = {}
+        for name, column in self._columns.items():
+            after = log._column(name)
+            columns[name] = column if column.kind == "numeric" else _grown(column, after, least, evict, memory)
+        return Vocabulary(columns)
+
+    def pruned(self, least: int) -> Vocabulary:
+        """This vocabulary without ids for values that have fewer than `least` rows."""
+        columns = dict(self._columns)
+        for name, column in columns.items():
+            if column.kind == "categorical":
+                known = _table(name, column)[1:]
+                rare = int(column.counts[0]) + int(known.filter(pl.col("count") < least)["count"].sum())
+                kept = known.filter(pl.col("count") >= least)
+                columns[name] = _categorical(kept["value"], np.append(np.int64(rare), kept["count"].to_numpy()))
+        return Vocabulary(columns)
+
     def cross(self, name: str) -> Cross | None:
         """What a field is crossed of, or None."""
         return self._column(name).cross
@@ -215,6 +243,21 @@ def _categorical(values: pl.Series, counts: Counts) -> _Column:
         missing=int(ids[at[0]]) if len(at) else 0,
         counts=counts,
     )
+
+
+def _grown(before: _Column, log: _Column, least: int, evict: float, memory: float) -> _Column:
+    """A column of values after a later log, as `Vocabulary.grown` says."""
+    old, new = _table("x", before)[1:], _table("x", log)[1:]
+    both = old.select("value", pl.col("count").alias("old")).join(
+        new.select("value", pl.col("count").alias("new")), on="value", how="full", nulls_equal=True, coalesce=True
+    )
+    rows = memory * pl.col("old").fill_null(0) + pl.col("new").fill_null(0)
+    stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(rows >= evict)
+    both = both.with_columns(rows.ceil().cast(pl.Int64).alias("count"), stays.alias("stays"))
+    ranked = both.sort(["count", "value"], descending=[True, False], nulls_last=True)
+    kept = ranked.filter("stays")
+    rare = int(memory * before.counts[0]) + int(log.counts[0]) + int(ranked.filter(~pl.col("stays"))["count"].sum())
+    return _categorical(kept["value"], np.concatenate([[rare], kept["count"].to_numpy()]).astype(np.int64))
 
 
 def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:

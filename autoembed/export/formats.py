@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-
 from autoembed import __version__
 from autoembed.bundle import Bundle, sha256
+from autoembed.card import sample_ids
 from autoembed.errors import BundleError, option
 from autoembed.export.program import expected
-from autoembed.types import Array
 from autoembed.writing import scratch
 
 # The module of each format: `write(bundle, folder)`, REQUIREMENTS of whoever scores, and LIMITS in a sentence.
 FORMATS = {"onnx": "onnx_graph", "torch": "torch_package", "numpy": "numpy_scorer", "tables": "raw_tables"}
-SAMPLE_ROWS = 64
 _USE = {
     "onnx": """import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("rows.onnx")     # model.onnx takes ids int64 [N, F] as "ids"
@@ -63,7 +60,7 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     """
     path = Path(out)
     if format not in FORMATS:
-        raise BundleError(f"{option('format')} must be bundle, {', '.join(FORMATS)}, but got {format!r}")
+        raise BundleError(f"{option('format')} must be bundle, onnx, torch, numpy or tables, but got {format!r}")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not empty: choose another place")
     module = import_module(f"autoembed.export.{FORMATS[format]}")
@@ -92,14 +89,8 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     return Export(path=path, format=format, bytes=sum(file.stat().st_size for file in path.iterdir()))
 
 
-def sample_ids(bundle: Bundle, rows: int = SAMPLE_ROWS) -> Array:
-    """Ids int32 [rows, F], drawn evenly from each field's, the same for the same bundle."""
-    rng = np.random.default_rng(0)
-    return np.stack([rng.integers(0, size, rows) for size in bundle.schema.cardinalities], axis=1).astype(np.int32)
-
-
 def _write_sample(bundle: Bundle, folder: Path) -> None:
-    ids = sample_ids(bundle)
+    ids = sample_ids(bundle.schema)
     click = expected(bundle, ids)
     fields = [field.name for field in bundle.schema.fields]
     node = {"fields": fields, "ids": ids.tolist(), "click": [float(value) for value in click]}

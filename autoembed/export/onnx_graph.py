@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +12,11 @@ from torch.export import ExportedProgram
 
 from autoembed.bundle import Bundle
 from autoembed.errors import BundleError
-from autoembed.export.numpy_scorer import vocabulary_of
-from autoembed.export.program import INPUT, program_of
+from autoembed.export.lookups import Categorical, Crossed, Lookup, Numeric, lookups_of
+from autoembed.export.program import INPUT, program_of, quiet
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 REQUIREMENTS = ("onnxruntime>=1.20", "numpy")
 LIMITS = (
@@ -41,29 +40,22 @@ def write(bundle: Bundle, folder: Path) -> None:
         raise BundleError(f"exporting to ONNX needs the package {error.name}: pip install 'autoembed[onnx]'") from None
     model = graph_of_ids(program_of(bundle))
     onnx.save(model, folder / "model.onnx")
-    fields = vocabulary_of(bundle.vocabulary)
-    if all(field.get("buckets") is None for field in fields):
+    fields = lookups_of(bundle.vocabulary)
+    if all(field["kind"] != "crossed" or field["buckets"] is None for field in fields):
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 
-def graph_of_ids(program: ExportedProgram) -> Any:
+def graph_of_ids(program: ExportedProgram) -> ModelProto:
     """A program as an ONNX model, without a word of the machine that made it."""
-    quiet = logging.getLogger("torch.onnx")
-    level, stdout = quiet.level, io.StringIO()
-    try:
-        quiet.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(stdout):
-            warnings.simplefilter("ignore")  # torch's own, of its own code
-            made = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=_OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
+    with quiet():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
     assert made is not None
     model = made.model_proto
     for one in model.graph.node:  # where in the exporting machine's files each operation comes from
@@ -72,7 +64,7 @@ def graph_of_ids(program: ExportedProgram) -> Any:
     return model
 
 
-def _with_lookups(model: Any, fields: list[dict[str, Any]]) -> Any:
+def _with_lookups(model: ModelProto, fields: list[Lookup]) -> ModelProto:
     """A copy of a graph of ids with the lookups of raw values before it."""
     from onnx import checker, helper
 
@@ -99,16 +91,21 @@ class _Lookups:
     """The nodes that turn raw columns into ids, int64 [N] each."""
 
     def __init__(self) -> None:
-        self.inputs: list[Any] = []
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.inputs: list[ValueInfoProto] = []
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
         self.ids: dict[str, str] = {}  # of each field, the name of its ids in the graph
         self.axis = self._constant("raw/axis", [1])
 
-    def add(self, field: dict[str, Any]) -> None:
+    def add(self, field: Lookup) -> None:
         """A field, after those that it is crossed of."""
-        make = {"categorical": self._categorical, "numeric": self._numeric, "crossed": self._crossed}[field["kind"]]
-        self.ids[field["name"]] = make(field, f"raw/{len(self.ids)}")
+        at = f"raw/{len(self.ids)}"
+        if field["kind"] == "categorical":
+            self.ids[field["name"]] = self._categorical(field, at)
+        elif field["kind"] == "numeric":
+            self.ids[field["name"]] = self._numeric(field, at)
+        else:
+            self.ids[field["name"]] = self._crossed(field, at)
 
     def join(self, output: str) -> None:
         """The ids of all fields side by side, [N, F]."""
@@ -116,7 +113,7 @@ class _Lookups:
         columns = [self._node("Unsqueeze", [name, self.axis], f"raw/{place}/side") for place, name in names]
         self._node("Concat", columns, output, axis=1)
 
-    def _categorical(self, field: dict[str, Any], at: str) -> str:
+    def _categorical(self, field: Categorical, at: str) -> str:
         from onnx import TensorProto
 
         texts = _texts(field)
@@ -127,7 +124,7 @@ class _Lookups:
             values_int64s=list(texts.values()),
         )
 
-    def _numeric(self, field: dict[str, Any], at: str) -> str:
+    def _numeric(self, field: Numeric, at: str) -> str:
         """The number of upper bounds below a value is its bin."""
         from onnx import TensorProto
 
@@ -141,7 +138,7 @@ class _Lookups:
         missing = self._constant(f"{at}/missing", field["missing"])
         return self._node("Where", [self._node("IsNaN", [name], f"{at}/nan"), missing, known], f"{at}/id")
 
-    def _crossed(self, field: dict[str, Any], at: str) -> str:
+    def _crossed(self, field: Crossed, at: str) -> str:
         size = self._constant(f"{at}/size", field["size"])
         scaled = self._node("Mul", [self.ids[field["a"]], size], f"{at}/scaled")
         key = self._node("Add", [scaled, self.ids[field["b"]]], f"{at}/key")
@@ -149,7 +146,7 @@ class _Lookups:
         keys, ids = (field["keys"], field["ids"]) if field["keys"] else ([-1], [0])
         return self._encoder([key], f"{at}/id", keys_int64s=keys, values_int64s=ids)
 
-    def _encoder(self, inputs: list[str], output: str, **tables: Any) -> str:
+    def _encoder(self, inputs: list[str], output: str, **tables: list[str] | list[int]) -> str:
         return self._node("LabelEncoder", inputs, output, domain="ai.onnx.ml", default_int64=0, **tables)
 
     def _input(self, name: str, kind: int) -> str:
@@ -158,13 +155,13 @@ class _Lookups:
         self.inputs.append(helper.make_tensor_value_info(name, kind, ["batch"]))
         return name
 
-    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+    def _node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    def _constant(self, name: str, values: Any) -> str:
+    def _constant(self, name: str, values: object) -> str:
         from onnx import TensorProto, helper
 
         own = np.asarray(values)
@@ -173,7 +170,7 @@ class _Lookups:
         return name
 
 
-def _texts(field: dict[str, Any]) -> dict[str, int]:
+def _texts(field: Categorical) -> dict[str, int]:
     """The ids of a categorical field's texts; empty means missing, and truth values have all their spellings."""
     known = {value: place for place, value in enumerate(field["values"]) if value is not None}
     words = set(known)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -11,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from autoembed.bundle import Bundle
 from autoembed.export.serving import ServingModel
 from autoembed.nn.model import Model
+from autoembed.task import CLICKS, Task
 from autoembed.types import Array
 
 INPUT = "ids"
@@ -19,20 +24,40 @@ _MOST_ROWS = 1 << 24
 
 def program_of(bundle: Bundle) -> ExportedProgram:
     """The program of a bundle, on the CPU."""
-    return program_of_model(bundle.model, len(bundle.schema.fields))
+    return program_of_model(bundle.model, len(bundle.schema.fields), bundle.schema.task)
 
 
-def program_of_model(model: Model, fields: int) -> ExportedProgram:
+def program_of_model(model: Model, fields: int, task: Task = CLICKS) -> ExportedProgram:
     """The program of a compact model that reads so many columns; the model stays as it is."""
-    served = ServingModel(copy.deepcopy(model).cpu())
+    served = ServingModel(copy.deepcopy(model).cpu(), task)
     example = torch.zeros(4, fields, dtype=torch.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its own code
+    with quiet():
         return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=_MOST_ROWS)}})
+
+
+def core_of(program: ExportedProgram) -> ExportedProgram:
+    """The same program in the operations of core ATen alone."""
+    with quiet():
+        core: ExportedProgram = program.run_decompositions()
+    return core
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters warn of, log and print about their own code."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @torch.no_grad()
 def expected(bundle: Bundle, ids: Array) -> Array:
     """What the bundle's model predicts for ids int [N, F], float32 [N]."""
     model = bundle.model.cpu().eval()
-    return torch.sigmoid(model(torch.from_numpy(ids))).numpy()
+    return bundle.schema.task.link(model(torch.from_numpy(ids))).numpy()

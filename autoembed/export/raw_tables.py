@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 
 from autoembed.bundle import Bundle, weights_of
 from autoembed.errors import BundleError
-from autoembed.export.numpy_scorer import vocabulary_of
+from autoembed.export.lookups import write_lookups
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.model import CTRModel, members
 from autoembed.nn.rows import PackedRows, Rows, lowest
@@ -45,20 +44,20 @@ def write(bundle: Bundle, folder: Path) -> None:
     save_file(tensors, folder / "tables.safetensors")
     node = {"version": 1, "models": described}
     (folder / "tables.json").write_text(json.dumps(node, indent=1) + "\n")
-    (folder / "vocabulary.json").write_text(json.dumps(vocabulary_of(bundle.vocabulary), allow_nan=False) + "\n")
+    write_lookups(bundle.vocabulary, folder)
 
 
-def _described(model: CTRModel, prefix: str) -> dict[str, Any]:
+def _described(model: CTRModel, prefix: str) -> dict[str, object]:
     """One model: its tables, and for each field the blocks of its ids."""
     own, architecture = model.embedding, model.architecture
     assert isinstance(own, MixedEmbedding)
     names = [f"{prefix}embedding.tables.{number}" for number in range(len(own.tables))]
     tables = [_table(name, rows) for name, rows in zip(names, own.tables, strict=True)]
     mask, ranges, field_of = architecture.mask(), architecture.block_ranges(), architecture.field_of_block()
-    fields: list[dict[str, Any]] = [{"name": field.name, "blocks": []} for field in architecture.fields]
+    blocks: list[list[dict[str, object]]] = [[] for _ in architecture.fields]
     for block, number in enumerate(own.group.tolist()):
         start, stop = map(int, ranges[block])
-        entry: dict[str, Any] = {"first_id": start, "end_id": stop, "table": None}
+        entry: dict[str, object] = {"first_id": start, "end_id": stop, "table": None}
         if number >= 0:
             entry |= {
                 "table": number,
@@ -66,18 +65,19 @@ def _described(model: CTRModel, prefix: str) -> dict[str, Any]:
                 "dims": np.flatnonzero(mask[block]).tolist(),
                 "block_of_table": int(own.slot[block]) if own.steps else 0,
             }
-        fields[int(field_of[block])]["blocks"].append(entry)
+        blocks[int(field_of[block])].append(entry)
+    fields = [{"name": field.name, "blocks": own} for field, own in zip(architecture.fields, blocks, strict=True)]
     return {"dim": architecture.dim, "first_order": model.first_order, "fields": fields, "tables": tables}
 
 
-def _table(name: str, rows: object) -> dict[str, Any]:
+def _table(name: str, rows: object) -> dict[str, object]:
     """How the bytes of a table become numbers."""
     assert isinstance(rows, Rows | PackedRows)
     common = {"bits": rows.bits, "width": rows.width, "first_order": bool(rows.first_order)}
     if isinstance(rows, Rows) or rows.bits == 16:
         tensor = f"{name}.weight" if isinstance(rows, Rows) else f"{name}.halves"
         return {**common, "numbers": tensor}
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         **common,
         "codes": f"{name}.codes",
         "planes": list(PLANES[rows.bits]),

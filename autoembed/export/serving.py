@@ -21,19 +21,21 @@ from autoembed.nn.router import Router
 from autoembed.nn.rows import PackedRows, Rows, lowest
 from autoembed.nn.sparse import PackedSparseRows
 from autoembed.storage import PLANES, first_order_bits, row_bytes
+from autoembed.task import CLICKS, Task
 from autoembed.types import Array
 
 
 class ServingModel(nn.Module):
-    """Ids int64 [B, F] in the schema's column order -> click probabilities float [B]."""
+    """Ids int64 [B, F] in the schema's column order -> predictions float [B], such as click probabilities."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, task: Task = CLICKS) -> None:
         super().__init__()
+        self.link = task.link
         self.logits: nn.Module = _Routed(model) if isinstance(model, RoutedModel) else _One(model)
         self.eval().requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return torch.sigmoid(self.logits(ids))
+        return self.link(self.logits(ids))
 
 
 class _One(nn.Module):

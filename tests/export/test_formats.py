@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from autoembed.bundle import load_bundle, write_bundle
+from autoembed.card import sample_ids
 from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import build_dataset
 from autoembed.data.spec import DataSpec
 from autoembed.errors import BundleError
-from autoembed.export.formats import FORMATS, export_bundle, sample_ids
-from autoembed.export.program import expected
+from autoembed.export.formats import FORMATS, export_bundle
+from autoembed.export.program import expected, quiet
 from autoembed.export.scorer import Scorer
 from autoembed.trial import check, run_trial
 
@@ -97,7 +98,7 @@ def exports(bundle, tmp_path_factory):
 
 def test_onnx_scores_ids_in_batches_of_any_size(bundle, exports):
     session = onnxruntime.InferenceSession(exports["onnx"].path / "model.onnx")
-    ids = sample_ids(bundle, 300)
+    ids = sample_ids(bundle.schema, 300)
     wanted = expected(bundle, ids)
     for size in (1, 7, 300):
         close(session.run(None, {"ids": ids[:size].astype(np.int64)})[0], wanted[:size])
@@ -129,8 +130,9 @@ def test_onnx_scores_raw_rows(bundle, exports, raw):
 
 
 def test_a_torch_program_scores_without_this_package(bundle, exports):
-    ids = sample_ids(bundle, 50)
-    model = torch.export.load(exports["torch"].path / "model.pt2").module()
+    ids = sample_ids(bundle.schema, 50)
+    with quiet():
+        model = torch.export.load(exports["torch"].path / "model.pt2").module()
     close(model(torch.from_numpy(ids).long()), expected(bundle, ids))
 
 
@@ -179,7 +181,7 @@ def test_a_reader_of_the_raw_tables_finds_each_embedding(bundle, exports):
     folder = exports["tables"].path
     described, tensors = json.loads((folder / "tables.json").read_text()), load_file(folder / "tables.safetensors")
     (model,) = described["models"]
-    ids = sample_ids(bundle, 20)
+    ids = sample_ids(bundle.schema, 20)
     columns = [bundle.schema.index(field["name"]) for field in model["fields"]]
     with torch.no_grad():
         wanted = bundle.model.embedding(torch.from_numpy(ids[:, columns])).numpy()
@@ -234,8 +236,32 @@ def test_an_export_says_how_to_score(bundle, exports, name):
 
 
 def test_what_cannot_be_exported_is_refused(bundle, exports, tmp_path):
-    with pytest.raises(BundleError, match=r"format='torchscript'|format must be bundle, onnx, torch, numpy, tables"):
+    with pytest.raises(BundleError, match="format must be bundle, onnx, torch, numpy or tables, but got 'torchscript'"):
         export_bundle(bundle, tmp_path / "out", "torchscript")
     with pytest.raises(BundleError, match="exists and is not empty"):
         export_bundle(bundle, exports["numpy"].path, "numpy")
     assert not (tmp_path / "out").exists()
+
+
+def cli(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "autoembed.cli", *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path):
+    done = cli("export", bundle.path, tmp_path / "numpy", "--format", "numpy")
+    assert done.returncode == 0, done.stderr
+    assert "numpy model written to" in done.stdout
+    assert (tmp_path / "numpy" / "scorer.py").is_file()
+    done = cli("export", bundle.path, tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
+    done = cli("verify", tmp_path / "copy")
+    assert "64 stored predictions are the same" in done.stdout
+    done = cli("export", bundle.path, tmp_path / "other", "--format", "pmml")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: --format must be bundle, onnx, torch, numpy or tables, but got 'pmml'"
+    done = cli("export", bundle.path, tmp_path / "other", "--format", "onnx", "--pick", "knee")
+    assert done.returncode == 2
+    assert "is a bundle" in done.stderr
+    assert not (tmp_path / "other").exists()

@@ -10,7 +10,7 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.export.numpy_scorer import graph_of
-from autoembed.export.program import program_of_model
+from autoembed.export.program import core_of, program_of_model
 from autoembed.export.scorer import Scorer, _stored
 from autoembed.nn.backbones import base
 from autoembed.nn.model import build_model
@@ -41,7 +41,7 @@ NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for
 @pytest.mark.parametrize("name", NAMES)
 def test_every_backbone_runs_in_numpy(name):
     model = model_of(name)
-    graph, weights = graph_of(program_of_model(model, len(COUNTS)).run_decompositions())
+    graph, weights = graph_of(core_of(program_of_model(model, len(COUNTS))))
     stored = {key: _stored(array, graph["weights"][key]) for key, array in weights.items()}
     found = Scorer(json.loads(json.dumps(graph)), stored, []).predict_ids(IDS)
     with torch.no_grad():

@@ -1,9 +1,12 @@
-"""A disk that fills up, or a folder that may not be written to, at each write of each command."""
+"""A disk that fills up, a folder that may not be written to, or SIGKILL, at each write of each command and worker."""
 
 import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.figure
@@ -12,14 +15,18 @@ import pytest
 
 from autoembed import bundle as bundle_module
 from autoembed.bundle import load_bundle
+from autoembed.methods import warm as warm_module
+from autoembed.space import SearchSpace
 from autoembed.study import run_dir as run_dir_module
+from autoembed.study.engine import worker
+from autoembed.study.engine.run import prepare
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
 
 FAULTS = (errno.ENOSPC, errno.EACCES)
 ENDINGS = ("parquet", "md", "svg", "png")
 # What commands write with, and which of its arguments is the place; of the first ones it is what takes its name.
-MOVES = ((os, "replace", 1), (os, "rename", 1))
+MOVES = ((os, "replace", 1), (os, "rename", 1), (bundle_module, "exchange", 1))
 WRITES = (
     (Path, "write_text", 0),
     (pl.DataFrame, "write_parquet", 1),
@@ -27,6 +34,8 @@ WRITES = (
     (matplotlib.figure.Figure, "savefig", 1),
     (bundle_module, "save_file", 1),
     (run_dir_module, "save_file", 1),
+    (warm_module, "save_file", 1),
+    (RunDir, "add_point", None),
     (os, "fsync", None),
     (shutil, "copyfile", 1),
 )
@@ -110,6 +119,7 @@ def places(finished, tmp_path):
         (["rank", "{table}", "--label", "y", "--pairs", "1", "--out"], "ranking.parquet", 6),
         (["rank", "{table}", "--label", "y", "--html"], "ranking.html", 2),
         (["rank", "{table}", "--label", "y", "--cross", "1", "--space"], "crossed.yaml", 2),
+        (["rank", "--model", "{run}", "--out"], "fields.parquet", 2),
         (["predict", "{best}", "{rows}", "--out"], "scores.parquet", 2),
         (["predict", "{best}", "{rows}", "--out"], "scores.csv", 2),
         (["export", "{run}"], "bundle", 6),
@@ -221,3 +231,161 @@ def test_a_frontier_that_cannot_be_written_goes_on_when_it_can(write_space, cli,
         failed += 1
     assert failed > 6
     assert {path.name for path in contents(disk.place / "f")} >= {f"frontier.{end}" for end in ENDINGS}
+
+
+@pytest.fixture
+def trial(finished, disk, monkeypatch):
+    """Runs one trial as a worker does, in a copy of a study; what it told Tune at its end."""
+    run = RunDir(shutil.copytree(finished[0].path, disk.place / "tiny"))
+    space = SearchSpace.read(run.space)
+    dataset = prepare(finished[0], space, None).path
+    told = []
+    monkeypatch.setattr(worker.tune, "report", told.append)
+
+    def work():
+        shutil.rmtree(run.warm, ignore_errors=True)
+        shutil.rmtree(run.trial("dnis-3"), ignore_errors=True)
+        told.clear()
+        worker.work(
+            {"trial": "dnis-3", "arm": "dnis", "values": {"train.lr": 0.003}},
+            run=run.path,
+            space=space,
+            dataset=dataset,
+        )
+        return (0 if told[-1].get(worker.FINISHED) else 2), told[-1], ""
+
+    return run, work
+
+
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_trial_that_cannot_be_written_fails_or_waits_for_room(trial, disk, stride):
+    """Forbidden: it failed, with the reason. No room: it is taken away and told, so that it is run again."""
+    run, work = trial
+    before, failed = contents(run.path / "trials"), 0
+    for _, end, _ in disk.failing(work, stride=stride):
+        now = contents(run.path / "trials")
+        assert {path: now[path] for path in before} == before
+        if disk.number == errno.ENOSPC:
+            assert end == {worker.NO_SPACE: True}
+            assert now == before
+        else:
+            assert end == {worker.FAILED: True}
+            assert "Permission denied" in (run.trial("dnis-3") / "error.txt").read_text()
+        assert not [path for path in contents(run.warm) if path.suffix not in (".lock", ".safetensors")]
+        failed += 1
+    assert failed > 12 / stride
+    assert run.read_trial("dnis-3").result.valid.auc > 0.5
+
+
+# Commands as forks of a process that has imported what they need; each is killed at a write below a folder.
+KILLED = """
+import gc, json, os, shutil, signal, sys
+from pathlib import Path
+
+import matplotlib.figure
+import polars as pl
+import autoembed.cli, autoembed.bundle, autoembed.estimator, autoembed.study.show.report, autoembed.study.study
+
+WRITES = ((os, "replace", 1), (os, "rename", 1), (Path, "write_text", 0), (pl.DataFrame, "write_parquet", 1),
+          (pl.DataFrame, "write_csv", 1), (matplotlib.figure.Figure, "savefig", 1), (autoembed.bundle, "save_file", 1),
+          (shutil, "copyfile", 1))
+
+def kill_at(place, number):
+    count = [0]
+    def watched(function, argument, moves):
+        def write(*words, **named):
+            if Path(place) in Path(words[argument]).parents:
+                count[0] += 1
+                if count[0] == abs(number):
+                    if number < 0:  # after the write, else before or in the midst of it
+                        function(*words, **named)
+                    elif not moves:
+                        Path(words[argument]).write_bytes(b"half") if function is not wrote else wrote(words[0], "half")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*words, **named)
+        return write
+    wrote = Path.write_text
+    for owner, name, argument in WRITES:
+        setattr(owner, name, watched(getattr(owner, name), argument, owner is os))
+
+gc.freeze()
+for line in sys.stdin:
+    words, place, number, out = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        kill_at(place, number)
+        sys.argv = ["autoembed", *words]
+        autoembed.cli.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def killer():
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def killed(killer, tmp_path):
+    """Runs a command that is killed at its first write, then at its second, and so on, and after each; yields until
+    the command is through."""
+
+    def kills(command, place):
+        out = tmp_path / "out.txt"
+        for number in range(1, 100):
+            for sign in (1, -1):
+                line = json.dumps([[str(word) for word in command], str(place), sign * number, str(out)])
+                killer.stdin.write(f"{line}\n")
+                killer.stdin.flush()
+                status = int(killer.stdout.readline())
+                if status != -signal.SIGKILL:
+                    assert status == 0, out.read_text()
+                    return
+                yield
+
+    return kills
+
+
+def seen(place):
+    """The contents of what is there under a name of its own, without what a killed process has left beside it."""
+    return {
+        path: content for path, content in contents(place).items() if not any(p.startswith(".") for p in path.parts)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["rank", "{table}", "--label", "y", "--pairs", "1", "--out"], "ranking.parquet"),
+        (["rank", "{table}", "--label", "y", "--html"], "ranking.html"),
+        (["rank", "{table}", "--label", "y", "--cross", "1", "--space"], "crossed.yaml"),
+        (["rank", "--model", "{run}", "--out"], "fields.parquet"),
+        (["predict", "{best}", "{rows}", "--out"], "scores.parquet"),
+        (["predict", "{best}", "{rows}", "--out"], "scores.csv"),
+        (["export", "{run}"], "bundle"),
+        (["show", "{best}", "--picture"], "choices.svg"),
+    ],
+)
+def test_a_command_that_is_killed_leaves_nothing_half(places, disk, killed, words, name):
+    """What has its name is what was there or whole, and a bundle that was there is one at any moment."""
+    command = [*(word.format(**places) for word in words), disk.place / name]
+    for _ in killed(command, disk.place):
+        pass
+    whole = seen(disk.place)
+    kills = 0
+    for _ in killed(command, disk.place):
+        assert name == "ranking.parquet" or seen(disk.place).keys() == whole.keys()
+        if name == "bundle":
+            load_bundle(disk.place / name)
+        kills += 1
+    assert kills
+    assert seen(disk.place).keys() == whole.keys()
+    assert not [path for path in contents(disk.place) if any(part.startswith(".autoembed-") for part in path.parts)]

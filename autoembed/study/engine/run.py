@@ -188,7 +188,7 @@ def _space(request: Request) -> SearchSpace:
 
 
 def _space_text(request: Request) -> str:
-    """The search-space file as it was run: verbatim, unless options of the command line went before it."""
+    """The search-space file as it was run: verbatim, unless options or arguments override it."""
     text = request.space.read_text() if isinstance(request.space, Path) else request.space.text()
     if request.trials is None and request.device is None:
         return text
@@ -199,7 +199,8 @@ def _space_text(request: Request) -> str:
         node["budget"] = {**budget, "trials": request.trials}
     if request.device is not None:
         node["device"] = request.device
-    return f"# As run, with options of the command line.\n{yaml.safe_dump(node, sort_keys=False)}"
+    given = "options of the command line" if option("trials").startswith("--") else "arguments"
+    return f"# As run, with {given}.\n{yaml.safe_dump(node, sort_keys=False)}"
 
 
 def _check_same(run: RunDir, space: SearchSpace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from autoembed.study.run_dir import RunDir, trial_id
 AGAIN = "again"  # of a trial that is run again: the name that it had
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+# On a busy machine a draw may wait for the disk: Tune takes that for a training and warns.
+warnings.filterwarnings("ignore", "Define-by-run function passed", UserWarning)
 
 
 class Arms(Searcher):

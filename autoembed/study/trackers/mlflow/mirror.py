@@ -35,6 +35,7 @@ for _name in ("mlflow", "alembic", "urllib3"):
 warnings.filterwarnings("ignore", module="mlflow")
 
 CHAMPION = "champion"
+REFRESH = "autoembed.refresh"  # of runs and versions: which refresh of a bundle they are
 EPOCH = "_epoch"
 BATCH = 1000  # what MLflow takes at once
 COSTS = ("embedding_parameters", "embedding_bytes", "parameters", "bytes")
@@ -295,7 +296,10 @@ class Mirror:
         self.client.log_artifact(self.parent, str(self.run.path / ARMS))
 
     def _champion(self, winner: str) -> None:
-        """Registers the best bundle under the study's name, unless it is, and points the alias at it."""
+        """Registers the best bundle under the study's name, unless it is, and points the alias at it.
+
+        The alias of a bundle that was refreshed since stays where it is.
+        """
         from autoembed.study.trackers.mlflow.model import log_bundle, register
 
         name = model_name(self.run)
@@ -305,7 +309,10 @@ class Mirror:
         if version is None:
             uri = log_bundle(self.uri, self.parent, self.run.best, load_bundle(self.run.best).example())
             version = register(self.client, name, uri, self.parent, tags)
-        self.client.set_registered_model_alias(name, CHAMPION, version)
+        holder = dict(self.client.get_registered_model(name).aliases).get(CHAMPION)
+        refreshed = {one.version for one in versions if REFRESH in one.tags}
+        if holder is None or int(holder) not in map(int, refreshed):
+            self.client.set_registered_model_alias(name, CHAMPION, version)
 
     def begin(self) -> None:
         """Shows the study as running, and settles what an earlier driver left: trials that had not ended run again."""

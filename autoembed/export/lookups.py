@@ -1,0 +1,83 @@
+"""What turns raw values into ids, field by field, as JSON that any language reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import numpy as np
+import polars as pl
+
+from autoembed.data.vocabulary import Vocabulary
+
+
+class Categorical(TypedDict):
+    """`values` has the text of each id; None at id 0 (unknown) and at `missing`, which is 0 if it has no id."""
+
+    name: str
+    kind: Literal["categorical"]
+    missing: int
+    values: list[str | None]
+
+
+class Numeric(TypedDict):
+    """A number's id is `ids` at the number of `uppers` below it; None as an upper bound means infinity."""
+
+    name: str
+    kind: Literal["numeric"]
+    missing: int
+    uppers: list[float | None]
+    ids: list[int]
+
+
+class Crossed(TypedDict):
+    """The key of a pair of ids is that of `a` times `size` plus that of `b`, hashed into `buckets` if there are any."""
+
+    name: str
+    kind: Literal["crossed"]
+    missing: int
+    a: str
+    b: str
+    size: int
+    buckets: int | None
+    keys: list[int]
+    ids: list[int]
+
+
+Lookup = Categorical | Numeric | Crossed
+
+
+def lookups_of(vocabulary: Vocabulary) -> list[Lookup]:
+    """The lookup of each field, in the order of the ids; crossed fields stand behind those that they are made of."""
+    parts = vocabulary.table().partition_by("field", maintain_order=True)
+    return [_lookup(vocabulary, part["field"][0], part["kind"][0], part) for part in parts]
+
+
+def write_lookups(vocabulary: Vocabulary, folder: Path) -> None:
+    """Writes vocabulary.json."""
+    (folder / "vocabulary.json").write_text(json.dumps(lookups_of(vocabulary), allow_nan=False) + "\n")
+
+
+def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) -> Lookup:
+    missing = vocabulary.missing(name)
+    if kind == "categorical":
+        return Categorical(name=name, kind="categorical", missing=missing, values=rows["value"].to_list())
+    if kind == "numeric":
+        bins = rows.filter(pl.col("upper").is_not_null()).sort("upper")
+        uppers = [upper if np.isfinite(upper) else None for upper in bins["upper"].to_list()]
+        return Numeric(name=name, kind="numeric", missing=missing, uppers=uppers, ids=bins["id"].to_list())
+    cross = vocabulary.cross(name)
+    assert cross is not None
+    keys = rows[1:].select("id", pl.col("value").cast(pl.Int64)).sort("value")
+    return Crossed(
+        name=name,
+        kind="crossed",
+        missing=missing,
+        a=cross.a,
+        b=cross.b,
+        size=vocabulary.cardinality(cross.b),
+        buckets=cross.buckets,
+        keys=keys["value"].to_list(),
+        ids=keys["id"].to_list(),
+    )

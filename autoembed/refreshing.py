@@ -1,0 +1,254 @@
+"""A bundle trained on with a later log: its architecture stays, and values come and go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import ValidationError
+
+from autoembed.bundle import Bundle, load_bundle
+from autoembed.data.dataset import Dataset, OtherVocabulary, build_dataset
+from autoembed.data.files import Where
+from autoembed.data.readers import DataSpec, read_rows
+from autoembed.data.vocabulary import Vocabulary
+from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
+from autoembed.metrics import Metrics
+from autoembed.reuse import carried, fitted, refuse_crossed, with_weights_of, written
+from autoembed.scoring import coverage_warnings
+from autoembed.task import Metric, metric_in
+from autoembed.training import TrainConfig, metrics_on, pick_device
+from autoembed.writing import scratch
+
+Rule = Literal["keep", "grow", "rebuild"]
+RULES: tuple[Rule, ...] = ("keep", "grow", "rebuild")
+MEMORY = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshed:
+    """What a refresh gave.
+
+    Attributes:
+        bundle: the new one; the old one where that was to be replaced by no worse a model, and the new one is worse.
+        before, after: metrics of the old and of the new model on the tail, the test rows of the new log.
+        kept: whether the new bundle was written.
+        rows: of the log that were trained on.
+        values: per field the ids of before, those that are gone, and those that are new: a frame.
+        coverage: as of `Bundle.coverage`: how well the old bundle knows the log.
+        drift: in sentences, what the log has that train did not.
+        notes: what was read and guessed.
+        study: the folder of the bundle's study, if that is known.
+    """
+
+    bundle: Bundle
+    before: Metrics
+    after: Metrics
+    kept: bool
+    rows: int
+    values: pl.DataFrame
+    coverage: pl.DataFrame
+    drift: tuple[str, ...]
+    notes: tuple[str, ...]
+    study: Path | None
+
+    @property
+    def no_worse(self) -> bool:
+        """Whether the new model is at least as good on the tail, by the metric that its study was about."""
+        metric = _metric(self.bundle)
+        return metric.figure(self.after) >= metric.figure(self.before)
+
+
+def refresh(
+    source: str | Path,
+    data: Where,
+    out: str | Path | None = None,
+    *,
+    epochs: int = 1,
+    vocabulary: Rule = "grow",
+    min_count: int | None = None,
+    evict: float = 1.0,
+    memory: float = MEMORY,
+    settings: Mapping[str, object] | None = None,
+    train: Mapping[str, object] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    study: str | Path | None = None,
+    cache: Path | None = None,
+) -> Refreshed:
+    """Trains a bundle's model on with a later log, from its weights and without a search.
+
+    The log is split as its `split` says: by time, if the bundle has a time column, so that test is its tail.
+
+    Args:
+        source: the bundle's folder.
+        data: the log: whatever `data.path` may be, with the bundle's columns and its label.
+        out: the new bundle's folder. Without it the bundle is replaced, if the new model is no worse on the tail.
+        epochs: passes over the log.
+        vocabulary: `keep` leaves the values that have ids; `grow` gives ids to new values and takes them from those
+            that died out, in the order of frequency, which says the block of each; `rebuild` takes the values of the
+            log alone. A value that has an id before and after keeps its embedding.
+        min_count: rows of the log that a new value needs; the bundle's by default.
+        evict: of `grow`: a value with fewer rows loses its id.
+        memory: of `grow`: how much a row of before counts beside one of the log, from 0 to 1. After n refreshes it
+            counts memory**n, so that a value stays for a while that a log does not have.
+        settings: keys of the `data:` section that override those of the bundle, such as split.
+        train: keys of `train` that override those of the bundle, such as lr.
+        seed: of the order of rows.
+        device: auto, cpu, cuda or cuda:N.
+        study: the folder of the bundle's study; by default the one that the bundle stands in or names.
+        cache: where encoded data are kept; a temporary folder by default.
+
+    Raises:
+        DataError: the log breaks a rule, or lacks columns of the bundle.
+        SpaceError: the recipe breaks a rule, or the architecture belongs to its own data.
+        BundleError: there is no bundle at `source`.
+    """
+    if cache is None:
+        with scratch() as folder:
+            return refresh(
+                source,
+                data,
+                out,
+                epochs=epochs,
+                vocabulary=vocabulary,
+                min_count=min_count,
+                evict=evict,
+                memory=memory,
+                settings=settings,
+                train=train,
+                seed=seed,
+                device=device,
+                study=study,
+                cache=folder,
+            )
+    _check(vocabulary, evict, memory)
+    bundle, where = load_bundle(source), pick_device(device)
+    refuse_crossed(bundle)
+    recipe, once = _recipe(bundle, epochs, train or {})
+    spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
+    known = build_dataset(spec, data, cache, vocabulary=_other(bundle, "keep", spec, 0, 0))
+    before = metrics_on(bundle.model.to(where).eval(), known, "test", where)
+    bundle.model.cpu()
+    dataset = known
+    if vocabulary != "keep":
+        dataset = build_dataset(spec, data, cache, vocabulary=_other(bundle, vocabulary, spec, evict, memory))
+    plan = carried(bundle.architecture, dataset.schema)
+    torch.manual_seed(seed)
+    start = with_weights_of(bundle, plan, dataset).to(where)
+    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor)
+    coverage = _coverage(bundle, known)
+    result = Refreshed(
+        bundle=bundle,
+        before=before,
+        after=after,
+        kept=False,
+        rows=dataset.rows("train"),
+        values=_changed(bundle.vocabulary, dataset.vocabulary),
+        coverage=coverage,
+        drift=tuple(coverage_warnings(coverage)),
+        notes=known.notes,
+        study=_study(bundle, study),
+    )
+    if out is None and not result.no_worse:
+        return result
+    provenance = bundle.manifest.provenance | {
+        "train": recipe.model_dump(mode="json"),
+        "bundle": str(Path(source).absolute()),
+        "refreshes": int(str(bundle.manifest.provenance.get("refreshes", 0))) + 1,
+        "vocabulary": vocabulary,
+        "run": None if result.study is None else str(result.study),
+        "tail": {"before": before.model_dump(), "after": after.model_dump()},
+    }
+    place = bundle.path if out is None else Path(out)
+    new = written(place, model, dataset, spec, valid, after, provenance)
+    return Refreshed(**{**vars(result), "bundle": new, "kept": True})
+
+
+def _check(vocabulary: str, evict: float, memory: float) -> None:
+    if vocabulary not in RULES:
+        raise SpaceError(f"{option('vocabulary')} must be one of {', '.join(RULES)}, but got {vocabulary!r}")
+    if evict < 0:
+        raise SpaceError(f"{option('evict')} must be at least 0, but got {evict:g}")
+    if not 0 <= memory <= 1:
+        raise SpaceError(f"{option('memory')} must lie from 0 to 1, but got {memory:g}")
+
+
+def _study(bundle: Bundle, given: str | Path | None) -> Path | None:
+    """The folder of a bundle's study: as given, that around the bundle, or what an earlier refresh noted."""
+    if given is not None:
+        if not (Path(given) / "study.json").is_file():
+            raise StudyError(f"{given} is not the folder of a study: it has no study.json")
+        return Path(given).absolute()
+    noted = bundle.manifest.provenance.get("run")
+    places = [bundle.path.absolute().parent, *([Path(str(noted))] if noted else [])]
+    return next((place for place in places if (place / "study.json").is_file()), None)
+
+
+def _metric(bundle: Bundle) -> Metric:
+    """The metric that the bundle's study was about."""
+    monitor = bundle.manifest.provenance.get("monitor")
+    return metric_in(bundle.schema.task, None if monitor is None else str(monitor))
+
+
+def _recipe(bundle: Bundle, epochs: int, train: Mapping[str, object]) -> tuple[TrainConfig, TrainConfig]:
+    """The bundle's recipe, which the new bundle passes on, and the one of this training."""
+    own = bundle.manifest.provenance.get("train")
+    try:
+        recipe = TrainConfig.model_validate({**(own if isinstance(own, dict) else {}), "distill": None})
+        return recipe, TrainConfig.model_validate({**recipe.model_dump(), "epochs": epochs, **train})
+    except ValidationError as error:
+        raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
+
+
+def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Mapping[str, object]) -> DataSpec:
+    """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
+    own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
+    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": []})
+    with scratch() as staging:
+        there = read_rows(spec, data, staging).collect_schema().names()
+    gone = [name for name in bundle.vocabulary.columns if name not in there]
+    if gone:
+        raise DataError(
+            f"the log lacks columns that the model takes: {', '.join(gone)}: bring them back, or search anew without "
+            "them, as what the model has learned of the others counts on them"
+        )
+    wanted = {*bundle.vocabulary.columns, spec.label, *([spec.time] if spec.time else [])}
+    kinds = {field.name: field.kind for field in bundle.schema.fields}
+    columns = {
+        kind: [name for name in bundle.vocabulary.columns if kinds[name] == kind] for kind in ("categorical", "numeric")
+    }
+    return DataSpec.checked(own | columns | {"drop": [name for name in there if name not in wanted]})
+
+
+def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:
+    table = hashlib.sha256(bundle.vocabulary.table().write_csv().encode()).hexdigest()
+    make = {
+        "keep": lambda log: bundle.vocabulary,
+        "grow": lambda log: bundle.vocabulary.grown(log, least=spec.min_count, evict=evict, memory=memory),
+        "rebuild": lambda log: log.pruned(spec.min_count),
+    }[rule]
+    return OtherVocabulary(key=f"{rule} {evict:g} {memory:g} {table}", fields=bundle.vocabulary.names, make=make)
+
+
+def _coverage(bundle: Bundle, known: Dataset) -> pl.DataFrame:
+    """How well the old bundle knows the rows that the new one is trained on, as `Bundle.coverage` says it."""
+    missing = np.array([bundle.vocabulary.missing(name) for name in bundle.vocabulary.names])
+    ids = known.ids("train")
+    counted = np.stack([(ids == 0).sum(axis=0), ((ids == missing) & (missing > 0)).sum(axis=0)])
+    return bundle.shares(counted, max(len(ids), 1))
+
+
+def _changed(before: Vocabulary, after: Vocabulary) -> pl.DataFrame:
+    """Per field: ids before, and how many values are gone and new."""
+    rows = []
+    for name in before.names:
+        old, new = (set(one.keep([name]).table()["value"].drop_nulls()) for one in (before, after))
+        rows.append((name, before.cardinality(name), len(old - new), len(new - old)))
+    return pl.DataFrame(rows, schema=["field", "ids", "gone", "new"], orient="row")

@@ -1,0 +1,181 @@
+"""A bundle is trained on with later logs: daily, its values come and go."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+import autoembed as ae
+from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.vocabulary import Vocabulary
+from autoembed.metrics import evaluate
+from autoembed.refreshing import refresh
+from autoembed.reuse import train_architecture
+
+RECIPE = {"epochs": 4, "lr": 5e-3, "batch_size": 512}
+SPLIT = {"split": {"by": "random", "valid": 0.1, "test": 0.1}}
+BACKBONE = {"name": "deepfm", "hidden": [8], "batch_norm": False}
+DRIFT = 12  # items that are new each day
+
+
+def logs(day, rows, seed=0):
+    """A day's log: items of a window that moves on by DRIFT, the newest most often, and users that stay."""
+    truth = np.random.default_rng(seed)
+    effects, users = truth.normal(size=2000), truth.normal(size=300)
+    rng = np.random.default_rng(1000 * seed + day)
+    item = DRIFT * day + 150 - np.minimum(rng.geometric(0.02, rows), 150)
+    user, noise = rng.integers(0, 300, rows), rng.integers(0, 50, rows)
+    rate = 1 / (1 + np.exp(-(1.5 * effects[item] + users[user])))
+    columns = {"item": [f"i{one}" for one in item], "user": user, "noise": noise}
+    return pl.DataFrame(columns | {"label": (rng.random(rows) < rate).astype(int)})
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder of the first days' logs and of a bundle of the first."""
+    folder = tmp_path_factory.mktemp("refresh")
+    for day in range(3):
+        logs(day, 6000).write_parquet(folder / f"{day}.parquet")
+    model = ae.AutoEmbedClassifier(
+        embedding={"dim": 4, "blocks": 2},
+        backbone=BACKBONE,
+        train=RECIPE,
+        stages=[{"method": "frequency"}],
+        budget={"width": 3},
+        random_state=0,
+    )
+    model.fit(logs(0, 6000)).export(folder / "bundle")
+    return folder
+
+
+def column(values):
+    frame = pl.DataFrame({"a": values, "y": [0] * len(values)}).lazy()
+    return Vocabulary.fit(frame, FeatureSchema(fields=(Field(name="a"),), label="y"), 1, 8)
+
+
+def test_values_come_and_go_by_their_rows():
+    old = column(["a"] * 8 + ["b"] * 4 + ["c"] + [None] * 3)
+    new = column(["d"] * 9 + ["e"] + ["b"] * 6 + ["a"])
+    grown = old.grown(new, least=2, evict=1.0, memory=0.5).table()
+    assert grown["value"].to_list() == [None, "d", "b", "a", None]
+    assert grown["count"].to_list() == [2, 9, 8, 5, 2]  # c with half a row is gone, and e with one is not admitted
+    assert old.grown(new, least=1, evict=0.5, memory=0.5).cardinality("a") == 7
+    assert old.grown(new, least=1, evict=1.0, memory=0.0).table()["value"].to_list() == [None, "d", "b", "a", "e"]
+    again = old.grown(old, least=1, evict=1.0, memory=1.0)
+    assert again.table().drop("count").equals(old.table().drop("count"))
+    assert old.pruned(4).table()["value"].to_list() == [None, "a", "b"]
+    assert old.pruned(4).counts("a").tolist() == [4, 8, 4]
+
+
+@pytest.mark.parametrize("rule", ["keep", "grow", "rebuild"])
+def test_each_rule_for_values_learns_the_next_day(first, tmp_path, rule):
+    done = refresh(first / "bundle", first / "2.parquet", tmp_path / "new", vocabulary=rule, settings=SPLIT)
+    old, new = ae.load_bundle(first / "bundle"), ae.load_bundle(tmp_path / "new")
+    assert done.kept
+    assert done.after.auc >= done.before.auc + (0.0 if rule == "keep" else 0.005)
+    assert done.no_worse
+    known = {"keep": old.vocabulary.cardinality("item")}.get(rule)
+    assert known in (None, new.vocabulary.cardinality("item"))
+    changed = dict(zip(*done.values.select("field", "new"), strict=True))
+    assert (changed["item"] > 10) == (rule != "keep")
+    assert [line.partition(":")[0] for line in done.drift] == ["'item'"], done.coverage
+    provenance = new.manifest.provenance
+    assert (provenance["refreshes"], provenance["vocabulary"]) == (1, rule)
+    assert provenance["train"]["epochs"] == RECIPE["epochs"]
+    rows = logs(2, 500)
+    assert np.isfinite(new.predict(rows)).all()
+    again = refresh(first / "bundle", first / "2.parquet", tmp_path / "again", vocabulary=rule, settings=SPLIT)
+    assert np.array_equal(again.bundle.predict(rows), new.predict(rows))
+
+
+@pytest.mark.parametrize("rule", ["keep", "grow", "rebuild"])
+def test_a_value_keeps_its_embedding(first, tmp_path, rule):
+    """With next to no learning rate, rows whose values all have an id before and after score as they did."""
+    done = refresh(
+        first / "bundle", first / "0.parquet", tmp_path / "new", vocabulary=rule, settings=SPLIT, train={"lr": 1e-12}
+    )
+    rows = logs(0, 3000)
+    shared = rows
+    for name in ("item", "user", "noise"):
+        known = [
+            set(b.vocabulary.keep([name]).table()["value"].drop_nulls())
+            for b in (ae.load_bundle(first / "bundle"), done.bundle)
+        ]
+        shared = shared.filter(pl.col(name).cast(pl.String).is_in(known[0] & known[1]))
+    assert len(shared) > 2000
+    assert np.allclose(done.bundle.predict(shared), ae.load_bundle(first / "bundle").predict(shared), atol=1e-5)
+
+
+def test_a_bundle_is_replaced_by_no_worse_one_only(first, tmp_path):
+    old = refresh(first / "bundle", first / "1.parquet", tmp_path / "b", settings=SPLIT).bundle
+    noise = logs(1, 6000).with_columns(label=pl.Series(np.random.default_rng(1).integers(0, 2, 6000)))
+    pl.concat([noise.head(4800), logs(1, 6000).tail(1200)]).write_parquet(tmp_path / "noise.parquet")
+    split = {"split": {"by": "time", "valid": 4200, "test": 4800}, "time": "at"}
+    pl.read_parquet(tmp_path / "noise.parquet").with_row_index("at").write_parquet(tmp_path / "noise.parquet")
+    worse = refresh(
+        tmp_path / "b",
+        tmp_path / "noise.parquet",
+        settings=split,
+        train={"lr": 0.05, "epochs": 8},
+        vocabulary="rebuild",
+    )
+    assert not worse.no_worse
+    assert not worse.kept
+    assert ae.load_bundle(tmp_path / "b").manifest == old.manifest
+    better = refresh(tmp_path / "b", first / "2.parquet", settings=SPLIT)
+    assert better.kept
+    assert ae.load_bundle(tmp_path / "b").manifest.provenance["refreshes"] == 2
+
+
+def test_what_cannot_be_is_refused(first, tmp_path):
+    logs(1, 500).drop("item", "noise").write_parquet(tmp_path / "less.parquet")
+    with pytest.raises(ae.DataError, match=r"lacks columns that the model takes: item, noise: bring them back"):
+        refresh(first / "bundle", tmp_path / "less.parquet", tmp_path / "new")
+    for options, line in (
+        ({"vocabulary": "new"}, "vocabulary must be one of keep, grow, rebuild"),
+        ({"memory": 2.0}, "memory must lie from 0 to 1"),
+        ({"evict": -1.0}, "evict must be at least 0"),
+        ({"epochs": 0}, "train.epochs"),
+    ):
+        with pytest.raises(ae.SpaceError, match=line):
+            refresh(first / "bundle", first / "1.parquet", tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def daily(tmp_path, days, rows):
+    """AUCs on each following day of the first day's bundle, of one refreshed daily, and of training anew on all."""
+    folder, found = tmp_path / "logs", {"frozen": [], "refreshed": [], "anew": []}
+    folder.mkdir()
+    for day in range(days):
+        logs(day, rows).write_parquet(folder / f"{day}.parquet")
+    model = ae.AutoEmbedClassifier(
+        embedding={"dim": 4, "blocks": 2}, backbone=BACKBONE, train=RECIPE,
+        stages=[{"method": "frequency"}], budget={"width": 3}, random_state=0,
+    )  # fmt: skip
+    model.fit(logs(0, rows)).export(tmp_path / "frozen")
+    ae.load_bundle(tmp_path / "frozen")
+    current = tmp_path / "frozen"
+    for day in range(1, days - 1):
+        log, out = folder / f"{day}.parquet", tmp_path / f"day{day}"
+        current = refresh(current, log, out, epochs=2, settings=SPLIT).bundle.path
+        every = [str(folder / f"{one}.parquet") for one in range(day + 1)]
+        anew = train_architecture(tmp_path / "frozen", every, tmp_path / f"anew{day}", settings=SPLIT).bundle.path
+        later = logs(day + 1, 20_000)
+        for name, path in (("frozen", tmp_path / "frozen"), ("refreshed", current), ("anew", anew)):
+            scores = ae.load_bundle(path).predict(later)
+            found[name].append(evaluate(later["label"].to_numpy(), scores).auc)
+    return {name: np.array(aucs) for name, aucs in found.items()}
+
+
+def test_a_bundle_that_is_refreshed_daily_beats_a_frozen_one(tmp_path):
+    found = daily(tmp_path, days=4, rows=20_000)
+    print({name: aucs.round(4).tolist() for name, aucs in found.items()})
+    assert (found["refreshed"] > found["frozen"] + 0.01).all()
+    assert found["refreshed"].mean() > found["anew"].mean() - 0.01
+
+
+@pytest.mark.slow
+def test_over_eight_days_refreshing_is_as_good_as_training_anew(tmp_path):
+    found = daily(tmp_path, days=9, rows=40_000)
+    print({name: aucs.round(4).tolist() for name, aucs in found.items()})
+    assert (found["refreshed"] > found["frozen"]).all()
+    assert found["refreshed"].mean() > found["anew"].mean() - 0.002

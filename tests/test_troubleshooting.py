@@ -1,0 +1,47 @@
+"""docs/troubleshooting.md says what the package says: each phrase of the page stands in its source."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import autoembed
+
+PACKAGE = Path(autoembed.__file__).parent
+PAGE = PACKAGE.parent / "docs" / "troubleshooting.md"
+
+
+def source():
+    """All text in string literals of the package, as one, without what is put in between."""
+    texts = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else " * " for part in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return plain("\n".join(texts))
+
+
+def plain(text):
+    return re.sub(r"[^a-z]+", " ", text.lower())
+
+
+def messages():
+    """The runs of plain words of each message of the page: capitals, dots and numbers stand for what differs."""
+    for line in PAGE.read_text().splitlines():
+        if not line.startswith("| ") or line.startswith("| the line says"):
+            continue
+        for message in line.split("|")[1].split("; "):
+            parts = re.split(r"\.\.\.|\b[A-Z]+\b|--[a-z-]+( prediction)?|\d+|[(),]", message)
+            yield pytest.param([plain(part or "").strip() for part in parts], id=message.strip()[:60])
+
+
+TEXT = source()
+
+
+@pytest.mark.parametrize("runs", list(messages()))
+def test_the_page_tells_what_the_package_says(runs):
+    assert any(len(run) > 6 and run in TEXT for run in runs), runs
