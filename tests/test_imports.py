@@ -13,9 +13,9 @@ PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
     "errors", "writing", "ranges", "plugins", "types", "fast", "metrics", "task", "data", "ranking", "plans",
-    "storage", "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "card", "bundle", "export",
-    "scoring", "candidates", "retraining", "reuse", "refreshing", "distill", "trial", "space", "estimator", "pruning",
-    "draws", "frontier", "study", "api", "testing", "cli",
+    "storage", "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "card", "bundle",
+    "export", "scoring", "candidates", "retraining", "reuse", "refreshing", "distill", "trial", "space", "estimator",
+    "pruning", "draws", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 
