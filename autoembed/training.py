@@ -18,6 +18,7 @@ from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.events import EpochEnd, EpochReport
+from autoembed.fast import takes
 from autoembed.metrics import Metrics
 from autoembed.nn.model import ClickModel
 from autoembed.shuffle import Rows, Shuffle
@@ -257,10 +258,11 @@ class Optimiser:
         self.weights = weights
         dense = [weight for weight in weights if not (config.sparse and id(weight) in tables)]
         self.parts: list[torch.optim.Optimizer] = []
+        fast = takes("optimisers")
         if dense:
-            self.parts.append(Adam(dense, lr=config.lr, fused=True))
+            self.parts.append((Adam if fast else torch.optim.Adam)(dense, lr=config.lr, fused=True))
         if config.sparse and self.tables:
-            self.parts.append(SparseAdam(self.tables, lr=config.lr))
+            self.parts.append((SparseAdam if fast else torch.optim.SparseAdam)(self.tables, lr=config.lr))
 
     def regularise(self) -> None:
         """Adds the gradient of l2/2 |table|^2, in one pass over the table: autograd would take three."""

@@ -25,6 +25,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 
+from autoembed.fast import takes
 from autoembed.types import Array
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ Kind = tuple[np.dtype[np.generic], int] | type[float | np.generic]  # (dtype, di
 Kinds = tuple[Kind, ...]
 _Number = ctypes.c_int64 | ctypes.c_double
 
+FAST = takes("kernels")
 _DIGEST = 32  # bytes at the head of a file
 _LIBM = {"exp", "log", "sqrt"}
 # Where a function writes that it returned None.
@@ -65,9 +67,13 @@ class Native:
     def __init__(self, function: Callable[..., object], reorder: bool = False) -> None:
         self._function, self._reorder = function, reorder
         self._loaded: dict[Kinds, Callable[..., int]] = {}
+        self._plain: Callable[..., None] | None = None
         self._lock = Lock()
 
     def __call__(self, *arguments: Array | View | float | np.generic) -> None:
+        if not FAST:
+            self._by_numba(*arguments)
+            return
         kinds: list[Kind] = []
         values: list[float | np.generic] = []
         for argument in arguments:
@@ -85,6 +91,12 @@ class Native:
             with self._lock:
                 found = self._loaded.setdefault(key, self._loaded.get(key) or self._load(key))
         found(_NOWHERE, 0, *values)
+
+    def _by_numba(self, *arguments: Array | View | float | np.generic) -> None:
+        """The plain path: numba compiles the function in this process and calls it."""
+        with self._lock:
+            self._plain = self._plain or self._numba()
+        self._plain(*(one.array if isinstance(one, View) else one for one in arguments))
 
     def _load(self, kinds: Kinds) -> Callable[..., int]:
         name = f"{self._function.__module__.rpartition('.')[2]}.{self._function.__name__}-{self._digest(kinds)}.o"

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, first_line, option
+from autoembed.fast import takes
 from autoembed.space import SearchSpace
 from autoembed.study.engine import forkserver
 from autoembed.study.engine.guard import guarded, quiet
@@ -59,7 +60,7 @@ def cluster(resources: Resources) -> Iterator[None]:
         own = {"num_cpus": resources.cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         own["_node_ip_address"] = LOOPBACK
         guard_token()
-        if forked := forkserver.command():
+        if takes("forks") and (forked := forkserver.command()):
             own["runtime_env"] = {"py_executable": forked}
     # Without an address Ray would join any cluster that it finds on the machine.
     options = {"address": resources.address or "local", "log_to_driver": False, "logging_level": "CRITICAL"} | own

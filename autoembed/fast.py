@@ -1,0 +1,26 @@
+"""Which fast paths are taken. Each has a plain one that gives the same numbers, for debugging and for other systems.
+
+The environment variable AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
+
+- kernels: machine code of the ranking that is kept in files; plainly, numba compiles it in each process.
+- forks: Ray's workers as forks of one process; plainly, Ray starts each of them.
+- optimisers: torch's Adam without its wrappers; plainly, with them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from autoembed.errors import SpaceError, unknown
+
+VARIABLE = "AUTOEMBED_PLAIN"
+PATHS = ("kernels", "forks", "optimisers")
+
+
+def takes(path: str) -> bool:
+    """Whether the fast path of that name is taken; SpaceError if the variable names one that is not there."""
+    plain = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    for name in plain:
+        if name not in PATHS:
+            raise SpaceError(f"{VARIABLE}: {unknown('path', name, list(PATHS))}")
+    return path not in plain
