@@ -74,35 +74,41 @@ class MethodContract:
     backbone: ClassVar[dict[str, JsonValue]] = {"name": "deepfm", "hidden": [16], "dropout": 0.0}
 
     @pytest.fixture(scope="class")
-    def data(self, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    @classmethod
+    def data(cls, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         return planted_data(tmp_path_factory.mktemp("contract"))
 
     @pytest.fixture(scope="class")
-    def net(self, data: Dataset) -> Supernet:
+    @classmethod
+    def net(cls, data: Dataset) -> Supernet:
         """The supernet after its search."""
-        return self.searched(data)
+        return cls.searched(data)
 
     @pytest.fixture(scope="class")
-    def found(self, net: Supernet) -> Architecture:
+    @classmethod
+    def found(cls, net: Supernet) -> Architecture:
         """Its architecture at the budget."""
-        return net.derive(self.budget_of(net))
+        return net.derive(cls.budget_of(net))
 
-    def root(self, data: Dataset) -> Architecture:
-        return Architecture.full(data.schema, data.counts, dim=8, blocks=4, backbone=self.backbone)
+    @classmethod
+    def root(cls, data: Dataset) -> Architecture:
+        return Architecture.full(data.schema, data.counts, dim=8, blocks=4, backbone=cls.backbone)
 
-    def searched(self, data: Dataset, parent: Architecture | None = None) -> Supernet:
+    @classmethod
+    def searched(cls, data: Dataset, parent: Architecture | None = None) -> Supernet:
         torch.manual_seed(0)
-        config = configure(self.stage)
+        config = configure(cls.stage)
         if isinstance(config, SearchConfig):
             config = config.model_copy(update={"warm_epochs": 1})
         if isinstance(config, GateConfig):
             config = config.model_copy(update={"epochs": 1})
-        made: Supernet = load(config.method).Supernet(data.schema, parent or self.root(data), config, data.counts, 0)
+        made: Supernet = load(config.method).Supernet(data.schema, parent or cls.root(data), config, data.counts, 0)
         recipe = TrainConfig(epochs=1, lr=3e-3, batch_size=512)
         search(made, data, recipe, device=_CPU, seed=0, report=lambda values: None)
         return made
 
-    def budget_of(self, net: Supernet) -> int:
+    @classmethod
+    def budget_of(cls, net: Supernet) -> int:
         """Bytes of two dims a value; of methods that choose for pairs, all fields and half of memorizing all pairs."""
         if not net.chooses_pairs:
             return uniform_bytes(net.parent, 2)

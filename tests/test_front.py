@@ -31,11 +31,14 @@ print(sorted({"torch", "ray", "optuna", "mlflow", "polars", "numpy", "pydantic"}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
-    # Told apart from Python's own start by its own count.
+    # Told apart from Python's own start by its own count; the best of several, as other work may run beside.
     timed = [sys.executable, "-X", "importtime", "-c", "import autoembed"]
-    lines = subprocess.run(timed, capture_output=True, text=True, timeout=60, check=True, env=os.environ).stderr
-    (own,) = [line for line in lines.splitlines() if line.endswith("| autoembed")]
-    assert int(own.split("|")[1]) < 100_000
+    found = []
+    for _ in range(5):
+        lines = subprocess.run(timed, capture_output=True, text=True, timeout=60, check=True, env=os.environ).stderr
+        (own,) = [line for line in lines.splitlines() if line.endswith("| autoembed")]
+        found.append(int(own.split("|")[1]))
+    assert min(found) < 100_000
 
 
 def test_every_name_is_there_and_no_other():

@@ -169,11 +169,11 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_ends_the_study_in_one_line_and_nothing_is_lost(write_space, tmp_path, small_disk):
     space, run = write_space(baselines=[]), RunDir(tmp_path / "runs" / "tiny")
-    run.path.mkdir(parents=True)
-    (run.path / "trials").symlink_to(small_disk)
     command = ("search", space, "--runs", tmp_path / "runs", "--cpus", "1", "--resume", "--trials")
     first = start(*command[:-2], "--trials", "1")
     assert first.wait(timeout=600) == 0, first.communicate()
+    shutil.move(run.path / "trials", small_disk / "trials")
+    (run.path / "trials").symlink_to(small_disk / "trials")
     done = (run.trial("dnis-1") / "DONE").stat().st_mtime_ns
     # Room for a trial's first files, but not for its weights.
     filler = small_disk / "filler"

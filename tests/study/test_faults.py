@@ -122,8 +122,8 @@ def places(finished, tmp_path):
         (["rank", "--model", "{run}", "--out"], "fields.parquet", 2),
         (["predict", "{best}", "{rows}", "--out"], "scores.parquet", 2),
         (["predict", "{best}", "{rows}", "--out"], "scores.csv", 2),
-        (["export", "{run}"], "bundle", 6),
-        (["export", "{run}", "--trial", "uniform-1"], "bundle", 6),
+        (["export", "{run}"], "bundle", 8),
+        (["export", "{run}", "--trial", "uniform-1"], "bundle", 8),
     ],
 )
 def test_a_write_that_fails_leaves_what_was_there(places, cli, disk, words, name, writes):
