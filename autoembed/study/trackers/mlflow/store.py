@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -17,6 +18,7 @@ from filelock import FileLock
 from autoembed.writing import scratch
 
 ARTIFACTS = "mlartifacts"
+_MAKING = threading.Lock()  # Alembic, which makes the tables, has one state for the whole process
 # Every column of MLflow's store that holds the place of an artifact.
 _PLACES = (
     ("experiments", "artifact_location"),
@@ -42,7 +44,7 @@ def make_store(path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".mlflow.lock", timeout=600), scratch(path.parent) as folder:
+    with _MAKING, FileLock(path.parent / ".mlflow.lock", timeout=600), scratch(path.parent) as folder:
         if path.exists():
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
