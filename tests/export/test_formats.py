@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+import autoembed.cli
 from autoembed.bundle import load_bundle, write_bundle
 from autoembed.card import sample_ids
 from autoembed.data.crosses import CrossSpec
@@ -243,25 +244,31 @@ def test_what_cannot_be_exported_is_refused(bundle, exports, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def cli(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "autoembed.cli", *map(str, words)], capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Calls the command line in this process: (status, what it printed, its errors)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["autoembed", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            autoembed.cli.main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return call
 
 
-def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path):
-    done = cli("export", bundle.path, tmp_path / "numpy", "--format", "numpy")
-    assert done.returncode == 0, done.stderr
-    assert "numpy model written to" in done.stdout
+def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path, cli):
+    status, out, err = cli("export", bundle.path, tmp_path / "numpy", "--format", "numpy")
+    assert status == 0, err
+    assert "numpy model written to" in out
     assert (tmp_path / "numpy" / "scorer.py").is_file()
-    done = cli("export", bundle.path, tmp_path / "copy")
-    assert done.returncode == 0, done.stderr
-    done = cli("verify", tmp_path / "copy")
-    assert "64 stored predictions are the same" in done.stdout
-    done = cli("export", bundle.path, tmp_path / "other", "--format", "pmml")
-    assert done.returncode == 2
-    assert done.stderr.strip() == "error: --format must be bundle, onnx, torch, numpy or tables, but got 'pmml'"
-    done = cli("export", bundle.path, tmp_path / "other", "--format", "onnx", "--pick", "knee")
-    assert done.returncode == 2
-    assert "is a bundle" in done.stderr
+    status, _, err = cli("export", bundle.path, tmp_path / "copy")
+    assert status == 0, err
+    assert "64 stored predictions are the same" in cli("verify", tmp_path / "copy")[1]
+    status, _, err = cli("export", bundle.path, tmp_path / "other", "--format", "pmml")
+    assert status == 2
+    assert err.strip() == "error: --format must be bundle, onnx, torch, numpy or tables, but got 'pmml'"
+    status, _, err = cli("export", bundle.path, tmp_path / "other", "--format", "onnx", "--pick", "knee")
+    assert status == 2
+    assert "is a bundle" in err
     assert not (tmp_path / "other").exists()

@@ -46,7 +46,7 @@ def test_one_member_is_the_plain_model(planted):
 
 
 @pytest.mark.parametrize("share", ["all", "tables", "none"])
-@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize("bits", [32, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_limit_on_bytes_holds_the_whole_ensemble(planted, share, bits):
     stage = {"method": "magnitude", "warm_epochs": 1, "bits": bits}
     limits = [Limit(bytes=16_000), Limit(bytes=30_000), Limit(embedding_bytes=9_000)]

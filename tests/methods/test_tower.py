@@ -187,6 +187,7 @@ def test_a_limit_on_the_whole_model_is_needed(planted):
         run_trial(config(limit={"width": 2}), planted, lambda values: None)
 
 
+@pytest.mark.slow
 def test_tight_bytes_find_a_smaller_tower_and_gain_by_it(tmp_path):
     """800 values with effects of their own and in pairs, and a tower that a factorization machine hardly needs."""
     spec = {

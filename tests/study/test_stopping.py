@@ -250,6 +250,7 @@ def test_the_scheduler_is_a_name_or_has_options(write_space):
         SearchSpace.read(write_space(scheduler={"searches": False}))
 
 
+@pytest.mark.slow
 def test_trials_that_cannot_learn_end_while_searching_and_the_winner_stays(write_space, ray_here, tmp_path, cli):
     changes = {
         "data": {

@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -111,6 +112,13 @@ def test_the_logged_model_has_a_signature_and_predicts(finished):
     example = load_bundle(run.best).example()
     assert model.predict(example.to_pandas())["prediction"][0] == pytest.approx(
         load_bundle(run.best).predict(example)[0]
+    )
+    # Numbers and texts in one column, as JSON requests and read_csv with low_memory make them.
+    texts = example.to_pandas().astype(object)
+    mixed = pd.concat([texts, texts.map(lambda value: 7)], ignore_index=True)
+    assert {type(value) for value in mixed.iloc[:, 0]} == {str, int}
+    assert model.predict(mixed)["prediction"].tolist() == pytest.approx(
+        load_bundle(run.best).predict(mixed.astype(str))
     )
 
 
