@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
 from autoembed.architecture import Architecture
-from autoembed.card import card, sample_ids
+from autoembed.card import SAMPLE_ROWS, card, sample_ids
 from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
@@ -88,6 +88,14 @@ class Bundle:
         a value that train did not know scores as unknown. DataError names a missing column.
         """
         return self.score(frame, batch=batch, device=device)[0]
+
+    def predict_ids(self, ids: Array) -> Array:
+        """Click probabilities of encoded rows, int [N, F] in the order of the schema: float32 [N]."""
+        return _predicted(self.schema, self.model.eval(), ids)
+
+    def write_sample(self, folder: Path) -> None:
+        """Writes sample.json into a folder, as a bundle holds it: ids and the predictions for them."""
+        _write_sample(folder, self.schema, self.predict_ids(sample_ids(self.schema)))
 
     def coverage(self, frame: Frame) -> pl.DataFrame:
         """How well a table's values are known: a row for each field with shares of rows, beside those of train.
@@ -186,12 +194,12 @@ def write_bundle(
         architecture.write(temporary / "architecture.json")
         kept = schema.keep(architecture.columns)
         (temporary / "schema.json").write_text(kept.model_dump_json(indent=1) + "\n")
-        vocabulary.keep(kept.names).write(temporary / "vocabulary.parquet")
         save_file(weights_of(model), temporary / "weights.safetensors")
         as_open_as(temporary / "weights.safetensors", temporary / "schema.json")
-        text = card(kept, vocabulary.keep(kept.names), architecture, metrics, provenance)
-        (temporary / "README.md").write_text(text)
-        _write_sample(kept, architecture, temporary)
+        own = vocabulary.keep(kept.names)
+        own.write(temporary / "vocabulary.parquet")
+        (temporary / "README.md").write_text(card(kept, own, architecture, metrics, provenance))
+        _write_sample(temporary, kept, _sample(schema, kept, model))
         manifest = Manifest(
             autoembed=__version__,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -282,7 +290,7 @@ def verify_bundle(path: str | Path) -> list[str]:
     if "sample.json" not in bundle.manifest.files:
         return [*checked, "no sample of predictions is stored: the bundle was written by an earlier version"]
     sample = json.loads((bundle.path / "sample.json").read_text())
-    found = _predicted(bundle.schema, bundle.model, np.array(sample["ids"], dtype=np.int32))
+    found = bundle.predict_ids(np.array(sample["ids"], dtype=np.int32))
     difference = float(np.abs(found - np.array(sample["click"])).max())
     if difference > _SAME:
         raise BundleError(
@@ -292,9 +300,19 @@ def verify_bundle(path: str | Path) -> list[str]:
     return [*checked, f"{len(found)} stored predictions are the same (largest difference {difference:.1g})"]
 
 
-def _write_sample(schema: FeatureSchema, architecture: Architecture, folder: Path) -> None:
+def _sample(schema: FeatureSchema, kept: FeatureSchema, model: Model) -> Array:
+    """What a model that was built with `schema` predicts for `sample_ids(kept)`, float32 [N]."""
+    ids = np.zeros((SAMPLE_ROWS, len(schema.fields)), dtype=np.int32)
+    ids[:, [schema.index(name) for name in kept.names]] = sample_ids(kept)
+    training = model.training
+    found = _predicted(schema, model.eval(), ids)
+    model.train(training)
+    return found
+
+
+def _write_sample(folder: Path, schema: FeatureSchema, click: Array) -> None:
+    """Writes sample.json: `sample_ids` of the schema and the predictions for them."""
     ids = sample_ids(schema)
-    click = _predicted(schema, load_model(schema, architecture, folder / "weights.safetensors").eval(), ids)
     node = {"fields": list(schema.names), "ids": ids.tolist(), "click": [float(value) for value in click]}
     (folder / "sample.json").write_text(json.dumps(node) + "\n")
 

@@ -20,10 +20,11 @@ from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
 from autoembed.metrics import Metrics
-from autoembed.reuse import carried, fitted, refuse_crossed, with_weights_of, written
+from autoembed.reuse import carried, fitted, known_recipe, refuse_crossed, with_weights_of, written
 from autoembed.scoring import coverage_warnings
 from autoembed.task import Metric, metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
+from autoembed.types import Progress
 from autoembed.writing import scratch
 
 Rule = Literal["keep", "grow", "rebuild"]
@@ -80,6 +81,7 @@ def refresh(
     seed: int = 0,
     device: str = "auto",
     study: str | Path | None = None,
+    progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Refreshed:
     """Trains a bundle's model on with a later log, from its weights and without a search.
@@ -102,6 +104,7 @@ def refresh(
         train: keys of `train` that override those of the bundle, such as lr.
         seed: of the order of rows.
         device: auto, cpu, cuda or cuda:N.
+        progress: called with (step, done, total).
         study: the folder of the bundle's study; by default the one that the bundle stands in or names.
         cache: where encoded data are kept; a temporary folder by default.
 
@@ -126,23 +129,24 @@ def refresh(
                 seed=seed,
                 device=device,
                 study=study,
+                progress=progress,
                 cache=folder,
             )
     _check(vocabulary, evict, memory)
     bundle, where = load_bundle(source), pick_device(device)
     refuse_crossed(bundle)
-    recipe, once = _recipe(bundle, epochs, train or {})
+    recipe, once, told = _recipe(bundle, epochs, train or {})
     spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
-    known = build_dataset(spec, data, cache, vocabulary=_other(bundle, "keep", spec, 0, 0))
+    known = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, "keep", spec, 0, 0))
     before = metrics_on(bundle.model.to(where).eval(), known, "test", where)
     bundle.model.cpu()
     dataset = known
     if vocabulary != "keep":
-        dataset = build_dataset(spec, data, cache, vocabulary=_other(bundle, vocabulary, spec, evict, memory))
+        dataset = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, vocabulary, spec, evict, memory))
     plan = carried(bundle.architecture, dataset.schema)
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
-    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor)
+    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor, progress)
     coverage = _coverage(bundle, known)
     result = Refreshed(
         bundle=bundle,
@@ -153,7 +157,7 @@ def refresh(
         values=_changed(bundle.vocabulary, dataset.vocabulary),
         coverage=coverage,
         drift=tuple(coverage_warnings(coverage)),
-        notes=known.notes,
+        notes=(*known.notes, *told),
         study=_study(bundle, study),
     )
     if out is None and not result.no_worse:
@@ -197,12 +201,14 @@ def _metric(bundle: Bundle) -> Metric:
     return metric_in(bundle.spec.task, monitor if isinstance(monitor, str) else None)
 
 
-def _recipe(bundle: Bundle, epochs: int, train: Mapping[str, object]) -> tuple[TrainConfig, TrainConfig]:
-    """The bundle's recipe, which the new bundle passes on, and the one of this training."""
-    own = bundle.manifest.provenance.get("train")
+def _recipe(
+    bundle: Bundle, epochs: int, train: Mapping[str, object]
+) -> tuple[TrainConfig, TrainConfig, tuple[str, ...]]:
+    """The bundle's recipe, which the new bundle passes on, the one of this training, and notes."""
+    own, notes = known_recipe(bundle.manifest.provenance.get("train"))
     try:
-        recipe = TrainConfig.model_validate({**(own if isinstance(own, dict) else {}), "distill": None})
-        return recipe, TrainConfig.model_validate({**recipe.model_dump(), "epochs": epochs, **train})
+        recipe = TrainConfig.model_validate({**own, "distill": None})
+        return recipe, TrainConfig.model_validate({**recipe.model_dump(), "epochs": epochs, **train}), notes
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
 

@@ -17,6 +17,7 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
+from autoembed.events import EpochEnd
 from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.model import CTRModel, Model, inherit, measure
@@ -24,7 +25,7 @@ from autoembed.plans import Block, FieldPlan
 from autoembed.retraining import retrain
 from autoembed.task import metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
-from autoembed.types import Array
+from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 _CHUNK = 4096
@@ -91,6 +92,7 @@ def train_architecture(
     warm: bool = False,
     seed: int = 0,
     device: str = "auto",
+    progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Trained:
     """Trains the architecture of a bundle, or of a JSON file, on another table.
@@ -109,6 +111,7 @@ def train_architecture(
             better on valid of these weights and of each epoch is kept.
         seed: of fresh weights and of the order of rows.
         device: auto, cpu, cuda or cuda:N.
+        progress: called with (step, done, total).
         cache: where encoded data are kept; a temporary folder by default.
 
     Raises:
@@ -128,15 +131,16 @@ def train_architecture(
                 warm=warm,
                 seed=seed,
                 device=device,
+                progress=progress,
                 cache=folder,
             )
-    architecture, spec, recipe, monitor, origin = _source(Path(source), label, settings or {}, train or {})
+    architecture, spec, recipe, monitor, origin, told = _source(Path(source), label, settings or {}, train or {})
     where = pick_device(device)
-    dataset = build_dataset(spec, data, cache)
+    dataset = build_dataset(spec, data, cache, progress)
     absent = [name for name in architecture.columns if name not in dataset.schema.names]
     if absent:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
-    notes = dataset.notes
+    notes = (*dataset.notes, *told)
     if recipe.distill is not None:
         recipe = recipe.model_copy(update={"distill": None})
         notes = (*notes, "trained without the teacher of the recipe, which belongs to the data that it was made for")
@@ -146,7 +150,7 @@ def train_architecture(
     if warm:
         torch.manual_seed(seed)
         start = with_weights_of(load_bundle(source), plan, dataset).to(where)
-    model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor)
+    model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor, progress)
     provenance: dict[str, JsonValue] = {
         **origin,
         "train": recipe.model_dump(mode="json"),
@@ -166,9 +170,20 @@ def fitted(
     seed: int,
     start: CTRModel | None,
     monitor: str,
+    progress: Progress | None = None,
 ) -> tuple[Model, Metrics, Metrics]:
-    """An architecture trained on a dataset, on the CPU, with its metrics on valid and on test."""
-    model, fit = retrain(plan, dataset, recipe, where, seed, lambda event: None, start, monitor=monitor)
+    """An architecture trained on a dataset, on the CPU, with its metrics on valid and on test.
+
+    `progress` is called with ("train", epochs done, epochs at most).
+    """
+    tell = progress or (lambda *_: None)
+
+    def told(event: EpochEnd) -> None:
+        tell("train", min(event.epoch, recipe.epochs - 1), recipe.epochs)
+
+    tell("train", 0, recipe.epochs)
+    model, fit = retrain(plan, dataset, recipe, where, seed, told, start, monitor=monitor)
+    tell("train", recipe.epochs, recipe.epochs)
     test = metrics_on(model, dataset, "test", where)
     return model.cpu(), fit.valid, test
 
@@ -198,31 +213,39 @@ def written(
 
 def _source(
     path: Path, label: str | None, settings: Mapping[str, object], train: Mapping[str, object]
-) -> tuple[Architecture, DataSpec, TrainConfig, str, dict[str, JsonValue]]:
-    """The architecture, how tables are read, the recipe, the metric of its epochs, and where all of it comes from."""
+) -> tuple[Architecture, DataSpec, TrainConfig, str, dict[str, JsonValue], tuple[str, ...]]:
+    """The architecture, how tables are read, the recipe, the metric of its epochs, where they come from, and notes."""
     monitor: JsonValue = None
     named = {} if label is None else {"label": label}
     own: dict[str, JsonValue] = {}
-    recipe: JsonValue = {}
+    recipe: JsonValue = None
     if path.is_file():
         architecture = Architecture.read(path)
         origin: dict[str, JsonValue] = {"architecture": str(path.absolute())}
     elif (path / "manifest.json").is_file():
         bundle = load_bundle(path)
         provenance = bundle.manifest.provenance
-        architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train", {})
+        architecture, own, recipe = bundle.architecture, dict(bundle.manifest.data), provenance.get("train")
         origin = {"bundle": str(path.absolute()), "trial": provenance.get("trial")}
         monitor = provenance.get("monitor")
         refuse_crossed(bundle)
     else:
         raise BundleError(f"{path} is neither a bundle nor an architecture's JSON file")
+    known, notes = known_recipe(recipe)
     try:
-        config = TrainConfig.model_validate({**(recipe if isinstance(recipe, dict) else {}), **train})
+        config = TrainConfig.model_validate({**known, **train})
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
     spec = DataSpec.checked({**own, **named, **settings})
     metric = metric_in(spec.task, monitor if isinstance(monitor, str) else None)
-    return architecture, spec, config, metric.monitor, origin
+    return architecture, spec, config, metric.monitor, origin, notes
+
+
+def known_recipe(stored: JsonValue) -> tuple[dict[str, JsonValue], tuple[str, ...]]:
+    """The recipe that a bundle names, and a note where it names none: older ones and an architecture alone do not."""
+    if isinstance(stored, dict):
+        return stored, ()
+    return {}, ("the recipe of its training is not known: `train` has its defaults where it is not given",)
 
 
 @torch.no_grad()

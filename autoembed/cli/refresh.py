@@ -43,22 +43,25 @@ def refresh(
 ) -> None:
     """Train a bundle on with a later log, without a search; MLflow's champion moves if the new model is no worse."""
     from autoembed.refreshing import refresh as refreshed
+    from autoembed.study.show.progress import Bar
     from autoembed.study.show.report import stdout
 
-    done = refreshed(
-        bundle,
-        data,
-        out,
-        epochs=epochs,
-        vocabulary=vocabulary,  # type: ignore[arg-type]
-        min_count=min_count,
-        evict=evict,
-        memory=memory,
-        settings=settings_of(settings or []),
-        train=settings_of(train or [], "--train"),
-        device=device or "auto",
-        study=study,
-    )
+    with Bar() as bar:
+        done = refreshed(
+            bundle,
+            data,
+            out,
+            epochs=epochs,
+            vocabulary=vocabulary,  # type: ignore[arg-type]  # checked there
+            min_count=min_count,
+            evict=evict,
+            memory=memory,
+            settings=settings_of(settings or []),
+            train=settings_of(train or [], "--train"),
+            device=device or "auto",
+            study=study,
+            progress=bar.step,
+        )
     console = stdout()
     for line in (*(f"  {note}" for note in done.notes), *_told(done)):
         console.print(line, soft_wrap=True, markup=False)

@@ -140,20 +140,23 @@ def _train_architecture(
     warm: bool,
 ) -> None:
     from autoembed.reuse import train_architecture
+    from autoembed.study.show.progress import Bar
     from autoembed.study.show.report import stdout
 
     if data is None or out is None:
         raise DataError(f"{source} is no study: give --data TABLE and --out BUNDLE to train its architecture there")
-    found = train_architecture(
-        source,
-        data,
-        out,
-        label=label,
-        settings=settings_of(settings),
-        train=settings_of(train, "--train"),
-        warm=warm,
-        device=device or "auto",
-    )
+    with Bar() as bar:
+        found = train_architecture(
+            source,
+            data,
+            out,
+            label=label,
+            settings=settings_of(settings),
+            train=settings_of(train, "--train"),
+            warm=warm,
+            device=device or "auto",
+            progress=bar.step,
+        )
     console = stdout()
     for note in found.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)
@@ -211,6 +214,7 @@ def export(
             bundle = Study.open(run, data=data, shown=bar).export(temporary / "bundle", trial, pick=pick)
         bar.step(f"export to {format}", 0, 1)
         made = export_bundle(bundle, out, format)
+        bar.step(f"export to {format}", 1, 1)
     stdout().print(f"{format} model written to {made.path} ({made.bytes:,} bytes)", soft_wrap=True)
 
 

@@ -31,7 +31,7 @@ _COLUMNS = {
 }
 _CROSSES = "autoembed.crosses"
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
-ENCODING = 4
+ENCODING = 5
 _TRUTH = {"1": "true", "0": "false"}
 
 

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from autoembed import __version__
 from autoembed.bundle import Bundle, sha256
-from autoembed.card import sample_ids
 from autoembed.errors import BundleError, option
-from autoembed.export.program import expected
 from autoembed.writing import scratch
 
 # The module of each format: `write(bundle, folder)`, REQUIREMENTS of whoever scores, and LIMITS in a sentence.
@@ -69,7 +67,7 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
         folder = temporary / "made"
         folder.mkdir(mode=0o755)
         write(bundle, folder)
-        _write_sample(bundle, folder)
+        bundle.write_sample(folder)
         (folder / "requirements.txt").write_text("\n".join(module.REQUIREMENTS) + "\n")
         (folder / "README.md").write_text(_readme(bundle, format, module.LIMITS))
         files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
@@ -87,14 +85,6 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
             path.rmdir()
         folder.rename(path)
     return Export(path=path, format=format, bytes=sum(file.stat().st_size for file in path.iterdir()))
-
-
-def _write_sample(bundle: Bundle, folder: Path) -> None:
-    ids = sample_ids(bundle.schema)
-    click = expected(bundle, ids)
-    fields = [field.name for field in bundle.schema.fields]
-    node = {"fields": fields, "ids": ids.tolist(), "click": [float(value) for value in click]}
-    (folder / "sample.json").write_text(json.dumps(node) + "\n")
 
 
 def _readme(bundle: Bundle, format: str, limits: str) -> str:

@@ -16,7 +16,6 @@ from autoembed.bundle import Bundle
 from autoembed.export.serving import ServingModel
 from autoembed.nn.model import Model
 from autoembed.task import CLICKS, Task
-from autoembed.types import Array
 
 INPUT = "ids"
 _MOST_ROWS = 1 << 24
@@ -54,10 +53,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-@torch.no_grad()
-def expected(bundle: Bundle, ids: Array) -> Array:
-    """What the bundle's model predicts for ids int [N, F], float32 [N]."""
-    model = bundle.model.cpu().eval()
-    return bundle.schema.task.link(model(torch.from_numpy(ids))).numpy()

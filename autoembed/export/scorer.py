@@ -24,6 +24,7 @@ _EXACT = 2.0**53
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _MISSING = ("", "nan", "NaN")
 _TRUTH = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
+_MOMENT = re.compile(r"^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 CHUNK = 4096
 
@@ -45,14 +46,26 @@ def text_of(value):
         plain = format(value, "f")
         return plain.rstrip("0").rstrip(".") if "." in plain else plain
     if isinstance(value, dt.datetime):
-        if value.tzinfo:
-            value = value.astimezone(dt.UTC).replace(tzinfo=None)
-            return value.strftime("%Y-%m-%d %H:%M:%S.%f") + "UTC"
-        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+        value = value.isoformat()
     if isinstance(value, bytes):
         value = value.decode()
-    text = _WHOLE.sub(r"\1", str(value))
+    text = _moment(_WHOLE.sub(r"\1", str(value)))
     return None if text in _MISSING else _TRUTH.get(text, text)
+
+
+def _moment(text):
+    """A moment in UTC, which one without a zone is in, and short: midnight is its date. Other text as it is."""
+    found = _MOMENT.match(text)
+    if not found:
+        return text
+    day, clock, seconds, zone = found.groups()
+    zone = "+00:00" if zone in (None, "Z", "UTC") else zone
+    try:
+        moment = dt.datetime.fromisoformat(f"{day} {clock}{seconds or ':00'}{zone}").astimezone(dt.UTC)
+    except ValueError:
+        return text
+    short = re.sub(r"\.?0{1,6}$", "", moment.strftime("%Y-%m-%d %H:%M:%S.%f"), count=1)
+    return short.removesuffix(" 00:00:00")
 
 
 class _Categorical:
@@ -69,6 +82,8 @@ class _Categorical:
         return np.array([self._id(value) for value in column], dtype=np.int64)
 
     def _id(self, value):
+        if isinstance(value, str) and value in self.known:  # as it stands, before it is tidied
+            return self.known[value]
         text = text_of(value)
         if text is None:
             return self.missing

@@ -25,10 +25,12 @@ from autoembed import retraining
 from autoembed.budget import Limit
 from autoembed.candidates import offer
 from autoembed.draws import prepare
+from autoembed.errors import SpaceError
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.metrics import evaluate
 from autoembed.space import SearchSpace
+from autoembed.task import CLICKS
 from autoembed.training import on_valid, predict
 from autoembed.trial import root_architecture
 
@@ -73,7 +75,7 @@ def candidates_of(space, arm, dataset, seed, sizes):
     for size in sizes:
         try:
             offered = offer(net, config.train, Limit(embedding_bytes=size), root)
-        except ValueError:
+        except SpaceError:
             continue  # a gap: the smallest answer of the arm is larger
         for candidate in offered.candidates:
             stages: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -135,20 +137,15 @@ def measure(args) -> None:
         np.savez_compressed(args.out / f"{args.name}-{seed}.npz", facts=json.dumps(facts), **arrays)
 
 
-def placements(labels, scores):
-    """For each click the share of other rows below it, and for each other row the share of clicks above it (DeLong)."""
-    order = np.argsort(scores, kind="stable")
-    ranks = np.empty(len(scores))
-    ranks[order] = np.arange(1, len(scores) + 1)
-    ones = labels == 1
-    inner = [np.argsort(np.argsort(ranks[part])) + 1 for part in (ones, ~ones)]
-    return (ranks[ones] - inner[0]) / (~ones).sum(), 1 - (ranks[~ones] - inner[1]) / ones.sum()
-
-
 def gain(labels, new, old):
     """The gain of AUC and its standard error, paired by rows (DeLong et al., Biometrics 1988)."""
-    gaps = [a - b for a, b in zip(placements(labels, new), placements(labels, old), strict=True)]
-    return gaps[0].mean(), np.sqrt(sum(part.var(ddof=1) / len(part) for part in gaps))
+    worse = CLICKS.compare(labels, logit(old))(logit(new))
+    return -worse["auc_fall"], worse["auc_se"]
+
+
+def logit(p):
+    p = p.clip(1e-7, 1 - 1e-7)
+    return np.log(p / (1 - p))
 
 
 def first_by(labels, found, order):
@@ -188,7 +185,7 @@ def table(args) -> None:
     lines = [
         "# Picking among retrained candidates",
         "",
-        "`python tests/benchmarks/choices.py measure NAME uniform,uniform-2,sensitivity,dnis --out FOLDER`, then "
+        "`python tests/benchmarks/choices.py measure NAME --seeds ... --out FOLDER` for each data set, then "
         f"`... table FOLDER --out {args.out}`",
         "",
         "A trial retrains its own choice from fresh and from searched weights, and simple rivals of the same bytes. "
@@ -200,6 +197,7 @@ def table(args) -> None:
         files = sorted(args.folder.glob(f"{name}-*.npz"))
         if not files:
             continue
+        seeds = ", ".join(path.stem.rpartition("-")[2] for path in files)
         values = defaultdict(lambda: defaultdict(list))
         rows = {}
         for path in files:
@@ -221,7 +219,7 @@ def table(args) -> None:
             "",
             f"## {name}",
             "",
-            f"{len(files)} seeds, {rows['valid']:,} rows of valid, {rows['judging']:,} of the judging split.",
+            f"Seeds {seeds}; {rows['valid']:,} rows of valid, {rows['judging']:,} of the judging split.",
             "",
             "| arm | training in few bits | rule | " + " | ".join(f"{size:,}" for size in sizes) + " |",
             "|---|---|---|" + "---|" * len(sizes),

@@ -26,7 +26,6 @@ from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.export.formats import export_bundle
-from autoembed.export.program import expected
 from autoembed.export.scorer import Scorer
 from autoembed.nn.model import build_model, pack, start_rounding
 
@@ -128,7 +127,7 @@ def main() -> None:
             bundle = bundle_of(bits, mixed, root / "bundle")
             found = ways(bundle, root)
             batches = {size: rng.integers(1, few_bits.VALUES, (size, few_bits.FIELDS)) for size in BATCHES}
-            wanted = expected(bundle, batches[1000])
+            wanted = bundle.predict_ids(batches[1000])
             times = {size: timed(found, ids) for size, ids in batches.items()}
             for name, (size, run) in found.items():
                 cells = [f"{value:.2f}" for batch in BATCHES for value in times[batch][name]]

@@ -1,5 +1,6 @@
 """Each format scores as the bundle does: from ids, from raw rows, and outside of this package."""
 
+import datetime as dt
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.spec import DataSpec
 from autoembed.errors import BundleError
 from autoembed.export.formats import FORMATS, export_bundle
-from autoembed.export.program import expected, quiet
+from autoembed.export.program import quiet
 from autoembed.export.scorer import Scorer
 from autoembed.trial import check, run_trial
 
@@ -42,6 +43,7 @@ def raw(tmp_path_factory):
             "hour": pl.Series(hour).set(pl.Series(hour == 3), None),
             "price": price,
             "mobile": mobile,
+            "seen": pl.Series([dt.datetime(2024, 1, 1 + int(day), int(day) * 5) for day in rng.integers(0, 4, ROWS)]),
             "click": (rng.random(ROWS) < 1 / (1 + np.exp(-odds))).astype(int),
         }
     )
@@ -100,7 +102,7 @@ def exports(bundle, tmp_path_factory):
 def test_onnx_scores_ids_in_batches_of_any_size(bundle, exports):
     session = onnxruntime.InferenceSession(exports["onnx"].path / "model.onnx")
     ids = sample_ids(bundle.schema, 300)
-    wanted = expected(bundle, ids)
+    wanted = bundle.predict_ids(ids)
     for size in (1, 7, 300):
         close(session.run(None, {"ids": ids[:size].astype(np.int64)})[0], wanted[:size])
 
@@ -121,11 +123,14 @@ def test_onnx_scores_raw_rows(bundle, exports, raw):
         "hour": "tensor(string)",
         "price": "tensor(double)",
         "mobile": "tensor(string)",
+        "seen": "tensor(string)",
     }
+    table = table.with_columns(short=pl.col("seen").dt.strftime("%Y-%m-%d %H:%M:%S").str.replace(" 00:00:00", ""))
     texts = {
         name: table[name].cast(pl.String).fill_null("").to_numpy().astype(object)
         for name in ("country", "hour", "mobile")
     }
+    texts["seen"] = table["short"].to_numpy().astype(object)
     found = session.run(None, {**texts, "price": table["price"].to_numpy()})[0]
     close(found, bundle.predict(table))
 
@@ -134,7 +139,7 @@ def test_a_torch_program_scores_without_this_package(bundle, exports):
     ids = sample_ids(bundle.schema, 50)
     with quiet():
         model = torch.export.load(exports["torch"].path / "model.pt2").module()
-    close(model(torch.from_numpy(ids).long()), expected(bundle, ids))
+    close(model(torch.from_numpy(ids).long()), bundle.predict_ids(ids))
 
 
 @pytest.mark.parametrize("as_rows", [False, True])
@@ -150,7 +155,24 @@ def test_the_numpy_scorer_reads_raw_rows(bundle, exports, raw, as_rows):
 STRANGE = [None, "", "nan", "1", "01", "1.0", 1, 1.0, True, "True", "TRUE", "false", "new", 2.5, -3]
 
 
-@pytest.mark.parametrize("name", ["country", "hour", "mobile"])
+ZONE = dt.timezone(dt.timedelta(hours=9))
+STRANGE += [
+    dt.datetime(2024, 1, 2, 5),
+    dt.datetime(2024, 1, 1),
+    dt.date(2024, 1, 1),
+    dt.datetime(2024, 1, 2, 14, tzinfo=ZONE),
+]
+STRANGE += [
+    "2024-01-02T05:00:00",
+    "2024-01-02 05:00",
+    "2024-01-02T14:00:00+09:00",
+    "2024-01-02 05:00:00.000Z",
+    "2024-01-01",
+]
+STRANGE += ["2024-01-02 05:00:00.5", "2024-13-02 05:00:00", dt.datetime(2024, 1, 2, 5, 0, 0, 250000)]
+
+
+@pytest.mark.parametrize("name", ["country", "hour", "mobile", "seen"])
 def test_the_numpy_scorer_knows_values_as_the_bundle_does(bundle, exports, name):
     model = Scorer.load(exports["numpy"].path)
     rest = bundle.example().to_dicts()[0]
