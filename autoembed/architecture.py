@@ -28,6 +28,8 @@ from autoembed.plans import (
     FieldPlan,
     Frozen,
     PairPlan,
+    Pool,
+    Pooling,
     RouterPlan,
     TowerBits,
 )
@@ -128,6 +130,7 @@ class Architecture(Frozen):
         cut: BlockCut = "geometric",
         bits: Bits = 32,
         step: Step = "row",
+        pool: Pooling = "mean",
     ) -> Architecture:
         """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
 
@@ -142,6 +145,7 @@ class Architecture(Frozen):
             cut: "geometric" cuts at ranks N^(s/S) (the authors' Criteo setting is of this form), "equal" at N*s/S.
             bits: bits that every number is stored in.
             step: what shares a step of 8 bits and fewer.
+            pool: how the embeddings of a multi-valued field's values become one.
         """
         if blocks < 1 or dim < 1:
             raise SpaceError(f"embedding.blocks and embedding.dim must be at least 1, but got {blocks=} {dim=}")
@@ -175,7 +179,9 @@ class Architecture(Frozen):
                 if stop > last:
                     plan.append(Block(stop=stop, level=level, dims=tuple(range(dim)), bits=bits))
                     last = stop
-            fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(plan)))
+            several = None if field.multi is None else Pool(length=field.multi.length, by=pool)
+            plans = tuple(plan)
+            fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=plans, pool=several))
         storage = MixedStorage(step=step)
         return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs, pair_bits=bits, storage=storage)
 
@@ -218,6 +224,11 @@ class Architecture(Frozen):
         """Whether any block has numbers of fewer than 32 bits."""
         parts = self.clusters or (self,)
         return any(block.bits not in (0, 32) for part in parts for field in part.fields for block in field.blocks)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many columns of the encoded table each field has."""
+        return tuple(field.length for field in self.fields)
 
     def field_of_block(self) -> Array:
         """The field of each block, blocks of all fields in order: int [S]."""
@@ -312,7 +323,7 @@ class Architecture(Frozen):
                 )
                 at += 1
             if any(block.dims for block in blocks):
-                fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=tuple(blocks)))
+                fields.append(field.model_copy(update={"blocks": tuple(blocks)}))
         if not fields:
             raise SpaceError("an architecture must keep at least one dim, but none is left: raise the budget")
         return self.replace(dim=dim or self.dim, fields=tuple(fields), storage=self.mixed(), clusters=(), router=None)

@@ -90,7 +90,7 @@ class Bundle:
         return self.score(frame, batch=batch, device=device)[0]
 
     def predict_ids(self, ids: Array) -> Array:
-        """Click probabilities of encoded rows, int [N, F] in the order of the schema: float32 [N]."""
+        """Click probabilities of encoded rows, int [N, V] in the order of the schema: float32 [N]."""
         return _predicted(self.schema, self.model.eval(), ids)
 
     def write_sample(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class Bundle:
         _write_sample(folder, self.schema, self.predict_ids(sample_ids(self.schema)))
 
     def coverage(self, frame: Frame) -> pl.DataFrame:
-        """How well a table's values are known: a row for each field with shares of rows, beside those of train.
+        """How well a table's values are known: a row for each field with shares of its values, beside those of train.
 
         Columns: field, unknown (values that train did not have, or too rarely), missing, train_unknown, train_missing.
         """
@@ -116,7 +116,7 @@ class Bundle:
         needed = [name for name in self.vocabulary.columns if name in present]
         lazy = clean(rows_of.select(col(name) for name in needed), self.spec)
         missing = np.array([self.vocabulary.missing(name) if name in needed else 0 for name in self.vocabulary.names])
-        counted = np.zeros((2, len(missing)), dtype=np.int64)
+        counted = np.zeros((3, len(missing)), dtype=np.int64)
         if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
         scores = np.empty(0, dtype=np.float32)
@@ -125,8 +125,7 @@ class Bundle:
             # In place: many small arrays, joined at the end, would hold three times their size in a torn heap.
             scores.resize(place + rows.height, refcheck=False)
             encoded = self.vocabulary.encode(rows)
-            counted[0] += (encoded == 0).sum(axis=0)
-            counted[1] += ((encoded == missing) & (missing > 0)).sum(axis=0)
+            counted += self.vocabulary.gaps(encoded)
             for at in np.flatnonzero(missing == 0):
                 counted[1, at] += _gone(rows, self.vocabulary.names[at])
             ids = torch.from_numpy(encoded).to(where)
@@ -135,16 +134,16 @@ class Bundle:
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))
-        return scores, self.shares(counted, max(len(scores), 1))
+        return scores, self.shares(counted)
 
-    def shares(self, counted: Array, rows: int) -> pl.DataFrame:
-        """The frame of `coverage` from the rows of unknown and of missing values of each field, int [2, F]."""
+    def shares(self, counted: Array) -> pl.DataFrame:
+        """The frame of `coverage` from how many values of each field are unknown, missing and there: int [3, F]."""
         table = []
         for place, name in enumerate(self.vocabulary.names):
             if name not in self.vocabulary.columns:
                 continue
             counts, at = self.vocabulary.counts(name), self.vocabulary.missing(name)
-            total = max(int(counts.sum()), 1)
+            total, rows = max(int(counts.sum()), 1), max(int(counted[2, place]), 1)
             # Without an id of its own, a missing value is one of the unknown ones: it is told as missing alone.
             unknown = counted[0, place] - (counted[1, place] if at == 0 else 0)
             shares = (unknown / rows, counted[1, place] / rows, counts[0] / total, counts[at] / total if at else 0.0)
@@ -163,7 +162,10 @@ class Bundle:
             if field.cross:
                 continue
             found = finite.filter(pl.col("field") == field.name).head(1)
-            row[field.name] = found["upper" if field.kind == "numeric" else "value"].to_list() or [None]
+            values: list[object] = found["upper" if field.kind == "numeric" else "value"].to_list()
+            row[field.name] = values or [None]
+            if field.multi is not None and field.multi.separator is None:
+                row[field.name] = [values]
         return pl.DataFrame(row)
 
 
@@ -302,8 +304,8 @@ def verify_bundle(path: str | Path) -> list[str]:
 
 def _sample(schema: FeatureSchema, kept: FeatureSchema, model: Model) -> Array:
     """What a model that was built with `schema` predicts for `sample_ids(kept)`, float32 [N]."""
-    ids = np.zeros((SAMPLE_ROWS, len(schema.fields)), dtype=np.int32)
-    ids[:, [schema.index(name) for name in kept.names]] = sample_ids(kept)
+    ids = np.zeros((SAMPLE_ROWS, sum(schema.lengths)), dtype=np.int32)
+    ids[:, schema.columns(kept.names)] = sample_ids(kept)
     training = model.training
     found = _predicted(schema, model.eval(), ids)
     model.train(training)
@@ -319,7 +321,7 @@ def _write_sample(folder: Path, schema: FeatureSchema, click: Array) -> None:
 
 @torch.no_grad()
 def _predicted(schema: FeatureSchema, model: Model, ids: Array) -> Array:
-    """Predictions float32 [N] for ids int [N, F]."""
+    """Predictions float32 [N] for ids int [N, V]."""
     device = next(model.parameters()).device
     found: Array = schema.task.link(model(torch.from_numpy(ids).to(device))).float().cpu().numpy()
     return found
@@ -330,6 +332,8 @@ def _gone(rows: pl.DataFrame, name: str) -> int:
     if name not in rows.columns:
         return 0
     column = rows[name]
+    if isinstance(column.dtype, pl.List):
+        return int((column.list.len().fill_null(0) == 0).sum())
     return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from autoembed.architecture import Architecture
-from autoembed.data.schema import FeatureSchema
+from autoembed.data.schema import PAD, FeatureSchema
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.metrics import Metrics
 from autoembed.task import told
@@ -18,9 +18,18 @@ SAMPLE_ROWS = 64
 
 
 def sample_ids(schema: FeatureSchema, rows: int = SAMPLE_ROWS) -> Array:
-    """Ids int32 [rows, F], drawn evenly from each field's; equal for equal schemas."""
+    """Ids int32 [rows, V], drawn evenly from each field's; equal for equal schemas.
+
+    Rows have from one value of a multi-valued field to as many as it may hold.
+    """
     rng = np.random.default_rng(0)
-    return np.stack([rng.integers(0, size, rows) for size in schema.cardinalities], axis=1).astype(np.int32)
+    parts = []
+    for field in schema.fields:
+        ids = rng.integers(0, field.cardinality, rows if field.multi is None else (rows, field.length))
+        if field.multi is not None:
+            ids[np.arange(field.length) >= rng.integers(1, field.length + 1, (rows, 1))] = PAD
+        parts.append(ids.reshape(rows, -1))
+    return np.concatenate(parts, axis=1).astype(np.int32)
 
 
 def card(

@@ -133,6 +133,9 @@ def _bundle(path: Path, dataset: Dataset, device: torch.device, out: Array) -> N
         raise BundleError(f"the teacher {path} reads the column {missing[0]!r}, which the study's data do not have")
     own = Vocabulary.read(dataset.path / "vocabulary.parquet")
     for name in names:
+        fields = (schema.fields[schema.index(name)] for schema in (dataset.schema, bundle.schema))
+        if len({field.multi for field in fields}) > 1:
+            raise BundleError(f"the teacher {path} reads other values of {name!r} than the study (data.multi differs)")
         if _meaning(own, name) != _meaning(bundle.vocabulary, name):
             raise BundleError(f"the teacher {path} has other ids for the values of {name!r} than the study's data have")
-    _score(bundle.model.to(device), dataset, device, out, columns=[dataset.schema.index(name) for name in names])
+    _score(bundle.model.to(device), dataset, device, out, columns=dataset.schema.columns(names))

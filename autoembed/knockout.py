@@ -83,7 +83,13 @@ def rise_of(dataset: Dataset) -> str:
 
 @torch.no_grad()
 def mean_embeddings(model: CTRModel, dataset: Dataset, device: torch.device) -> Tensor:
-    """The mean over train rows of each field's embedding, from the counts of its values: float [F, D (+ 1)]."""
+    """The mean over train rows of each field's embedding: float [F, D (+ 1)].
+
+    It is made of the counts of the fields' values, and of the rows themselves where a field is multi-valued.
+    """
+    if model.embedding.pool is not None:
+        whole = [model.embed(ids).double().sum(0) for ids, _ in batches(dataset, "train", _ROWS, device)]
+        return (torch.stack(whole).sum(0) / dataset.rows("train")).float()
     known = dataset.counts
     counts = [known[dataset.schema.index(field.name)] for field in model.architecture.fields]
     total: Tensor | None = None

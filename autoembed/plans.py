@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 BlockCut = Literal["geometric", "equal"]
 Choice = Literal["open", "memorize", "factorize", "naive"]
 Bits = Literal[32, 16, 8, 4, 3, 2, 1]
 TowerBits = Literal[32, 16, 8]
 BITS: tuple[Bits, ...] = (32, 16, 8, 4, 3, 2, 1)
+Pooling = Literal["mean", "sum", "max"]
 
 
 class Frozen(BaseModel):
@@ -48,7 +49,32 @@ class Block(Frozen):
         return self
 
 
-class FieldPlan(Frozen):
+class Pool(Frozen):
+    """How the embeddings of the values of a multi-valued field, at most `length` of them, become one."""
+
+    length: int = Field(ge=1)
+    by: Pooling = "mean"
+
+
+class Pooled(Frozen):
+    """A part of an architecture that may be of a multi-valued field; `pool` is stored for these only."""
+
+    pool: Pool | None = None
+
+    @property
+    def length(self) -> int:
+        """How many columns of the encoded table the field has."""
+        return self.pool.length if self.pool else 1
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        node: dict[str, Any] = handler(self)
+        if self.pool is None:
+            del node["pool"]
+        return node
+
+
+class FieldPlan(Pooled):
     """One field: its blocks cover the ids 0..cardinality-1 in order, frequent values first."""
 
     name: str
@@ -94,7 +120,7 @@ class PairPlan(Frozen):
         return self.choice in ("memorize", "factorize")
 
 
-class RouterField(Frozen):
+class RouterField(Pooled):
     """A field that a router reads: its ids from `rows` on, the rarer ones, count as id 0."""
 
     name: str

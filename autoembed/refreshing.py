@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
 import torch
 from pydantic import ValidationError
@@ -216,7 +215,7 @@ def _recipe(
 def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Mapping[str, object]) -> DataSpec:
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
-    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": []})
+    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": [], "multi": {}})
     with scratch() as staging:
         there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
@@ -226,11 +225,16 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
             "them, as what the model has learned of the others counts on them"
         )
     wanted = {*bundle.vocabulary.columns, spec.label, *([spec.time] if spec.time else [])}
-    kinds = {field.name: field.kind for field in bundle.schema.fields}
+    fields = {field.name: field for field in bundle.schema.fields}
     columns = {
-        kind: [name for name in bundle.vocabulary.columns if kinds[name] == kind] for kind in ("categorical", "numeric")
+        kind: [name for name, field in fields.items() if field.kind == kind] for kind in ("categorical", "numeric")
     }
-    return DataSpec.checked(own | columns | {"drop": [name for name in there if name not in wanted]})
+    lists = {
+        name: {"separator": field.multi.separator, "max_length": field.multi.length, "keep": field.multi.keep}
+        for name, field in fields.items()
+        if field.multi is not None
+    }
+    return DataSpec.checked(own | columns | {"multi": lists, "drop": [name for name in there if name not in wanted]})
 
 
 def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:
@@ -245,10 +249,7 @@ def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: flo
 
 def _coverage(bundle: Bundle, known: Dataset) -> pl.DataFrame:
     """How well the old bundle knows the rows that the new one is trained on, as `Bundle.coverage` says it."""
-    missing = np.array([bundle.vocabulary.missing(name) for name in bundle.vocabulary.names])
-    ids = known.ids("train")
-    counted = np.stack([(ids == 0).sum(axis=0), ((ids == missing) & (missing > 0)).sum(axis=0)])
-    return bundle.shares(counted, max(len(ids), 1))
+    return bundle.shares(bundle.vocabulary.gaps(known.ids("train")))
 
 
 def _changed(before: Vocabulary, after: Vocabulary) -> pl.DataFrame:

@@ -15,11 +15,11 @@ from autoembed.bundle import Bundle, load_bundle, write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec
-from autoembed.data.schema import FeatureSchema
+from autoembed.data.schema import PAD, FeatureSchema, Field
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
 from autoembed.events import EpochEnd
 from autoembed.metrics import Metrics
-from autoembed.nn.embedding import MixedEmbedding
+from autoembed.nn.embedding import MixedEmbedding, starts
 from autoembed.nn.model import CTRModel, Model, inherit, measure
 from autoembed.plans import Block, FieldPlan
 from autoembed.retraining import retrain
@@ -62,23 +62,31 @@ def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
                 f"the architecture has {what}, which belong to the values that it was searched on: search anew on "
                 "these data"
             )
-    sizes = dict(zip(schema.names, schema.cardinalities, strict=True))
-    absent = [name for name in architecture.columns if name not in sizes]
+    known = {field.name: field for field in schema.fields}
+    absent = [name for name in architecture.columns if name not in known]
     if absent:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
-    fields = tuple(_carried(field, sizes[field.name]) for field in architecture.fields)
+    fields = tuple(_carried(field, known[field.name]) for field in architecture.fields)
     clusters = tuple(carried(one, schema) for one in architecture.clusters)
     return architecture.replace(fields=fields, clusters=clusters, pairs=(), cost=None)
 
 
-def _carried(field: FieldPlan, cardinality: int) -> FieldPlan:
+def _carried(field: FieldPlan, column: Field) -> FieldPlan:
+    if bool(field.pool) != bool(column.multi):
+        several, one = ("the architecture", "the table") if field.pool else ("the table", "the architecture")
+        raise DataError(
+            f"column {field.name!r} has several values a row in {several}, and one in {one}: set data.multi, or list "
+            "the column under categorical"
+        )
     blocks: list[Block] = []
+    cardinality = column.cardinality
     for block in field.blocks:
         stop = min(block.stop, cardinality)
         if not blocks or stop > blocks[-1].stop:
             blocks.append(block.model_copy(update={"stop": stop}))
     blocks[-1] = blocks[-1].model_copy(update={"stop": cardinality})
-    return FieldPlan(name=field.name, cardinality=cardinality, blocks=tuple(blocks))
+    pool = field.pool and field.pool.model_copy(update={"length": column.length})
+    return FieldPlan(name=field.name, cardinality=cardinality, blocks=tuple(blocks), pool=pool)
 
 
 def train_architecture(
@@ -255,9 +263,11 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     if not isinstance(old, CTRModel) or not isinstance(old.embedding, MixedEmbedding) or plan.tower_bits < 32:
         raise SpaceError("weights of clusters, of a hashed table and of layers in few bits cannot be taken over")
     dense = {}
+    columns = starts(old.architecture.lengths)
     for number, field in enumerate(plan.fields):
-        ids = torch.zeros(field.cardinality, len(plan.fields), dtype=torch.int32)
-        ids[:, number] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
+        ids = torch.full((field.cardinality, sum(old.architecture.lengths)), PAD, dtype=torch.int32)
+        ids[:, columns] = 0
+        ids[:, columns[number]] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
         parts = [old.embedding(part)[:, number] for part in torch.split(ids, _CHUNK)]
         dense[number] = torch.cat(parts).reshape(field.cardinality, -1)
     model = CTRModel(dataset.schema, plan)

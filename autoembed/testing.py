@@ -44,6 +44,7 @@ _PLANTED = {
         "xor": [6],
         "low_rank": [20],
         "noise": [5, 50, 500, 2000],
+        "multi": [40],
     },
     "split": {"by": "random", "valid": 0.2, "test": 0.2},
 }
@@ -56,7 +57,10 @@ _PAIRS = [
 
 
 def planted_data(folder: Path) -> Dataset:
-    """Small data with known truth: effects alone, an XOR pair, a low-rank pair, noise; candidate pairs of each kind."""
+    """Small data with known truth: effects alone, an XOR pair, a low-rank pair, noise, and lists of values.
+
+    Candidate pairs are of each kind.
+    """
     data = build_dataset(DataSpec.model_validate(_PLANTED), None, folder / "planted")
     return data.cross(_PAIRS, CrossSpec(min_count=3), folder / "crossed", candidates=True)
 

@@ -31,7 +31,7 @@ from autoembed.nn.model import (
 )
 from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
-from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Tower
+from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Pooling, Tower
 from autoembed.retraining import latency, retrain
 from autoembed.storage import Step
 from autoembed.task import CLICKS, Monitor, TaskMetrics, metric_of
@@ -48,7 +48,8 @@ class EmbeddingConfig(BaseModel):
     """The root that every search starts from: width `dim`, and `blocks` frequency blocks over all values.
 
     Numbers have at most `bits` bits. Where these are 8 or fewer, each row, block, or dim of a block has a `step`.
-    `narrow` says whether the rows of an answer stay at their kept dims or are projected onto what all fields have.
+    `narrow` says whether the rows of an answer stay at their kept dims or are projected onto what all fields have, and
+    `pool` how the embeddings of a multi-valued field's values become one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +60,7 @@ class EmbeddingConfig(BaseModel):
     bits: Bits = 32
     step: Step = "row"
     narrow: Narrow = "kept"
+    pool: Pooling = "mean"
 
 
 def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:
@@ -121,6 +123,7 @@ def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
         cut=config.embedding.cut,
         bits=config.embedding.bits,
         step=config.embedding.step,
+        pool=config.embedding.pool,
         backbone=config.backbone,
     ).replace(tower_bits=config.tower.bits)
 

@@ -68,7 +68,7 @@ class Dataset:
         if counts.shape != (sum(self.schema.cardinalities),) or counts.dtype != np.int64:
             raise ValueError("its counts are not as its schema says")
         for split in SPLITS:
-            shape = (self.rows(split), len(self.schema.fields))
+            shape = (self.rows(split), sum(self.schema.lengths))
             ids, labels = self.ids(split), self.labels(split)
             if ids.shape != shape or ids.dtype != np.int32 or labels.shape != shape[:1] or labels.dtype != np.float32:
                 raise ValueError(f"the arrays of {split} are not as dataset.json says")
@@ -120,7 +120,7 @@ class Dataset:
         return self._rows[_known(split)]
 
     def ids(self, split: Split) -> Ids:
-        """int32 [rows, F], memory-mapped copy-on-write: torch takes it as it is, and no write reaches the disk."""
+        """int32 [rows, V], memory-mapped copy-on-write: torch takes it as it is, and no write reaches the disk."""
         ids: Ids = self._load(f"{_known(split)}.ids")
         return ids
 
@@ -135,7 +135,7 @@ class Dataset:
 
     @property
     def counts(self) -> list[Counts]:
-        """Train rows per id, one int64 [cardinality] per field, memory-mapped copy-on-write."""
+        """Train rows per id, or values of a multi-valued field: one int64 [cardinality] per field, memory-mapped."""
         return np.split(self._load("counts"), np.cumsum(self.schema.cardinalities)[:-1])
 
     def keep(self, names: Iterable[str], cache: str | Path) -> Dataset:
@@ -145,7 +145,7 @@ class Dataset:
             raise DataError("no fields are left: keep must name at least one field")
         if schema == self.schema:
             return self
-        places = [self.schema.index(name) for name in schema.names]
+        places = self.schema.columns(schema.names)
         folder = Path(cache) / _digest(LAYOUT, self.fingerprint, list(schema.names))
 
         def write(temporary: Path) -> None:
@@ -172,8 +172,11 @@ class Dataset:
             return self
         for a, b in pairs:
             for name in (a, b):
-                if self.schema.fields[self.schema.index(name)].cross:
+                field = self.schema.fields[self.schema.index(name)]
+                if field.cross:
                     raise DataError(f"a crossed column cannot be crossed again, but {name!r} is one")
+                if field.multi:
+                    raise DataError(f"a pair must be of columns with one value a row, but {name!r} holds several")
             if a == b:
                 raise DataError(f"a pair must have two columns, but got {a!r} twice")
         folder = Path(cache) / _digest(
@@ -182,7 +185,7 @@ class Dataset:
 
         def write(temporary: Path) -> None:
             vocabulary, train = self.vocabulary, self.ids("train")
-            sides = [(self.schema.index(a), self.schema.index(b)) for a, b in pairs]
+            sides = [tuple(self.schema.columns(pair)) for pair in pairs]
             fields = list(self.schema.fields)
             for (a, b), (left, right) in zip(pairs, sides, strict=True):
                 vocabulary = vocabulary.with_cross(a, b, (train[:, left], train[:, right]), spec)

@@ -25,10 +25,11 @@ _POPULATION_CARDINALITY = 10
 _ZIPF_FROM = 50
 _TAIL_CONTEXT = 20
 _HEAD_SHARE = 0.1
+_MULTI_MOST = 5
 
 
 class PlantedSpec(StrictModel):
-    """What to plant: one cardinality per column (marginal, noise, tail) or pair of columns (xor, low_rank, memorize).
+    """What to plant: a cardinality for each column (marginal, noise, tail, multi) or pair (xor, low_rank, memorize).
 
     An effect is the standard deviation, over rows, that its column or pair adds to the logit. A tail adds `tail_effect`
     twice: by its column, and by the pair of its column and its context.
@@ -43,6 +44,7 @@ class PlantedSpec(StrictModel):
     noise: tuple[Cardinality, ...] = (10, 100, 1000, 5000)
     populations: bool = False
     tail: tuple[Cardinality, ...] = ()
+    multi: tuple[Cardinality, ...] = ()
     intercept: float = 0.0
     marginal_effect: float = 0.5
     xor_effect: float = 1.0
@@ -50,6 +52,7 @@ class PlantedSpec(StrictModel):
     memorize_effect: float = 1.0
     population_effect: float = 1.0
     tail_effect: float = 1.0
+    multi_effect: float = 1.0
 
 
 class Populations(TypedDict, total=False):
@@ -72,6 +75,7 @@ class Truth(TypedDict, total=False):
     noise: list[str]
     populations: Populations | None
     tail: list[list[str]]
+    multi: list[str]
     best_auc: dict[str, float]
 
 
@@ -84,7 +88,8 @@ def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, Truth]:
     is of population A, where the columns a_* act, or of B, where b_* act. Columns of 50 values or more are Zipf.
     tail: a tenth of the values, by Zipf, take half of the rows; the others share the other half evenly. Each value has
     an effect, and a vector of 3 whose dot with a vector of the column `tail_*_context` (20 values) is a second effect,
-    so that one number per value says half of what there is to say.
+    so that one number per value says half of what there is to say. multi: lists of 0 to 5 values, the mean of whose
+    effects counts.
     """
     return _Planter(spec).run()
 
@@ -126,19 +131,28 @@ class _Planter:
             truth["populations"] = self._populations()
         # Last: a tail leaves the other columns of a seed as they are.
         truth["tail"] = [self._tail(f"tail_{i}", size) for i, size in enumerate(spec.tail)]
+        if spec.multi:
+            truth["multi"] = [self._multi(f"multi_{i}", size) for i, size in enumerate(spec.multi)]
         label = (self.rng.random(spec.rows) < 1 / (1 + np.exp(-self.logit))).astype(np.int8)
         return pl.DataFrame({"label": label, LOGIT: self.logit, **self.columns}), truth
 
     def _draw(self, size: int) -> Ints:
+        return self.rng.choice(size, size=self.spec.rows, p=self._mass(size))
+
+    def _mass(self, size: int) -> Floats:
         mass = 1 / np.arange(1, size + 1) if size >= _ZIPF_FROM else np.ones(size)
-        return self.rng.choice(size, size=self.spec.rows, p=mass / mass.sum())
+        out: Floats = mass / mass.sum()
+        return out
 
     def _add(self, name: str, values: Ints, size: int) -> Ints:
         """Store the column as text whose numbers are shuffled, so that they say nothing of frequency or effect."""
+        self.columns[name] = self._named(values, size)
+        return values
+
+    def _named(self, values: Ints, size: int) -> pl.Series:
         width = len(str(size - 1))
         names = pl.Series([f"v{number:0{width}d}" for number in self.rng.permutation(size)])
-        self.columns[name] = names.gather(values)
-        return values
+        return names.gather(values)
 
     def _scaled(self, contribution: Floats, effect: float) -> Floats:
         centred: Floats = contribution - contribution.mean()
@@ -191,6 +205,18 @@ class _Planter:
         dot = (self._vectors(values, size) * self._vectors(context, _TAIL_CONTEXT)).sum(axis=1)
         self.logit += self._scaled(dot, self.spec.tail_effect)
         return pair
+
+    def _multi(self, name: str, size: int) -> str:
+        lengths = self.rng.integers(0, _MULTI_MOST + 1, self.spec.rows)
+        rows = np.repeat(np.arange(self.spec.rows), lengths)
+        values = self.rng.choice(size, size=len(rows), p=self._mass(size))
+        effects = np.bincount(rows, self.rng.normal(size=size)[values], self.spec.rows) / np.maximum(lengths, 1)
+        self.logit += self._scaled(effects, self.spec.multi_effect)
+        flat = pl.DataFrame({"row": rows, "value": self._named(values, size)})
+        lists = flat.group_by("row", maintain_order=True).agg("value")
+        every = pl.DataFrame({"row": np.arange(self.spec.rows)})
+        self.columns[name] = every.join(lists, on="row", how="left", maintain_order="left")["value"].fill_null([])
+        return name
 
     def _memorize(self, name: str, size: int) -> list[str]:
         pair = [f"{name}_a", f"{name}_b"]

@@ -13,6 +13,7 @@ import polars as pl
 from autoembed.data.files import Located, Where, format_of, locate, told
 from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.labels import label_of
+from autoembed.data.multi import MultiSpec, as_lists, is_list, multi_of, no_lists, separated
 from autoembed.data.planted import LOGIT, Truth, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
@@ -176,12 +177,20 @@ def _scan(paths: list[Path], spec: DataSpec, staging: Path, tell: Tell, *, hold:
 
 def clean(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     """Text stripped and null values missing as the spec says, bytes as text; a second time changes nothing."""
-    return frame.with_columns(_cleaned(col(name), dtype, spec) for name, dtype in frame.collect_schema().items())
+    return frame.with_columns(_cleaned(name, dtype, spec) for name, dtype in frame.collect_schema().items())
 
 
-def _cleaned(column: pl.Expr, dtype: pl.DataType, spec: DataSpec) -> pl.Expr:
-    """Text columns stripped; Categorical, Enum and Binary columns as text; the null values missing in any type."""
-    nulls = list(spec.null_values)
+def _cleaned(name: str, dtype: pl.DataType, spec: DataSpec) -> pl.Expr:
+    """Text columns stripped; Categorical, Enum and Binary columns as text; the null values missing in any type.
+
+    Multi-valued columns become lists of text.
+    """
+    nulls, column = list(spec.null_values), col(name)
+    if isinstance(dtype, (pl.Categorical, pl.Enum)) and name in spec.multi:
+        raise no_lists(name, dtype)
+    if is_list(dtype) or name in spec.multi:
+        own = spec.multi.get(name)
+        return as_lists(name, dtype, None if own is None else own.separator, nulls)
     if isinstance(dtype, (pl.Categorical, pl.Enum, pl.Binary)):
         column = column.cast(pl.String)
     elif dtype != pl.String:
@@ -237,6 +246,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
     wanted: dict[str, Sequence[str]] = {
         "categorical": spec.categorical,
         "numeric": spec.numeric,
+        "multi": list(spec.multi),
         "time": [spec.time] if spec.time else [],
     }
     for where, names in wanted.items():
@@ -251,10 +261,19 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
     names = [name for name in types.names() if name not in hidden]
     if not names:
         raise DataError("no fields are left: every column is the label, the time or under drop")
+    lists = [name for name in names if is_list(types[name])]
     for name in names:
-        check_dtype(name, types[name])
+        if name not in lists:
+            check_dtype(name, types[name])
+        elif name in {*spec.categorical, *spec.numeric}:
+            raise DataError(f"column {name!r} holds lists, which are multi-valued: list it under multi, or under drop")
     open_ = [name for name in names if types[name] == pl.String and name not in {*spec.categorical, *spec.numeric}]
-    texts = _fractions(train, () if spec.format in ("criteo", "avazu", "libfm") else open_)
+    guessed = () if spec.format in ("criteo", "avazu", "libfm") else open_
+    texts = _fractions(train, guessed)
+    _tell_separated(train, [name for name in guessed if name not in texts], tell)
+    multi = multi_of(train, {name: spec.multi.get(name, MultiSpec()) for name in lists})
+    if multi:
+        tell(f"multi-valued: {_some([told for _, told in multi.values()])}")
     floats = [name for name in names if is_measured(types[name]) and name not in {*spec.categorical, *spec.numeric}]
     whole = _whole(train, {name: types[name] for name in floats})
     if texts or set(floats) - whole:
@@ -264,6 +283,8 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         tell(f"categorical, though floats, as all of their values are whole: {_some([n for n in names if n in whole])}")
 
     def kind(name: str) -> Kind:
+        if name in multi:
+            return "multi"
         if name in spec.numeric:
             return "numeric"
         if name in spec.categorical:
@@ -271,8 +292,18 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         measured = (is_measured(types[name]) and name not in whole) or types[name] == pl.Duration
         return "numeric" if measured or name in texts else "categorical"
 
-    fields = tuple(Field(name=name, kind=kind(name)) for name in names)
-    return spec.schema_of(fields)
+    read = {name: how for name, (how, _) in multi.items()}
+    return spec.schema_of(tuple(Field(name=name, kind=kind(name), multi=read.get(name)) for name in names))
+
+
+def _tell_separated(frame: pl.LazyFrame, names: Sequence[str], tell: Tell) -> None:
+    """Says of each text column that looks as if it held several values how to read it so."""
+    if names:
+        for name, sign in separated(frame.select(col(name) for name in names).head(_SEEN).collect(), names).items():
+            tell(
+                f"{name}: each combination of values is one value; if {sign!r} stands between several, set "
+                f"data.multi: {{{name}: {sign!r}}}"
+            )
 
 
 def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:

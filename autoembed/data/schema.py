@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic import Field as Key
 
 from autoembed.errors import DataError
 from autoembed.task import CLICKS, Task
 
-Kind = Literal["categorical", "numeric", "crossed"]
+Kind = Literal["categorical", "numeric", "crossed", "multi"]
+PAD = -1  # in the encoded columns of a multi-valued field that a row has no value for
 
 
 class Cross(BaseModel):
@@ -29,11 +37,25 @@ class Cross(BaseModel):
     distinct: int = 0
 
 
+class Multi(BaseModel):
+    """How the values of a multi-valued column are read: at most `length` of them, the `first` or the `last`.
+
+    They are a list, or text with `separator` between values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    separator: str | None = None
+    length: int = Key(ge=1)
+    keep: Literal["first", "last"] = "last"
+
+
 class Field(BaseModel):
     """One input column.
 
     `cardinality` counts the ids of the column, id 0 (unknown or rare) included; it is 0 until a vocabulary is fitted.
-    A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then.
+    A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then. A
+    multi-valued one has `multi.length` columns of the encoded table: its values' ids, then PAD.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +65,20 @@ class Field(BaseModel):
     cardinality: int = 0
     cross: Cross | None = None
     candidate: bool = False
+    multi: Multi | None = None
+
+    @property
+    def length(self) -> int:
+        """How many columns of the encoded table the field has."""
+        return self.multi.length if self.multi else 1
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `multi` where there is none: what was stored before there were such fields reads the same."""
+        node: dict[str, Any] = handler(self)
+        if self.multi is None:
+            del node["multi"]
+        return node
 
 
 class FeatureSchema(BaseModel):
@@ -77,8 +113,22 @@ class FeatureSchema(BaseModel):
     def cardinalities(self) -> tuple[int, ...]:
         return tuple(field.cardinality for field in self.fields)
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many columns of the encoded table each field has."""
+        return tuple(field.length for field in self.fields)
+
+    def columns(self, names: Iterable[str]) -> list[int]:
+        """The columns of the encoded table that hold these fields, field by field; DataError if one is no field."""
+        found: list[int] = []
+        for name in names:
+            place = self.index(name)
+            start = sum(self.lengths[:place])
+            found += range(start, start + self.lengths[place])
+        return found
+
     def index(self, name: str) -> int:
-        """The column of `name` in the encoded table; DataError if it is no field."""
+        """Which of the fields `name` is; DataError if it is none."""
         try:
             return self.names.index(name)
         except ValueError:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
+from autoembed.data.multi import MultiSpec
 from autoembed.data.planted import PlantedSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.schema import Field as Column
@@ -91,7 +92,8 @@ class DataSpec(StrictModel):
     resource of an installed package. `quote` is what stands around values of CSV: with "auto" a double quote, unless it
     would swallow lines. The label is 0/1 (or false/true, no/yes), or `positive` lists the values that count as 1, or
     `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written, such as
-    "%m/%d/%Y".
+    "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
+    are read; columns of lists need no entry.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -114,10 +116,18 @@ class DataSpec(StrictModel):
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
+    multi: dict[str, MultiSpec] = Field(default={})
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
     crosses: Crosses | None = None
+
+    @field_validator("multi", mode="before")
+    @classmethod
+    def _separators(cls, multi: object) -> object:
+        if not isinstance(multi, dict):
+            return multi
+        return {name: {"separator": value} if isinstance(value, str) else value or {} for name, value in multi.items()}
 
     @property
     def task(self) -> Task:
@@ -147,12 +157,15 @@ class DataSpec(StrictModel):
             raise ValueError("columns names the columns of a table without a header: set header: false with it")
         if self.separator is not None and len(self.separator.encode()) != 1:
             raise ValueError(f"separator must be one byte, but got {self.separator!r}")
-        twice = sorted(set(self.categorical) & set(self.numeric))
+        named = [*self.categorical, *self.numeric, *self.multi]
+        twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
-            raise ValueError(f"a column must be categorical or numeric, but these are both: {', '.join(twice)}")
-        dropped = sorted(set(self.drop) & {self.label, self.time, *self.categorical, *self.numeric})
+            raise ValueError(
+                f"a column must be categorical, numeric or multi, but these are several: {', '.join(twice)}"
+            )
+        dropped = sorted(set(self.drop) & {self.label, self.time, *named})
         if dropped:
             raise ValueError(f"drop must not name columns that are used elsewhere, but got {', '.join(dropped)}")
-        if self.label in {self.time, *self.categorical, *self.numeric}:
+        if self.label in {self.time, *named}:
             raise ValueError(f"the label must not be a field or the time column, but {self.label!r} is")
         return self

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ import polars as pl
 
 from autoembed.data.bins import upper_bounds
 from autoembed.data.crosses import CrossSpec, Keys, frequent_keys, keys_of, name_of
-from autoembed.data.schema import Cross, FeatureSchema, Kind
+from autoembed.data.multi import cut, no_lists, spread
+from autoembed.data.schema import Cross, FeatureSchema, Kind, Multi
 from autoembed.data.values import as_text, col, key, numbers, tidy
 from autoembed.errors import DataError
 from autoembed.types import Progress
@@ -29,7 +31,7 @@ _COLUMNS = {
     "upper": pl.Float64,
     "count": pl.Int64,
 }
-_CROSSES = "autoembed.crosses"
+_CROSSES, _MULTI = "autoembed.crosses", "autoembed.multi"
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
 ENCODING = 5
 _TRUTH = {"1": "true", "0": "false"}
@@ -48,6 +50,12 @@ class _Column:
     missing: int
     counts: Counts
     cross: Cross | None = None
+    multi: Multi | None = None
+
+    @property
+    def length(self) -> int:
+        """How many columns of the encoded table the field has."""
+        return self.multi.length if self.multi else 1
 
     @property
     def lookup(self) -> Ids:
@@ -61,12 +69,15 @@ class Vocabulary:
     Id 0 is an unknown value, or one that train has fewer than `min_count` times. Ids from 1 on descend in train
     frequency (ties by value), so the first k ids are the k most frequent values. Missing (null or NaN) is a value like
     any other. A numeric field is cut into bins as `bins.upper_bounds` says, and a number that train has not is in the
-    nearest bin. The values of a crossed field are pairs of ids of two fields before it.
+    nearest bin. The values of a crossed field are pairs of ids of two fields before it. Those of a multi-valued field
+    are the single ones in its lists, and a list without any is missing.
     """
 
     def __init__(self, columns: dict[str, _Column]) -> None:
         self._columns = columns
-        self._enums = {n: pl.Enum(c.known) for n, c in columns.items() if c.kind == "categorical"}
+        self._enums = {n: pl.Enum(c.known) for n, c in columns.items() if c.kind in ("categorical", "multi")}
+        stops = np.cumsum([column.length for column in columns.values()]).tolist()
+        self._places = {n: slice(stop - c.length, stop) for stop, (n, c) in zip(stops, columns.items(), strict=True)}
 
     @classmethod
     def fit(
@@ -81,12 +92,15 @@ class Vocabulary:
             if progress:
                 progress("vocabulary", done, len(schema.fields))
             values, rows = [col(field.name).alias("value")], [pl.len().cast(pl.Int64).alias("count")]
+            if field.multi is not None:
+                values = [cut(col(field.name), field.multi).explode(empty_as_null=True).alias("value")]
             if field.kind == "numeric":
                 values.append(col(schema.label).cast(pl.Int64).alias("clicks"))
                 rows.append(pl.col("clicks").sum())
             counted = frame.select(values).group_by("value").agg(rows).collect(engine="streaming")
             fit = _fit_numeric if field.kind == "numeric" else _fit_categorical
-            columns[field.name] = fit(counted, field.name, min_count, bins)
+            column = fit(counted, field.name, min_count, bins)
+            columns[field.name] = replace(column, kind=field.kind, multi=field.multi)
         return cls(columns)
 
     @property
@@ -104,7 +118,7 @@ class Vocabulary:
         return self._columns[name]
 
     def counts(self, name: str) -> Counts:
-        """Train rows per id, int64 [cardinality]; index 0 counts the rows of rare values."""
+        """Train rows per id, int64 [cardinality], or values of a multi-valued field; index 0 counts the rare ones."""
         return self._column(name).counts.copy()
 
     def cardinality(self, name: str) -> int:
@@ -116,20 +130,36 @@ class Vocabulary:
         return self._column(name).missing
 
     def encode(self, frame: pl.DataFrame) -> Ids:
-        """The ids of every field, int32 [rows, F]; further columns are ignored, DataError if one is missing."""
+        """The ids of every field, int32 [rows, V]; further columns are ignored, DataError if one is missing.
+
+        A multi-valued field has as many columns as a row may have values, PAD where it has fewer.
+        """
         absent = [name for name in self.columns if name not in frame.columns]
         if absent:
             raise DataError(f"the table lacks these columns: {', '.join(absent)}")
-        out = np.empty((frame.height, len(self._columns)), dtype=np.int32)
-        for place, (name, column) in enumerate(self._columns.items()):
+        out = np.empty((frame.height, sum(column.length for column in self._columns.values())), dtype=np.int32)
+        for name, column in self._columns.items():
+            own = out[:, self._places[name]]
+            if column.multi:
+                own[:] = _encode_multi(frame[name], column, column.multi, self._enums[name])
+                continue
             if column.cross:
-                a, b = (out[:, self.names.index(parent)] for parent in (column.cross.a, column.cross.b))
-                out[:, place] = self.encode_cross(name, a, b)
+                a, b = (out[:, self._places[parent].start] for parent in (column.cross.a, column.cross.b))
+                own[:, 0] = self.encode_cross(name, a, b)
             elif column.kind == "numeric":
-                out[:, place] = _encode_numeric(frame[name], column)
+                own[:, 0] = _encode_numeric(frame[name], column)
             else:
-                out[:, place] = _encode_categorical(frame[name], column, self._enums[name])
+                own[:, 0] = _encode_categorical(frame[name], column, self._enums[name])
         return out
+
+    def gaps(self, ids: Ids) -> Counts:
+        """Of encoded rows, int [N, V]: how many values of each field are unknown, missing, and there are: [3, F]."""
+        found = np.zeros((3, len(self._columns)), dtype=np.int64)
+        for place, (name, column) in enumerate(self._columns.items()):
+            own = ids[:, self._places[name]]
+            missing = int((own == column.missing).sum()) if column.missing else 0
+            found[:, place] = (own == 0).sum(), missing, (own >= 0).sum()
+        return found
 
     def encode_cross(self, name: str, a: Ids, b: Ids) -> Ids:
         """The ids of a crossed field, int32 [rows], from those of its two fields."""
@@ -179,39 +209,50 @@ class Vocabulary:
         columns = {}
         for name, column in self._columns.items():
             after = log._column(name)
-            columns[name] = column if column.kind == "numeric" else _grown(column, after, least, evict, memory)
+            columns[name] = column
+            if column.kind != "numeric":
+                grown = _grown(column, after, least, evict, memory)
+                columns[name] = replace(grown, kind=column.kind, multi=column.multi)
         return Vocabulary(columns)
 
     def pruned(self, least: int) -> Vocabulary:
         """This vocabulary without ids for values that have fewer than `least` rows."""
         columns = dict(self._columns)
         for name, column in columns.items():
-            if column.kind == "categorical":
+            if column.kind in ("categorical", "multi"):
                 known = _table(name, column)[1:]
                 rare = int(column.counts[0]) + int(known.filter(pl.col("count") < least)["count"].sum())
                 kept = known.filter(pl.col("count") >= least)
-                columns[name] = _categorical(kept["value"], np.append(np.int64(rare), kept["count"].to_numpy()))
+                pruned = _categorical(kept["value"], np.append(np.int64(rare), kept["count"].to_numpy()))
+                columns[name] = replace(pruned, kind=column.kind, multi=column.multi)
         return Vocabulary(columns)
 
     def cross(self, name: str) -> Cross | None:
         """What a field is crossed of, or None."""
         return self._column(name).cross
 
+    def multi(self, name: str) -> Multi | None:
+        """How the values of a multi-valued field are read, or None."""
+        return self._column(name).multi
+
     def table(self) -> pl.DataFrame:
         """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare)."""
         return pl.concat([_table(name, column) for name, column in self._columns.items()])
 
     def write(self, path: str | Path) -> None:
-        """Write `table` as Parquet, with what crossed fields are made of in its metadata."""
+        """Write `table` as Parquet, with what crossed fields are made of, and how others are read, in its metadata."""
         crosses = {name: column.cross.model_dump() for name, column in self._columns.items() if column.cross}
-        self.table().write_parquet(path, metadata={_CROSSES: json.dumps(crosses)})
+        multi = {name: column.multi.model_dump() for name, column in self._columns.items() if column.multi}
+        metadata = {_CROSSES: json.dumps(crosses)} | ({_MULTI: json.dumps(multi)} if multi else {})
+        self.table().write_parquet(path, metadata=metadata)
 
     @classmethod
     def read(cls, path: str | Path) -> Vocabulary:
         """What `write` wrote; DataError if the file is none."""
         try:
             table = pl.read_parquet(path, glob=False)
-            crosses = json.loads(pl.read_parquet_metadata(path).get(_CROSSES, "{}"))
+            metadata = pl.read_parquet_metadata(path)
+            crosses, multi = (json.loads(metadata.get(key, "{}")) for key in (_CROSSES, _MULTI))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
         if table.schema != pl.Schema(_COLUMNS) or not table.height:
@@ -219,7 +260,7 @@ class Vocabulary:
                 f"{path} is not a vocabulary: its columns must be {', '.join(_COLUMNS)}, and it must have rows"
             )
         parts = table.partition_by("field", maintain_order=True)
-        return cls({part["field"][0]: _from_table(part, crosses, path) for part in parts})
+        return cls({part["field"][0]: _from_table(part, crosses, multi, path) for part in parts})
 
 
 def _fit_categorical(counted: pl.DataFrame, name: str, min_count: int, bins: int) -> _Column:
@@ -284,6 +325,15 @@ def _fit_numeric(counted: pl.DataFrame, name: str, min_count: int, bins: int) ->
         missing=int(ids[-1]) if missing else 0,
         counts=np.append(np.int64(0), per_bin[order]),
     )
+
+
+def _encode_multi(series: pl.Series, column: _Column, multi: Multi, enum: pl.Enum) -> Ids:
+    if not isinstance(series.dtype, pl.List):
+        raise no_lists(series.name, series.dtype)
+    lists = series.to_frame("x").select(cut(pl.col("x"), multi)).to_series()
+    values = _encode_categorical(lists.explode(empty_as_null=True), column, enum)
+    lengths = lists.list.len().fill_null(1).clip(1, None).to_numpy()
+    return spread(lengths, values, multi.length)
 
 
 def _encode_numeric(series: pl.Series, column: _Column) -> Ids:
@@ -354,9 +404,11 @@ def _crossed(keys: Keys, counts: Counts, cross: Cross) -> _Column:
     )
 
 
-def _from_table(part: pl.DataFrame, crosses: Mapping[str, object], path: str | Path) -> _Column:
+def _from_table(
+    part: pl.DataFrame, crosses: Mapping[str, object], multi: Mapping[str, object], path: str | Path
+) -> _Column:
     name, kind = part["field"][0], part["kind"][0]
-    if part["id"].to_list() != list(range(part.height)) or kind not in ("categorical", "numeric", "crossed"):
+    if part["id"].to_list() != list(range(part.height)) or kind not in get_args(Kind):
         raise DataError(f"{path} is not a vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")
     counts = part["count"].to_numpy().astype(np.int64)
     if kind == "crossed":
@@ -364,6 +416,11 @@ def _from_table(part: pl.DataFrame, crosses: Mapping[str, object], path: str | P
             raise DataError(f"{path} is not a vocabulary: it does not say what {name!r} is crossed of")
         keys = part["value"][1:].cast(pl.Int64).to_numpy()
         return _crossed(keys, counts, Cross.model_validate(crosses[name]))
+    if kind == "multi":
+        if name not in multi:
+            raise DataError(f"{path} is not a vocabulary: it does not say how many values {name!r} may have")
+        column = _categorical(part["value"][1:], counts)
+        return replace(column, kind="multi", multi=Multi.model_validate(multi[name]))
     if kind == "categorical":
         return _categorical(part["value"][1:], counts)
     ids = part[1:].select("id", "upper")

@@ -41,7 +41,7 @@ class Writer:
         self.folder, self.schema, self.rows = folder, schema, rows
         self._done = dict.fromkeys(SPLITS, 0)
         self._ids = {
-            split: self._array(f"{split}.ids", np.int32, (rows[split], len(schema.fields))) for split in SPLITS
+            split: self._array(f"{split}.ids", np.int32, (rows[split], sum(schema.lengths))) for split in SPLITS
         }
         self._labels = {split: self._array(f"{split}.labels", np.float32, (rows[split],)) for split in SPLITS}
         # A hash per array: the order in which the rows of different splits come must not show in the fingerprint.
@@ -57,7 +57,7 @@ class Writer:
         return array
 
     def add(self, split: Split, ids: Ids, labels: Labels) -> None:
-        """Append ids [rows, F] and labels [rows] to a split."""
+        """Append ids [rows, V] and labels [rows] to a split."""
         ids, labels = np.ascontiguousarray(ids, dtype=np.int32), np.ascontiguousarray(labels, dtype=np.float32)
         start, end = self._done[split], self._done[split] + len(ids)
         self._ids[split][start:end], self._labels[split][start:end] = ids, labels

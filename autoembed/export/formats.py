@@ -98,7 +98,7 @@ def _readme(bundle: Bundle, format: str, limits: str) -> str:
             f"Exported by autoembed {__version__}. `pip install -r requirements.txt` is all that scoring needs.",
             "",
             "```python",
-            _USE[format].replace("FIELDS", str(len(bundle.schema.fields))),
+            _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))),
             "```",
             "",
             limits,

@@ -21,6 +21,22 @@ class Categorical(TypedDict):
     values: list[str | None]
 
 
+class Multi(TypedDict):
+    """As categorical, of each value of a list, or of a text split at `separator`.
+
+    Of a row with more than `length` values, the `first` or the `last` are kept; one with fewer has -1 behind them, and
+    one without any has `missing`.
+    """
+
+    name: str
+    kind: Literal["multi"]
+    missing: int
+    values: list[str | None]
+    separator: str | None
+    length: int
+    keep: Literal["first", "last"]
+
+
 class Numeric(TypedDict):
     """A number's id is `ids` at the number of `uppers` below it; None as an upper bound means infinity."""
 
@@ -45,7 +61,7 @@ class Crossed(TypedDict):
     ids: list[int]
 
 
-Lookup = Categorical | Numeric | Crossed
+Lookup = Categorical | Multi | Numeric | Crossed
 
 
 def lookups_of(vocabulary: Vocabulary) -> list[Lookup]:
@@ -63,6 +79,18 @@ def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) ->
     missing = vocabulary.missing(name)
     if kind == "categorical":
         return Categorical(name=name, kind="categorical", missing=missing, values=rows["value"].to_list())
+    if kind == "multi":
+        how = vocabulary.multi(name)
+        assert how is not None
+        return Multi(
+            name=name,
+            kind="multi",
+            missing=missing,
+            values=rows["value"].to_list(),
+            separator=how.separator,
+            length=how.length,
+            keep=how.keep,
+        )
     if kind == "numeric":
         bins = rows.filter(pl.col("upper").is_not_null()).sort("upper")
         uppers = [upper if np.isfinite(upper) else None for upper in bins["upper"].to_list()]

@@ -31,7 +31,7 @@ _TRUTH = {"true": ("true", "True", "TRUE", "1"), "false": ("false", "False", "FA
 def write(bundle: Bundle, folder: Path) -> None:
     """Writes model.onnx and rows.onnx; BundleError says which package is missing.
 
-    rows.onnx is left out where a crossed column is hashed, which ONNX has no operation for.
+    rows.onnx is left out where a crossed column is hashed, which ONNX has no operation for, or one is multi-valued.
     """
     try:
         import onnx
@@ -41,7 +41,7 @@ def write(bundle: Bundle, folder: Path) -> None:
     model = graph_of_ids(program_of(bundle))
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)
-    if all(field["kind"] != "crossed" or field["buckets"] is None for field in fields):
+    if not any(field["kind"] == "multi" or (field["kind"] == "crossed" and field["buckets"]) for field in fields):
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 
@@ -104,7 +104,7 @@ class _Lookups:
             self.ids[field["name"]] = self._categorical(field, at)
         elif field["kind"] == "numeric":
             self.ids[field["name"]] = self._numeric(field, at)
-        else:
+        elif field["kind"] == "crossed":
             self.ids[field["name"]] = self._crossed(field, at)
 
     def join(self, output: str) -> None:

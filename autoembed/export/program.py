@@ -1,4 +1,4 @@
-"""A bundle's model as a `torch.export` program: ids int64 [B, F] -> click probabilities float [B], B open."""
+"""A bundle's model as a `torch.export` program: ids int64 [B, V] -> click probabilities float [B], B open."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MOST_ROWS = 1 << 24
 
 def program_of(bundle: Bundle) -> ExportedProgram:
     """The program of a bundle, on the CPU."""
-    return program_of_model(bundle.model, len(bundle.schema.fields), bundle.schema.task)
+    return program_of_model(bundle.model, sum(bundle.schema.lengths), bundle.schema.task)
 
 
-def program_of_model(model: Model, fields: int, task: Task = CLICKS) -> ExportedProgram:
+def program_of_model(model: Model, columns: int, task: Task = CLICKS) -> ExportedProgram:
     """The program of a compact model that reads so many columns; the model stays as it is."""
     served = ServingModel(copy.deepcopy(model).cpu(), task)
-    example = torch.zeros(4, fields, dtype=torch.int64)
+    example = torch.zeros(4, columns, dtype=torch.int64)
     with quiet():
         return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=_MOST_ROWS)}})
 

@@ -66,7 +66,10 @@ def _described(model: CTRModel, prefix: str) -> dict[str, object]:
                 "block_of_table": int(own.slot[block]) if own.steps else 0,
             }
         blocks[int(field_of[block])].append(entry)
-    fields = [{"name": field.name, "blocks": own} for field, own in zip(architecture.fields, blocks, strict=True)]
+    fields = [
+        {"name": field.name, "blocks": own} | ({"pool": field.pool.model_dump()} if field.pool else {})
+        for field, own in zip(architecture.fields, blocks, strict=True)
+    ]
     return {"dim": architecture.dim, "first_order": model.first_order, "fields": fields, "tables": tables}
 
 

@@ -93,6 +93,24 @@ class _Categorical:
         return self.known.get(text, 0)
 
 
+class _Multi:
+    def __init__(self, field):
+        self.value, self.missing = _Categorical(field), field["missing"]
+        self.separator, self.length, self.last = field["separator"], field["length"], field["keep"] == "last"
+
+    def ids(self, column):
+        found = np.full((len(column), self.length), -1, dtype=np.int64)
+        for row, values in zip(found, column, strict=True):
+            if isinstance(values, str):
+                if self.separator is None:
+                    raise ValueError(f"a multi-valued column must hold lists, but got {values!r}")
+                values = [value.strip() for value in values.split(self.separator)]
+            held = [] if values is None else [value for value in values if text_of(value) is not None]
+            kept = held[-self.length :] if self.last else held[: self.length]
+            row[: max(len(kept), 1)] = self.value.ids(kept) if kept else self.missing
+        return found
+
+
 class _Numeric:
     def __init__(self, field):
         self.uppers = np.array([math.inf if upper is None else upper for upper in field["uppers"]])
@@ -124,7 +142,7 @@ class _Crossed:
         return np.where(self.keys[places] == keys, self.of_place[places], 0)
 
 
-_KINDS = {"categorical": _Categorical, "numeric": _Numeric, "crossed": _Crossed}
+_KINDS = {"categorical": _Categorical, "multi": _Multi, "numeric": _Numeric, "crossed": _Crossed}
 
 
 class Scorer:
@@ -148,7 +166,7 @@ class Scorer:
         return cls(graph, weights, json.loads((folder / "vocabulary.json").read_text()))
 
     def ids(self, rows):
-        """Ids int64 [N, F] of raw rows: a mapping of columns, a data frame, or a list of dictionaries."""
+        """Ids int64 [N, V] of raw rows: a mapping of columns, a data frame, or a list of dictionaries."""
         if isinstance(rows, list):
             rows = {name: [row.get(name) for row in rows] for name in self.columns}
         absent = [name for name in self.columns if name not in rows]
@@ -160,10 +178,10 @@ class Scorer:
                 found[name] = field.ids(found[field.a], found[field.b])
             else:
                 found[name] = field.ids(list(rows[name]))
-        return np.stack(list(found.values()), axis=1)
+        return np.concatenate([ids.reshape(len(ids), -1) for ids in found.values()], axis=1)
 
     def predict_ids(self, ids):
-        """Click probabilities float32 [N] of ids int [N, F]."""
+        """Click probabilities float32 [N] of ids int [N, V]."""
         ids = np.asarray(ids, dtype=np.int64)
         parts = [self._run(ids[start : start + CHUNK]) for start in range(0, len(ids), CHUNK)]
         return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, dtype=np.float32)
@@ -341,6 +359,7 @@ _OPS = {
     "sum.dim_IntList": _reduce(np.sum),
     "mean.dim": _reduce(np.mean),
     "amax.default": _reduce(np.max),
+    "any.dim": _reduce(np.any),
     "argmax.default": lambda a, dim=None, keepdim=False: a.argmax(dim, keepdims=keepdim),
     "cumsum.default": lambda a, dim, dtype=None: a.cumsum(dim, dtype=a.dtype if dtype is None else _dtype(dtype)),
     "cat.default": lambda parts, dim=0: np.concatenate(parts, axis=dim),

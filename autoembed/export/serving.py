@@ -45,17 +45,17 @@ class _One(nn.Module):
 
     def __init__(self, model: CTRModel) -> None:
         super().__init__()
-        self.fields, self.first_order = len(model.architecture.fields), model.first_order
+        self.values, self.first_order = model.values, model.first_order
         self.embedding = _embedding(model)
         self.pairs = None if model.pairs is None else _pairs(model.pairs)
         self.backbone = model.backbone
         self.register_buffer("columns", model.columns.long())
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        ids = ids_BF.index_select(1, self.columns)
-        e_BFD, pairs = self.embedding(ids[:, : self.fields]), None
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        ids = ids_BV.index_select(1, self.columns)
+        e_BFD, pairs = self.embedding(ids[:, : self.values]), None
         if self.pairs is not None:
-            pairs = self.pairs(ids[:, self.fields :])
+            pairs = self.pairs(ids[:, self.values :])
         logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
         return logits if logits.dim() == 1 else logits.mean(1)
 
@@ -69,13 +69,13 @@ class _Routed(nn.Module):
         self.router: Router | None = model.router
         self.calibration = model.calibration
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        logits = torch.stack([model(ids_BF) for model in self.models], dim=1)
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        logits = torch.stack([model(ids_BV) for model in self.models], dim=1)
         if self.router is None:
             return logits.mean(1)
         if self.calibration is not None:
             logits = logits * self.calibration[0] + self.calibration[1]
-        return logits.gather(1, self.router(ids_BF).unsqueeze(1)).squeeze(1)
+        return logits.gather(1, self.router(ids_BV).unsqueeze(1)).squeeze(1)
 
 
 def _embedding(model: CTRModel) -> nn.Module:
@@ -95,7 +95,7 @@ def _pairs(pairs: PairEmbedding) -> nn.Module:
 
 
 class _Mixed(nn.Module):
-    """`MixedEmbedding` with static shapes: ids int64 [B, F] -> float [B, F, columns]."""
+    """`MixedEmbedding` with static shapes: ids int64 [B, V] -> float [B, F, columns]."""
 
     starts: Tensor
     shift: Tensor
@@ -107,11 +107,14 @@ class _Mixed(nn.Module):
     def __init__(self, own: MixedEmbedding, architecture: Architecture) -> None:
         super().__init__()
         field, group = architecture.field_of_block(), own.group.numpy().astype(np.int64)
+        field_of_column = np.repeat(np.arange(len(architecture.fields)), architecture.lengths)
+        self.pool = own.pool
         self.tables = nn.ModuleList(table_of(rows) for rows in own.tables)
         self.widths, self.columns = own.widths, own.columns
-        served = [np.unique(field[group == number]) for number in range(len(self.widths))]
-        fields = len(architecture.fields)
-        self.served = [torch.from_numpy(fields_of_table) for fields_of_table in served]
+        served = [
+            np.flatnonzero(np.isin(field_of_column, field[group == number])) for number in range(len(self.widths))
+        ]
+        self.served = [torch.from_numpy(columns_of_table) for columns_of_table in served]
         for number, index in enumerate(self.served):
             self.register_buffer(f"served_{number}", index)
         self.block = own.block
@@ -119,34 +122,41 @@ class _Mixed(nn.Module):
             self.register_buffer(name, getattr(own, name).long())
         self.register_buffer("group", torch.from_numpy(group))
         self.register_buffer("slot", own.slot.long() if own.steps else torch.zeros(len(group), dtype=torch.int64))
-        self.register_buffer("gather", torch.from_numpy(_places(served, fields)))
+        self.register_buffer("gather", torch.from_numpy(_places(served, len(field_of_column))))
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        block_BF = self.block(ids_BF).long()
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        if self.pool is None:
+            return self.lookup(ids_BV)
+        out: Tensor = self.pool(self.lookup(ids_BV.clamp_min(0)), ids_BV)
+        return out
+
+    def lookup(self, ids_BV: Tensor) -> Tensor:
+        """Ids int64 [B, V] -> what each value has, float [B, V, columns]."""
+        block_BV = self.block(ids_BV).long()
         parts = []
         for number, (rows, width) in enumerate(zip(self.tables, self.widths, strict=True)):
             served: Tensor = getattr(self, f"served_{number}")
-            block = block_BF.index_select(1, served)
+            block = block_BV.index_select(1, served)
             hit = self.group[block] == number
-            row = torch.where(hit, ids_BF.index_select(1, served) + self.shift[block], 0)
+            row = torch.where(hit, ids_BV.index_select(1, served) + self.shift[block], 0)
             values = rows(row, torch.where(hit, self.slot[block], 0)) * hit.unsqueeze(2)
             wide = values.new_zeros(*row.shape, self.columns)
             # A row that is of another table adds zeros at the places of its own block.
             parts.append(wide.scatter_add(2, self.place[block][..., :width], values))
         found = torch.cat([*parts, parts[0][:, :1] * 0], dim=1)
         each = found.index_select(1, self.gather.reshape(-1))
-        return each.view(ids_BF.shape[0], *self.gather.shape, self.columns).sum(2)
+        return each.view(ids_BV.shape[0], *self.gather.shape, self.columns).sum(2)
 
 
-def _places(served: list[Array], fields: int) -> Array:
-    """For each field, where its values stand among those of all tables: int [F, tables of a field at most].
+def _places(served: list[Array], columns: int) -> Array:
+    """For each column, where its values stand among those of all tables: int [V, tables of a column at most].
 
     What is left over points at the last place, which holds zeros.
     """
     order = np.concatenate(served)
-    depth = int(np.bincount(order, minlength=fields).max())
-    places = np.full((fields, depth), len(order), dtype=np.int64)
-    for number in range(fields):
+    depth = int(np.bincount(order, minlength=columns).max())
+    places = np.full((columns, depth), len(order), dtype=np.int64)
+    for number in range(columns):
         own = np.flatnonzero(order == number)
         places[number, : len(own)] = own
     return places
@@ -162,10 +172,11 @@ class _Projected(_Mixed):
         self.side, self.inputs, self.dim, self.first_order = own.side, own.inputs, own.dim, own.first_order
         flat = own.project.detach().new_zeros(own.fields * own.side, own.inputs)
         flat = flat.index_copy(0, own.rows, own.project.detach())
-        self.register_buffer("matrices", flat.view(own.fields, own.side, own.inputs))
+        matrices = flat.view(own.fields, own.side, own.inputs)
+        self.register_buffer("matrices", matrices if own.pool is None else matrices[own.pool.field_of_column])
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        rows = super().forward(ids_BF)
+    def lookup(self, ids_BV: Tensor) -> Tensor:
+        rows = super().lookup(ids_BV)
         narrow, wide = rows[..., : self.side], rows[..., self.side : self.side + self.inputs]
         body = torch.bmm(narrow.transpose(0, 1), self.matrices).transpose(0, 1) + wide
         parts = [body]

@@ -74,21 +74,21 @@ class Supernet(measured.Supernet):
         seen = (width.unsqueeze(1) > places).float()
         return self.probabilities()[0] @ seen * self.mask
 
-    def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
+    def gate(self, e_BVC: Tensor, block_BV: Tensor) -> Tensor:
         if not self._folded and self.progress is not None:
-            e_BFC = self.mixture(e_BFC, block_BF)
-        return super().gate(e_BFC, block_BF)
+            e_BVC = self.mixture(e_BVC, block_BV)
+        return super().gate(e_BVC, block_BV)
 
-    def mixture(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
-        """Embeddings [B, F, D (+ 1)] as the mean of their rounded forms, weighted by their blocks' probabilities."""
-        body = e_BFC[..., : self.parent.dim]
-        share = self.probabilities()[1][block_BF]
+    def mixture(self, e_BVC: Tensor, block_BV: Tensor) -> Tensor:
+        """Embeddings [B, V, D (+ 1)] as the mean of their rounded forms, weighted by their blocks' probabilities."""
+        body = e_BVC[..., : self.parent.dim]
+        share = self.probabilities()[1][block_BV]
         size = body.detach().abs().mean(dim=2, keepdim=True).clamp_min(1e-12)
         error = torch.zeros_like(body)
         for place, bits in enumerate(self.precisions()):
             step = 2 * size / max(-lowest(bits), 1.0) ** 0.5  # as LSQ (arXiv 1902.08153) starts its steps
             error = error + share[..., place : place + 1] * (levels(body / step, bits) * step - body).detach()
-        return torch.cat([body + error, e_BFC[..., self.parent.dim :]], dim=2)
+        return torch.cat([body + error, e_BVC[..., self.parent.dim :]], dim=2)
 
     def arch_parameters(self) -> list[nn.Parameter]:
         return [self.width_logits, self.bit_logits]

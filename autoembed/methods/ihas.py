@@ -100,18 +100,17 @@ class Supernet(supernet.Supernet):
         self.clusters: tuple[Architecture, ...] = ()  # the architecture of each cluster, while the net answers as these
         self.kept, self.worth = parent.mask()[None].astype(np.float32), np.zeros((0, 0, 0))
 
-    def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
-        e = super().gate(e_BFC, block_BF)
+    def gate_rows(self, e_BFC: Tensor) -> Tensor:
         if not self.gated or self.progress is None:
-            return e
-        body = e[..., : self.parent.dim]
+            return e_BFC
+        body = e_BFC[..., : self.parent.dim]
         logits = self.map(body)
         if torch.is_grad_enabled():  # what penalty and diagnostics read is of train rows
             self.pi = torch.sigmoid(logits)
         gates = self.draw(logits) if self.training else (logits > 0).float()
         if self.first_order:
             gates = torch.cat([gates, gates.new_ones(*gates.shape[:2], 1)], dim=2)
-        return e * gates
+        return e_BFC * gates
 
     def draw(self, logits: Tensor) -> Tensor:
         """Binary Concrete gates (Maddison et al., ICLR 2017, sec. 3.2), hard with a straight-through gradient."""
@@ -172,14 +171,16 @@ class Supernet(supernet.Supernet):
         """The router that serves, none if all rows are of one cluster; the cluster that it gives each row, int64 [N];
         and how often it agrees with the centroids.
         """
-        config, names = self.config, self.parent.names
-        fields = [RouterField(name=field.name, rows=field.cardinality) for field in self.parent.fields]
+        config = self.config
+        fields = [RouterField(name=f.name, rows=f.cardinality, pool=f.pool) for f in self.parent.fields]
         if config.clusters == 1:
             return None, ids.new_zeros(len(ids), dtype=torch.int64), {}
         if config.cluster_on == "random":
-            plan = RouterPlan(kind="hash", fields=tuple(fields), seed=self.seed)
+            hashed = tuple(field for field in fields if field.pool is None)
+            plan = RouterPlan(kind="hash", fields=hashed, seed=self.seed)
             drawn = HashRouter(self.schema, plan, config.clusters).to(ids.device)
             return drawn, drawn(ids), {}
+        single = [field.name for field in fields if field.pool is None]
         centroids = self.centroids(ids, fields)
         while True:
             exact = self.centroid_router(fields, centroids)
@@ -187,7 +188,7 @@ class Supernet(supernet.Supernet):
             router: Router = exact
             found = {}
             if config.router == "table":
-                router = distil(self.schema, names, ids, cluster, len(centroids), config)
+                router = distil(self.schema, single, ids, cluster, len(centroids), config)
                 found["router_agreement"] = (router(ids) == cluster).float().mean().item()
                 cluster = router(ids)
             share = torch.bincount(cluster, minlength=len(centroids)) / len(ids)
@@ -227,13 +228,16 @@ class Supernet(supernet.Supernet):
         opened, passed = (ids.new_zeros(clusters * blocks, dim, dtype=torch.float32) for _ in range(2))
         rows = ids.new_zeros(clusters * blocks, dtype=torch.float32)
         for part, of in zip(torch.split(ids, _CHUNK), torch.split(cluster, _CHUNK), strict=True):
-            own = torch.split(part.index_select(1, self.columns), self.sizes, dim=1)[0]
+            own = self.split(part)[0]
             block = self.block(own)
-            e = functional.embedding(own + self.offsets, self.weight)[..., :dim]
-            logits = self.map(e * functional.embedding(block, self.mask[:, :dim]))
-            place = (of.unsqueeze(1) * blocks + block).flatten()
-            opened.index_add_(0, place, (logits > 0).float().flatten(0, 1))
-            passed.index_add_(0, place, (e.abs() * torch.sigmoid(logits)).flatten(0, 1))
+            e = functional.embedding(self.places_of(own), self.weight)[..., :dim]
+            logits = self.map(self.pooled(e * functional.embedding(block, self.mask[:, :dim]), own))
+            if self.pool is not None:
+                logits = logits[:, self.pool.field_of_column]
+            held = own.flatten() >= 0
+            place = (of.unsqueeze(1) * blocks + block).flatten()[held]
+            opened.index_add_(0, place, (logits > 0).float().flatten(0, 1)[held])
+            passed.index_add_(0, place, (e.abs() * torch.sigmoid(logits)).flatten(0, 1)[held])
             rows.index_add_(0, place, torch.ones_like(place, dtype=torch.float32))
         means = [(total / rows.clamp_min(1).unsqueeze(1)).cpu().numpy() for total in (opened, passed)]
         kept, worth = (mean.reshape(clusters, blocks, dim) for mean in means)
@@ -263,17 +267,17 @@ class Supernet(supernet.Supernet):
         flat, sizes = (-1, self.parent.dim), np.tile(self.block_sizes(), (len(allowed), 1))
         return select(self.worth.reshape(flat), allowed.reshape(flat), sizes, left).reshape(allowed.shape)
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
+    def forward(self, ids_BV: Tensor) -> Tensor:
         if not self.clusters:
-            return super().forward(ids_BF)
+            return super().forward(ids_BV)
         assert self.router is not None
-        cluster, logits = self.router(ids_BF), torch.zeros(len(ids_BF), device=ids_BF.device)
+        cluster, logits = self.router(ids_BV), torch.zeros(len(ids_BV), device=ids_BV.device)
         clusters, self.clusters = self.clusters, ()
         try:
             for number, own in enumerate(clusters):
                 rows = torch.nonzero(cluster == number).squeeze(1)
                 with supernet.Supernet.answering(self, own):
-                    logits = logits.index_put((rows,), super().forward(ids_BF.index_select(0, rows)))
+                    logits = logits.index_put((rows,), super().forward(ids_BV.index_select(0, rows)))
         finally:
             self.clusters = clusters
         return logits
@@ -312,8 +316,8 @@ def distil(
 
     Args:
         schema: the encoded table's schema.
-        names: fields that it may read.
-        ids: int [N, F] in the schema's column order.
+        names: fields that it may read, of one value a row.
+        ids: int [N, V] in the schema's column order.
         cluster: what to tell, int64 [N].
         clusters: K.
         config: the method's options.
@@ -322,7 +326,8 @@ def distil(
     cardinality = dict(zip(schema.names, schema.cardinalities, strict=True))
     for name in names:
         rows = min(cardinality[name], config.router_rows)
-        codes = ids[:, schema.index(name)].cpu().numpy()
+        (column,) = schema.columns([name])
+        codes = ids[:, column].cpu().numpy()
         codes = np.where(codes < rows, codes, 0).astype(np.int64)
         table = np.bincount(codes * clusters + labels, minlength=rows * clusters).reshape(rows, clusters)
         worth = score(table).score if (table.sum(axis=0) > 0).sum() > 1 else 0.0

@@ -170,7 +170,7 @@ class Supernet(supernet.Supernet):
         """
         assert self.held is not None
         ids, labels = self.held
-        most = max(_CHUNK, _MEMORY // (4 * len(self.parent.fields) * len(options.width)))
+        most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width)))
         if rows is not None and len(ids) > rows:
             ids, labels = (part[:: -(-len(part) // rows)] for part in (ids, labels))
         ids, labels = ids[:most], labels[:most]
@@ -197,11 +197,11 @@ class Supernet(supernet.Supernet):
     def _linear(
         self, tables: list[Tensor], options: Options, state: Array, ids: Tensor, block: Tensor, rest: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B], and how each option of each value's block would change them, float [B, F, O]."""
+        """Logits [B], and how each option of each value's block would change them, float [B, V, O]."""
         dim, device = self.parent.dim, ids.device
         width = torch.as_tensor(options.width[state], device=device)[block]
         precision = torch.as_tensor(options.precision[state], device=device)[block]
-        rows = [functional.embedding(ids + self.offsets, table) for table in tables]
+        rows = [functional.embedding(self.places_of(ids), table) for table in tables]
         chosen = torch.stack(rows)
         now = torch.gather(chosen, 0, precision[None, :, :, None].expand(1, *rows[0].shape))[0]
         kept = torch.arange(dim, device=device) < width[..., None]
@@ -214,7 +214,7 @@ class Supernet(supernet.Supernet):
         placed[..., dim:] = now[..., dim:]
         placed.requires_grad_(True)
         with torch.enable_grad():
-            logit = self.logits(placed, rest)
+            logit = self.logits(self.pooled(placed, ids), rest)
             (gradient,) = torch.autograd.grad(logit.sum(), placed)
         ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
         base = (ordered * now).sum(2)

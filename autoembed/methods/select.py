@@ -181,7 +181,7 @@ class _Knockouts:
         logits = []
         for part in torch.split(ids, _CHUNK):
             own, *rest = net.split(part)
-            e_BFC = functional.embedding(own + net.offsets, self.table)
+            e_BFC = net.pooled(functional.embedding(net.places_of(own), self.table), own)
             e_BFC[:, list(fields)] = self.means_FC[list(fields)]
             logits.append(net.logits(e_BFC, rest))
         found, clicks = torch.cat(logits).double().cpu().numpy(), labels.cpu().numpy()

@@ -65,11 +65,12 @@ class Supernet(measured.Supernet):
         self.eval()
         for ids, labels in zip(*(torch.split(part, _CHUNK) for part in self.held), strict=True):
             own, *rest = self.split(ids)
-            e_BFC = functional.embedding(own + self.offsets, table).requires_grad_()
+            e_BVC = functional.embedding(self.places_of(own), table).requires_grad_()
             with torch.enable_grad():
-                loss = self.schema.task.loss(self.logits(e_BFC, rest), labels, reduction="sum")
-                (gradient,) = torch.autograd.grad(loss, e_BFC)
-            squares.index_add_(0, (own + self.offsets).flatten(), gradient.square().flatten(0, 1))
+                logits = self.logits(self.pooled(e_BVC, own), rest)
+                loss = self.schema.task.loss(logits, labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, e_BVC)
+            squares.index_add_(0, self.places_of(own).flatten(), gradient.square().flatten(0, 1))
         self.train(training)
         # Values that held-out rows lack are as their block is on average.
         rows = torch.as_tensor(self.parent.block_rows(), device=table.device)

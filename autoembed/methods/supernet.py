@@ -26,6 +26,7 @@ from autoembed.methods.method import WidthConfig
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding, PairEmbedding
 from autoembed.nn.model import ClickModel, CTRModel, Model, apply, inherit
+from autoembed.nn.pooling import pooling_of
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows, rounded, rounded_blocks
 from autoembed.types import Array
@@ -111,16 +112,17 @@ class Supernet(ClickModel):
         width = parent.dim + self.first_order
         self.weight = nn.Parameter(torch.empty(int(cardinality.sum()), width).normal_(std=0.01))
         self.block = BlockIndex(parent)
+        self.pool = pooling_of(parent.fields)
         parts = self.pair_parts()
         self._pairs = nn.ModuleList(PairEmbedding(part) for part in parts)
         self.inputs = parts[0].built if parts else ()
         pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.fields)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
-        own = [[schema.index(name) for name in part.columns[len(part.fields) :]] for part in parts]
-        self.sizes = [len(fields), *(len(part) for part in own)]
-        columns = fields + [column for part in own for column in part]
-        offsets = np.concatenate([[0], cardinality.cumsum()[:-1]])
+        own = [schema.columns(part.columns[len(part.fields) :]) for part in parts]
+        self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
+        columns = schema.columns(parent.names) + [column for part in own for column in part]
+        offsets = np.concatenate([[0], cardinality.cumsum()[:-1]]).repeat(parent.lengths)
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
         self.register_buffer("mask", torch.tensor(self._with_first_order(parent.mask())), persistent=False)
@@ -147,29 +149,42 @@ class Supernet(ClickModel):
         """What the entries of each block are multiplied by: float [S, D (+ 1)]."""
         return self.mask
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] in the schema's column order -> logits [B]."""
-        ids, *rest = self.split(ids_BF)
-        e = functional.embedding(ids + self.offsets, self.weight, sparse=self.sparse)
-        return self.logits(self.gate(e, self.block(ids)), rest)
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] in the schema's column order -> logits [B]."""
+        ids, *rest = self.split(ids_BV)
+        e_BVC = functional.embedding(self.places_of(ids), self.weight, sparse=self.sparse)
+        e_BFC = self.pooled(self.gate(e_BVC, self.block(ids)), ids)
+        return self.logits(self.gate_rows(e_BFC), rest)
 
-    def split(self, ids_BF: Tensor) -> list[Tensor]:
-        """The ids of the fields, int [B, F of the parent], and of each of the pairs' parts."""
-        return list(torch.split(ids_BF.index_select(1, self.columns), self.sizes, dim=1))
+    def split(self, ids_BV: Tensor) -> list[Tensor]:
+        """The ids of the fields, int [B, V of the parent], and of each of the pairs' parts."""
+        return list(torch.split(ids_BV.index_select(1, self.columns), self.sizes, dim=1))
+
+    def places_of(self, ids_BV: Tensor) -> Tensor:
+        """Where the values of ids that `split` gives stand in `weight`: int [B, V]."""
+        return (ids_BV if self.pool is None else ids_BV.clamp_min(0)) + self.offsets
+
+    def pooled(self, e_BVC: Tensor, ids_BV: Tensor) -> Tensor:
+        """The embeddings of fields [B, F, C] from those of their values."""
+        return e_BVC if self.pool is None else self.pool(e_BVC, ids_BV)
 
     def logits(self, e_BFC: Tensor, rest: Sequence[Tensor]) -> Tensor:
         """Logits [B] of embeddings [B, F, D (+ 1)] and the ids of pairs."""
         parts = [part(columns) for part, columns in zip(self.pairs, rest, strict=True)]
         return apply(self.backbone, e_BFC, self.mix(parts) if parts else None, first_order=self.first_order)
 
-    def gate(self, e_BFC: Tensor, block_BF: Tensor) -> Tensor:
-        """Embeddings [B, F, D (+ 1)] of values in these blocks, times what their gates let through."""
+    def gate_rows(self, e_BFC: Tensor) -> Tensor:
+        """What gates of each row's own let through of embeddings [B, F, D (+ 1)]: all, if there are no such gates."""
+        return e_BFC
+
+    def gate(self, e_BVC: Tensor, block_BV: Tensor) -> Tensor:
+        """Embeddings [B, V, D (+ 1)] of values in these blocks, times what their gates let through."""
         if self._folded:
-            return e_BFC
+            return e_BVC
         gates = self.gates()
         if self.nested and self.training:
             gates = gates * self.draw_prefixes().to(gates.device)
-        return e_BFC * functional.embedding(block_BF, gates)
+        return e_BVC * functional.embedding(block_BV, gates)
 
     def draw_prefixes(self) -> Tensor:
         """Which dims of each block a batch sees, 0 or 1: float [S, D (+ 1)].

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
+from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
 from autoembed.storage import SharedStorage, Step
 from autoembed.types import Array
@@ -45,24 +46,46 @@ class BlockIndex(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        fields = architecture.fields
+        fields, lengths = architecture.fields, architecture.lengths
         depth = max(len(field.blocks) for field in fields)
         stops = np.full((len(fields), depth - 1), np.iinfo(np.int32).max, dtype=np.int32)
         for row, field in zip(stops, fields, strict=True):
             row[: len(field.blocks) - 1] = [block.stop for block in field.blocks[:-1]]
         first = np.concatenate([[0], np.cumsum([len(field.blocks) for field in fields])[:-1]])
+        stops, first = stops.repeat(lengths, axis=0), first.repeat(lengths)
         self.register_buffer("stops", torch.tensor(stops), persistent=False)
         self.register_buffer("first", torch.tensor(first, dtype=torch.int32), persistent=False)
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> block numbers int [B, F], counted over all fields."""
-        block = self.first.expand_as(ids_BF)
-        for stop_F in self.stops.unbind(1):
-            block = block + (ids_BF >= stop_F)
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> block numbers int [B, V], counted over all fields."""
+        block = self.first.expand_as(ids_BV)
+        for stop_V in self.stops.unbind(1):
+            block = block + (ids_BV >= stop_V)
         return block
 
 
-class MixedEmbedding(nn.Module):
+class FieldEmbedding(nn.Module):
+    """Base of what gives the fields' embeddings: looks up each value's, and pools those of multi-valued fields."""
+
+    tables: nn.ModuleList
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.pool = pooling_of(architecture.fields)
+
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V], PAD where a row has no value -> float [B, F, D (+ 1)]."""
+        if self.pool is None:
+            return self.lookup(ids_BV)
+        out: Tensor = self.pool(self.lookup(ids_BV.clamp_min(0)), ids_BV)
+        return out
+
+    def lookup(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> what each value has, float [B, V, D (+ 1)]."""
+        raise NotImplementedError
+
+
+class MixedEmbedding(FieldEmbedding):
     """One table for each width and number of bits; a value's row holds its block's kept dims and nothing else.
 
     With `first_order`, rows of blocks that keep a dim hold one more number, the value's first-order weight. `packed`
@@ -75,7 +98,7 @@ class MixedEmbedding(nn.Module):
     slot: Tensor
 
     def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
-        super().__init__()
+        super().__init__(architecture)
         storage = architecture.storage
         assert not isinstance(storage, SharedStorage)
         entries = architecture.block_entries()
@@ -126,14 +149,14 @@ class MixedEmbedding(nn.Module):
         """A table for blocks of one width and number of bits; `kept` are the single entries of each."""
         return table(packed, rows, width, **options)
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> kept entries at their positions, zeros elsewhere: float [B, F, D (+ 1)]."""
-        block_BF = self.block(ids_BF)
-        row_BF = ids_BF + self.shift[block_BF]
+    def lookup(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> kept entries at their positions, zeros elsewhere: float [B, V, D (+ 1)]."""
+        block_BV = self.block(ids_BV)
+        row_BV = ids_BV + self.shift[block_BV]
         if self.whole:
-            out: Tensor = self.tables[0](row_BF, self.slot[block_BF] if self.steps else None)
+            out: Tensor = self.tables[0](row_BV, self.slot[block_BV] if self.steps else None)
             return out
-        block, row = block_BF.reshape(-1), row_BF.reshape(-1)
+        block, row = block_BV.reshape(-1), row_BV.reshape(-1)
         group = self.group[block]
         places, values = [], []
         for number, (w, rows) in enumerate(zip(self.widths, self.tables, strict=True)):
@@ -141,9 +164,9 @@ class MixedEmbedding(nn.Module):
             own = block[hit]
             places.append((hit.unsqueeze(1) * self.columns + self.place[own, :w]).reshape(-1))
             values.append(rows(row[hit], self.slot[own] if self.steps else None).reshape(-1))
-        flat = values[0].new_zeros(ids_BF.numel() * self.columns)
+        flat = values[0].new_zeros(ids_BV.numel() * self.columns)
         wide: Tensor = flat.scatter(0, torch.cat(places), torch.cat(values))
-        return wide.reshape(*ids_BF.shape, self.columns)
+        return wide.reshape(*ids_BV.shape, self.columns)
 
     def slot_of_row(self) -> list[Tensor]:
         """The slot of each row of each table, int [rows]."""
@@ -251,7 +274,7 @@ def starts(sizes: Sequence[int]) -> list[int]:
 PRIME = 2**31 - 1
 
 
-class SharedEmbedding(nn.Module):
+class SharedEmbedding(FieldEmbedding):
     """One table for all fields, read by hashes of each field's own (arXiv 2305.12102, sec. 4).
 
     A row holds dim / lookups numbers, and one more with `first_order`; a value's first-order weight is the sum over its
@@ -262,7 +285,7 @@ class SharedEmbedding(nn.Module):
     addend: Tensor
 
     def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
-        super().__init__()
+        super().__init__(architecture)
         shared = architecture.storage
         assert isinstance(shared, SharedStorage)
         self.rows, self.first_order = shared.rows, first_order
@@ -270,17 +293,18 @@ class SharedEmbedding(nn.Module):
         rows = table(packed, shared.rows, width, first_order=first_order, bits=shared.bits, step="row", slots=1)
         self.tables = nn.ModuleList([rows])
         rng = np.random.default_rng(shared.seed)
-        shape = (len(architecture.fields), shared.lookups)
-        self.register_buffer("factor", torch.tensor(rng.integers(1, PRIME, shape)), persistent=False)
-        self.register_buffer("addend", torch.tensor(rng.integers(0, PRIME, shape)), persistent=False)
+        shape, lengths = (len(architecture.fields), shared.lookups), architecture.lengths
+        for name, low in (("factor", 1), ("addend", 0)):
+            drawn = rng.integers(low, PRIME, shape).repeat(lengths, axis=0)
+            self.register_buffer(name, torch.tensor(drawn), persistent=False)
 
-    def hashes(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> rows int64 [B, F, lookups] (Carter and Wegman's universal hashing)."""
-        return (ids_BF.long().unsqueeze(2) * self.factor + self.addend) % PRIME % self.rows
+    def hashes(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> rows int64 [B, V, lookups] (Carter and Wegman's universal hashing)."""
+        return (ids_BV.long().unsqueeze(2) * self.factor + self.addend) % PRIME % self.rows
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> float [B, F, D (+ 1)]."""
-        rows = self.hashes(ids_BF)
+    def lookup(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> float [B, V, D (+ 1)]."""
+        rows = self.hashes(ids_BV)
         parts: Tensor = self.tables[0](rows, torch.zeros_like(rows))
         if self.first_order:
             return torch.cat([parts[..., :-1].flatten(2), parts[..., -1:].sum(2)], dim=2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoembed.architecture import Architecture
-from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.schema import FeatureSchema, Field, Multi
 from autoembed.errors import BundleError
 from autoembed.nn.backbones.base import find
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
@@ -21,9 +21,9 @@ from autoembed.nn.quantised import PackedLinear, load_layers, quantise_layers
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
 from autoembed.nn.sparse import SparseEmbedding, SparseRows
-from autoembed.plans import Cost
+from autoembed.plans import Cost, Pool
 
-# The module of each kind of storage: ids int [B, F] -> float [B, F, D (+ 1)].
+# The module of each kind of storage: ids int [B, V] -> float [B, F, D (+ 1)].
 STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding]] = {
     "mixed": MixedEmbedding,
     "projected": ProjectedEmbedding,
@@ -60,12 +60,14 @@ class CTRModel(ClickModel):
 
     def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
-        cardinality = dict(zip(schema.names, schema.cardinalities, strict=True))
-        for name, size in _sizes(architecture).items():
-            if cardinality.get(name) != size:
+        known = {field.name: field for field in schema.fields}
+        for name, field in _read(architecture).items():
+            own = known.get(name)
+            if own is None or (own.cardinality, own.length) != (field.cardinality, field.length):
+                several = f" and {field.length} columns" if field.length > 1 else ""
                 raise BundleError(
-                    f"field {name!r} must have {size} ids as in the architecture, "
-                    f"but the schema has {cardinality.get(name, 'no such field')}"
+                    f"field {name!r} must have {field.cardinality} ids{several} as in the architecture, but the schema "
+                    f"has {'no such field' if own is None else f'{own.cardinality} and {own.length}'}"
                 )
         self.architecture = architecture
         self.first_order = find(str(architecture.backbone["name"])).Backbone.first_order
@@ -74,19 +76,24 @@ class CTRModel(ClickModel):
         self.backbone = build_backbone(architecture)
         if packed:
             quantise_layers(self.backbone, architecture.tower_bits)
-        columns = [schema.index(name) for name in architecture.columns]
-        self.all = columns == list(range(len(schema.fields)))
+        columns = schema.columns(architecture.columns)
+        self.values = sum(architecture.lengths)
+        self.all = columns == list(range(sum(schema.lengths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
-        ids = ids_BF if self.all else ids_BF.index_select(1, self.columns)
-        fields = len(self.architecture.fields)
-        e_BFD, pairs = self.embedding(ids[:, :fields]), None
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
+        ids = ids_BV if self.all else ids_BV.index_select(1, self.columns)
+        e_BFD, pairs = self.embedding(ids[:, : self.values]), None
         if self.pairs is not None:
-            pairs = self.pairs(ids[:, fields:])
+            pairs = self.pairs(ids[:, self.values :])
         logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
         return logits if logits.dim() == 1 or self.training else logits.mean(1)
+
+    def embed(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] in the schema's column order -> the fields' embeddings, float [B, F, D (+ 1)]."""
+        out: Tensor = self.embedding(ids_BV.index_select(1, self.columns)[:, : self.values])
+        return out
 
     def embedding_weights(self) -> list[nn.Parameter]:
         """The parameters that the embedding regulariser applies to."""
@@ -136,19 +143,19 @@ class RoutedModel(ClickModel):
     def models(self) -> list[CTRModel]:
         return cast(list[CTRModel], list(self.clusters))
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
         if self.router is None:
-            logits = torch.stack([model(ids_BF) for model in self.clusters], dim=1)
+            logits = torch.stack([model(ids_BV) for model in self.clusters], dim=1)
             return logits if self.training else logits.mean(1)
-        cluster = self.router(ids_BF)
-        logits = torch.zeros(len(ids_BF), device=ids_BF.device)
+        cluster = self.router(ids_BV)
+        logits = torch.zeros(len(ids_BV), device=ids_BV.device)
         for number, model in enumerate(self.clusters):
             rows = torch.nonzero(cluster == number).squeeze(1)
             if len(rows):
                 # Batch norm cannot train on a single row, which is scored as in prediction.
                 model.train(self.training and len(rows) > 1)
-                logits = logits.index_put((rows,), model(ids_BF.index_select(0, rows)).float())
+                logits = logits.index_put((rows,), model(ids_BV.index_select(0, rows)).float())
         if self.calibration is not None:
             scale, shift = self.calibration[:, cluster]
             logits = logits * scale + shift
@@ -252,16 +259,20 @@ def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first
     return out
 
 
-def _sizes(architecture: Architecture) -> dict[str, int]:
-    """The ids of each column that a model reads."""
+def _read(architecture: Architecture) -> dict[str, Field]:
+    """The fields that a model reads, as far as it knows them."""
+
+    def known(name: str, cardinality: int, pool: Pool | None = None) -> Field:
+        return Field(name=name, cardinality=cardinality, multi=None if pool is None else Multi(length=pool.length))
+
     if architecture.router:
-        read = {field.name: field.rows for field in architecture.router.fields}
+        read = {field.name: known(field.name, field.rows, field.pool) for field in architecture.router.fields}
         for cluster in architecture.clusters:
-            read |= _sizes(cluster)
+            read |= _read(cluster)
         return read
-    sizes = {field.name: field.cardinality for field in architecture.fields}
-    sizes |= {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
-    return sizes | architecture.factors()
+    sizes = {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
+    fields = {field.name: known(field.name, field.cardinality, field.pool) for field in architecture.fields}
+    return fields | {name: known(name, size) for name, size in (sizes | architecture.factors()).items()}
 
 
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:
@@ -281,9 +292,7 @@ def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None
 
 def cost_of(architecture: Architecture) -> Cost:
     """Parameters and bytes of the compact model, index buffers included, without allocating it."""
-    schema = FeatureSchema(
-        fields=tuple(Field(name=name, cardinality=size) for name, size in _sizes(architecture).items()), label=""
-    )
+    schema = FeatureSchema(fields=tuple(_read(architecture).values()), label="")
     with torch.device("meta"):
         model = build_model(schema, architecture, packed=True)
     return measure(model)

@@ -42,15 +42,18 @@ class ProjectedEmbedding(MixedEmbedding):
         self.register_buffer("rows", torch.tensor(np.concatenate(rows)), persistent=False)
         self.project = nn.Parameter(torch.tensor(np.eye(self.inputs, dtype=np.float32)[starts_at]))
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> projected rows, zeros behind them: float [B, F, D (+ 1)]."""
-        rows = super().forward(ids_BF)
+    def lookup(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> projected rows, zeros behind them: float [B, V, D (+ 1)]."""
+        rows = super().lookup(ids_BV)
         matrices = self.project.new_zeros(self.fields * self.side, self.inputs).index_copy(0, self.rows, self.project)
         narrow, wide = rows[..., : self.side], rows[..., self.side : self.side + self.inputs]
-        body = torch.bmm(narrow.transpose(0, 1), matrices.view(self.fields, self.side, self.inputs)).transpose(0, 1)
+        each = matrices.view(self.fields, self.side, self.inputs)
+        if self.pool is not None:
+            each = each[self.pool.field_of_column]
+        body = torch.bmm(narrow.transpose(0, 1), each).transpose(0, 1)
         parts = [body + wide]
         if self.inputs < self.dim:
-            parts.append(body.new_zeros(*ids_BF.shape, self.dim - self.inputs))
+            parts.append(body.new_zeros(*ids_BV.shape, self.dim - self.inputs))
         if self.first_order:
             parts.append(rows[..., -1:])
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]

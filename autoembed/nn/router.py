@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from autoembed.data.schema import FeatureSchema
 from autoembed.nn.embedding import PRIME, starts
+from autoembed.nn.pooling import pooling_of
 from autoembed.plans import RouterPlan
 
 
@@ -22,7 +23,7 @@ def fixed(*shape: int) -> nn.Parameter:
 
 
 class Router(nn.Module):
-    """Base of the routers: `forward` takes ids int [B, F] in the schema's column order to clusters int64 [B]."""
+    """Base of the routers: `forward` takes ids int [B, V] in the schema's column order to clusters int64 [B]."""
 
     columns: Tensor
     offsets: Tensor
@@ -32,15 +33,16 @@ class Router(nn.Module):
         self.plan, self.clusters = plan, clusters
         sizes = [field.rows for field in plan.fields]
         self.rows = sum(sizes)
-        columns = [schema.index(field.name) for field in plan.fields]
-        for name, values in (("columns", columns), ("offsets", starts(sizes)), ("sizes", sizes)):
+        lengths = [field.length for field in plan.fields]
+        columns, offsets = schema.columns(field.name for field in plan.fields), np.repeat(starts(sizes), lengths)
+        for name, values in (("columns", columns), ("offsets", offsets), ("sizes", sizes)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int32), persistent=False)
 
     def tables(self) -> list[nn.Parameter]:
         """What it holds for each value of its fields."""
         return []
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
+    def forward(self, ids_BV: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -59,15 +61,15 @@ class TableRouter(Router):
     def tables(self) -> list[nn.Parameter]:
         return [self.score]
 
-    def scores(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> float [B, K]."""
-        ids = ids_BF.index_select(1, self.columns)
+    def scores(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> float [B, K]."""
+        ids = ids_BV.index_select(1, self.columns)
         ids = torch.where(ids < self.sizes, ids, 0)
         out: Tensor = functional.embedding(ids + self.offsets, self.score).sum(1) + self.bias
         return out
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        return self.scores(ids_BF).argmax(1)
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        return self.scores(ids_BV).argmax(1)
 
 
 class Gates(nn.Module):
@@ -103,20 +105,25 @@ class CentroidRouter(Router):
         fields = len(plan.fields)
         self.weight, self.centroids = fixed(self.rows, plan.dim), fixed(clusters, fields * plan.dim)
         self.gates = None if plan.space == "embedding" else Gates(fields, plan.dim, plan.gate).requires_grad_(False)
+        self.pool = pooling_of(plan.fields)
 
     def tables(self) -> list[nn.Parameter]:
         return [self.weight]
 
-    def features(self, ids_BF: Tensor) -> Tensor:
-        """Ids int [B, F] -> what the centroids are of, float [B, fields * D]."""
-        e = functional.embedding(ids_BF.index_select(1, self.columns) + self.offsets, self.weight)
+    def features(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] -> what the centroids are of, float [B, fields * D]."""
+        ids = ids_BV.index_select(1, self.columns)
+        if self.pool is None:
+            e = functional.embedding(ids + self.offsets, self.weight)
+        else:
+            e = self.pool(functional.embedding(ids.clamp_min(0) + self.offsets, self.weight), ids)
         if self.gates is not None:
             open_ = (self.gates(e) > 0) & (e != 0)
             e = open_.float() if self.plan.space == "mask" else e * open_
         return e.flatten(1)
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        x = self.features(ids_BF)
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        x = self.features(ids_BV)
         return (x @ self.centroids.T - self.centroids.square().sum(1) / 2).argmax(1)
 
 
@@ -130,8 +137,8 @@ class HashRouter(Router):
         factor = np.random.default_rng(plan.seed).integers(1, PRIME, len(plan.fields))
         self.register_buffer("factor", torch.tensor(factor), persistent=False)
 
-    def forward(self, ids_BF: Tensor) -> Tensor:
-        hashed = (ids_BF.index_select(1, self.columns).long() + 1) * self.factor % PRIME
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        hashed = (ids_BV.index_select(1, self.columns).long() + 1) * self.factor % PRIME
         return hashed.sum(1) % PRIME % self.clusters
 
 

@@ -68,3 +68,13 @@ def count(
         coverage = 1.0 - float(table[0].sum()) / rows
         found.append(MultiColumn(name=name, table=table[1:] if not table[0].any() else table, coverage=coverage))
     return tuple(found)
+
+
+def count_values(table: npt.NDArray[np.int64], ids: npt.NDArray[np.int32], labels: npt.NDArray[np.uint8]) -> None:
+    """Adds rows to counts int64 [K, L]: each row, ids int [N, V] with -1 for none, once for each of its values."""
+    ordered = np.sort(ids, axis=1)
+    once = ordered >= 0
+    once[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    classes = table.shape[1]
+    keys = (ordered.astype(np.int64) * classes + labels[:, None])[once]
+    table += np.bincount(keys, minlength=table.size).reshape(table.shape)

@@ -153,9 +153,10 @@ def _entropy(n: Array) -> float:
 
 def drift(dataset: Dataset) -> list[Finding]:
     """Columns whose values are distributed differently in valid than in train: a note each, with the divergence."""
-    found = []
+    found, columns = [], np.cumsum([0, *dataset.schema.lengths])
     for place, (field, trained) in enumerate(zip(dataset.schema.fields, dataset.counts, strict=True)):
-        valid = np.bincount(dataset.ids("valid")[:, place], minlength=field.cardinality)
+        ids = dataset.ids("valid")[:, columns[place] : columns[place + 1]]
+        valid = np.bincount(ids[ids >= 0], minlength=field.cardinality)
         value = divergence(trained, valid)
         if value >= DRIFT:
             advice = "train and valid differ: does its meaning change with time, or are its values new?"

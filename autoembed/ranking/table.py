@@ -24,7 +24,7 @@ from autoembed.data.values import check_dtype, col, key
 from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
-from autoembed.ranking.multi import MultiColumn, count, find
+from autoembed.ranking.multi import MultiColumn, count, count_values, find
 from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
@@ -125,30 +125,47 @@ def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress 
     """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart."""
     schema = dataset.schema
     ids, labels = dataset.ids("train"), dataset.task.classes(dataset.labels("train"))
-    sizes = schema.cardinalities
+    fields = tuple(field for field in schema.fields if field.multi is None)
+    if not fields:
+        raise DataError("one column must hold one value per row, but all hold several")
+    sizes, names = [field.cardinality for field in fields], [field.name for field in fields]
+    several = [field for field in schema.fields if field.multi is not None]
+    columns = schema.columns(names)
+    own = slice(None) if not several else columns
+    multi = {field.name: np.zeros((field.cardinality, 2), np.int64) for field in several}
     store = Store() if keep else None
     counts = LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes), squares=0.0)
     step = max(1, _CHUNK_CELLS // max(1, len(sizes)))
     for start in range(0, len(ids), step):
-        chunk = np.ascontiguousarray(ids[start : start + step].T)
+        rows = ids[start : start + step]
+        for name, table in multi.items():
+            count_values(table, rows[:, schema.columns([name])], labels[start : start + step])
+        chunk = np.ascontiguousarray(rows[:, own].T)
         counts += count_columns(list(chunk), labels[start : start + step], sizes, threads=threads, rows=len(ids))
         if store:
             for codes in chunk:
                 store.add(codes)
         if progress:
             progress("rank", min(start + step, len(ids)), len(ids))
-    missing = [dataset.vocabulary.missing(name) or -1 for name in schema.names]
+    missing = [dataset.vocabulary.missing(name) or -1 for name in names]
     return CodedTable(
-        names=schema.names,
-        kinds=tuple(field.kind for field in schema.fields),
-        places=tuple(_places(dataset.vocabulary, field) for field in schema.fields),
+        names=tuple(names),
+        kinds=tuple(field.kind for field in fields),
+        places=tuple(_places(dataset.vocabulary, field) for field in fields),
         missing=tuple(missing),
         counts=counts,
         labels=labels,
         fingerprint=dataset.fingerprint,
         store=store,
         recode=(None,) * len(sizes),
+        multi=tuple(_multi_column(dataset, name, table) for name, table in multi.items()),
     )
+
+
+def _multi_column(dataset: Dataset, name: str, table: Array) -> MultiColumn:
+    gone = dataset.vocabulary.missing(name)
+    coverage = 1.0 - float(table[gone].sum()) / dataset.rows("train") if gone else 1.0
+    return MultiColumn(name=name, table=table[table.any(axis=1)], coverage=coverage)
 
 
 def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:

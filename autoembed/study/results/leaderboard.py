@@ -216,6 +216,7 @@ def planted_columns(truth: Truth) -> dict[str, list[str]]:
         "low_rank": _flat(truth.get("low_rank", [])),
         "memorize": _flat(truth.get("memorize", [])),
         "tail": _flat(truth.get("tail", [])),
+        "multi": truth.get("multi", []),
         "noise": truth.get("noise", []),
         "populations": [*populations.get("reveals", []), *populations.get("A", []), *populations.get("B", [])],
     }

@@ -1,0 +1,89 @@
+"""The embeddings of multi-valued fields, in the supernet and in every compact storage."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from autoembed.architecture import Architecture
+from autoembed.card import sample_ids
+from autoembed.data.schema import PAD, FeatureSchema, Field, Multi
+from autoembed.nn.model import build_model, cost_of, measure
+from autoembed.nn.pooling import pool
+from autoembed.plans import FieldPlan, Pool
+
+COUNTS = [np.array(count) for count in ([0, 90, 9, 8, 1], [3, 60, 5, 4], [0, 50, 2, 1])]
+SCHEMA = FeatureSchema(
+    fields=(
+        Field(name="a", cardinality=5),
+        Field(name="b", cardinality=4, kind="multi", multi=Multi(length=3)),
+        Field(name="c", cardinality=4),
+    ),
+    label="y",
+)
+
+
+def architecture(by="mean", backbone="fm"):
+    return Architecture.full(SCHEMA, COUNTS, dim=4, blocks=2, cut="equal", backbone={"name": backbone}, pool=by)
+
+
+@pytest.mark.parametrize("by", ["mean", "sum", "max"])
+def test_a_field_has_what_its_values_have_together(by):
+    model = build_model(SCHEMA, architecture(by))
+    ids = torch.tensor([[1, 1, 3, PAD, 2], [0, 2, PAD, PAD, 3], [4, 1, 1, 2, 1]], dtype=torch.int32)
+    with torch.no_grad():
+        model.embedding.tables[0].weight.normal_()
+        found = model.embed(ids)[:, 1]
+        each = model.embedding.lookup(ids.clamp_min(0))[:, 1:4]
+    together = {"mean": torch.Tensor.mean, "sum": torch.Tensor.sum, "max": torch.amax}[by]
+    for row, held in enumerate((2, 1, 3)):
+        assert torch.allclose(found[row], together(each[row, :held], 0))
+
+
+def test_a_row_without_any_value_has_zeros():
+    for by in ("mean", "sum", "max"):
+        assert not pool(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.bool), by).any()
+
+
+def test_the_mean_is_that_of_an_embedding_bag():
+    torch.manual_seed(0)
+    ids = torch.tensor([[2, 0, 1], [3, PAD, PAD]])
+    table = torch.randn(4, 5)
+    lists = functional.embedding_bag(torch.tensor([2, 0, 1, 3]), table, torch.tensor([0, 3]), mode="mean")
+    assert torch.allclose(pool(functional.embedding(ids.clamp_min(0), table), ids >= 0, "mean")[:, 0], lists)
+
+
+def test_padding_learns_nothing():
+    model = build_model(SCHEMA, architecture("sum"))
+    model(torch.tensor([[1, 2, PAD, PAD, 1]])).sum().backward()
+    touched = model.embedding.tables[0].weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    # The three fields' rows stand one after the other: ids 1 of a, 2 of b, 1 of c, and no id 0.
+    assert sorted(touched) == [1, 5 + 2, 9 + 1]
+
+
+def test_cost_counts_a_table_once_whatever_the_rows_hold():
+    model = build_model(SCHEMA, architecture())
+    assert measure(model) == cost_of(model.architecture)
+    single = FeatureSchema(fields=tuple(f.model_copy(update={"multi": None}) for f in SCHEMA.fields), label="y")
+    plain = Architecture.full(single, COUNTS, dim=4, blocks=2, cut="equal", backbone={"name": "fm"})
+    assert cost_of(plain).embedding_bytes == cost_of(model.architecture).embedding_bytes
+
+
+def test_what_is_stored_of_other_fields_is_as_before():
+    assert "pool" not in FieldPlan(name="a", cardinality=1, blocks=({"stop": 1, "level": 0, "dims": (0,)},)).model_dump()
+    assert architecture().model_dump()["fields"][1]["pool"] == {"length": 3, "by": "mean"}
+    assert "multi" not in SCHEMA.model_dump()["fields"][0]
+    assert Architecture.model_validate_json(architecture("max").model_dump_json()) == architecture("max")
+
+
+def test_another_length_is_refused():
+    longer = SCHEMA.fields[1].model_copy(update={"multi": Multi(length=4)})
+    schema = SCHEMA.model_copy(update={"fields": (SCHEMA.fields[0], longer, SCHEMA.fields[2])})
+    with pytest.raises(Exception, match="field 'b' must have 4 ids and 3 columns as in the architecture"):
+        build_model(schema, architecture())
+
+
+def test_a_sample_has_rows_of_every_length():
+    held = (sample_ids(SCHEMA)[:, 1:4] >= 0).sum(axis=1)
+    assert set(held) == {1, 2, 3}
+    assert Pool(length=3).by == "mean"

@@ -1,0 +1,157 @@
+"""Columns of several values a row, from the table to scores outside of the package."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+import autoembed as ae
+from autoembed.bundle import verify_bundle
+from autoembed.data.dataset import build_dataset
+from autoembed.data.planted import PlantedSpec, planted
+from autoembed.data.spec import DataSpec
+from autoembed.errors import BundleError, DataError
+from autoembed.export.formats import export_bundle
+from autoembed.export.scorer import Scorer
+from autoembed.knockout import field_scores
+from autoembed.ranking.ranking import rank, rank_table
+from autoembed.refreshing import refresh
+from autoembed.trial import check, run_trial
+
+SPEC = {"rows": 6000, "seed": 1, "marginal": [10], "xor": [], "low_rank": [], "noise": [20, 20], "multi": [30]}
+TRAIN = {"epochs": 4, "lr": 2e-2, "batch_size": 256}
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Lists `multi_0` and the same with a separator; the label goes with them."""
+    return planted(PlantedSpec(**SPEC, multi_effect=2.0))[0].drop("logit")
+
+
+@pytest.fixture(scope="module")
+def text(table):
+    return table.with_columns(pl.col("multi_0").list.join("|"))
+
+
+@pytest.fixture(scope="module")
+def data(table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("multi")
+    table.write_parquet(folder / "t.parquet")
+    return build_dataset(DataSpec(), folder / "t.parquet", folder / "cache")
+
+
+def classifier(**changes):
+    options = {"stages": [{"method": "sensitivity", "warm_epochs": 2}], "budget": {"embedding_bytes": 1200}} | changes
+    return ae.AutoEmbedClassifier(
+        embedding={"dim": 4, "blocks": 2}, backbone="fm", train=TRAIN, random_state=0, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "b"
+    data = {"multi": {"multi_0": "|"}}
+    classifier(data=data).fit(text).export(folder)
+    return ae.load_bundle(folder)
+
+
+def test_rows_score_the_same_as_lists_and_as_text(bundle, text, table):
+    expected = bundle.predict(text.head(200))
+    assert np.array_equal(bundle.predict(table.head(200)), expected)
+    assert np.array_equal(bundle.predict(table.head(200).to_pandas()), expected)
+    assert verify_bundle(bundle.path)
+    assert bundle.predict(bundle.example()).shape == (1,)
+
+
+def test_predictions_go_with_the_values_in_the_lists(bundle, text):
+    auc = ae.metrics.evaluate(text["label"].to_numpy(), np.log(bundle.predict(text))).auc
+    without = ae.metrics.evaluate(
+        text["label"].to_numpy(), np.log(bundle.predict(text.with_columns(multi_0=pl.lit(None, pl.String))))
+    ).auc
+    assert auc > without + 0.1
+
+
+def test_what_is_not_known_is_told_by_value(bundle, text):
+    rows = text.head(4).with_columns(multi_0=pl.Series(["nope|nope", "nope", "", None]))
+    shares = bundle.coverage(rows).row(by_predicate=pl.col("field") == "multi_0", named=True)
+    assert (shares["unknown"], shares["missing"]) == (3 / 5, 2 / 5)
+
+
+@pytest.mark.parametrize("format", ["numpy", "tables", "torch", "onnx"])
+def test_exports_know_lists(bundle, text, table, tmp_path, format):
+    if format == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
+    folder = export_bundle(bundle, tmp_path / "e", format).path
+    assert not (folder / "rows.onnx").exists()
+    if format == "numpy":
+        scorer = Scorer.load(folder)
+        np.testing.assert_allclose(scorer.predict(text.head(300)), bundle.predict(text.head(300)), atol=1e-5)
+        np.testing.assert_allclose(scorer.predict(table.head(300)), bundle.predict(text.head(300)), atol=1e-5)
+    if format == "onnx":
+        import json
+
+        sample = json.loads((folder / "sample.json").read_text())
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        (found,) = session.run(None, {"ids": np.array(sample["ids"], dtype=np.int64)})
+        np.testing.assert_allclose(found, sample["click"], atol=1e-5)
+
+
+def test_a_refresh_reads_lists_as_the_bundle_does(bundle, text, tmp_path):
+    new = text.with_columns(pl.col("multi_0").str.replace("v01", "new"))
+    new.write_parquet(tmp_path / "new.parquet")
+    done = refresh(bundle.path, tmp_path / "new.parquet", tmp_path / "next", vocabulary="grow", epochs=1)
+    after = ae.load_bundle(tmp_path / "next")
+    assert after.schema.fields[-1].multi == bundle.schema.fields[-1].multi
+    assert "new" in after.vocabulary.keep(["multi_0"]).table()["value"].to_list()
+    assert done.after.auc > 0.6
+
+
+def test_the_ranking_of_a_dataset_counts_values(data, table, tmp_path):
+    found = rank(data).table
+    assert found["feature"][0] == "multi_0"
+    assert found["kind"][0] == "multi-valued"
+    train = table.head(0)
+    assert train.columns[-1] == "multi_0"
+    whole = rank_table(table).table
+    assert whole.filter(pl.col("feature") == "multi_0")["mi"][0] == pytest.approx(found["mi"][0], rel=0.3)
+
+
+def test_a_plain_model_loses_most_without_the_lists(data):
+    found, model = run_trial(
+        check({"arm": "a", "stages": [{"method": "uniform"}], "limit": {"width": 4}, "train": TRAIN}),
+        data,
+        lambda event: None,
+    )
+    assert field_scores(model, data, "valid")["field"][0] == "multi_0"
+
+
+@pytest.mark.parametrize("method", ["dnis", "sensitivity", "magnitude", "dnis_bits", "select", "ihas"])
+@pytest.mark.parametrize("pool", ["mean", "sum", "max"])
+def test_methods_keep_the_lists_and_not_the_noise(data, method, pool):
+    if (method, pool) not in [("dnis", "mean"), ("sensitivity", "sum"), ("ihas", "max")]:
+        pytest.skip("each method is tested with one pooling here")
+    config = {
+        "arm": method,
+        "stages": [{"method": method, "warm_epochs": 2, **({"clusters": 1} if method == "ihas" else {})}],
+        "embedding": {"dim": 4, "blocks": 2, "pool": pool},
+        "backbone": {"name": "fm"},
+        "limit": {"embedding_bytes": 250},
+        "train": TRAIN,
+    }
+    result, _ = run_trial(check(config), data, lambda event: None)
+    kept = {field.name: field.entries / field.cardinality for field in result.architecture.fields}
+    assert kept["multi_0"] > 1.5 * max(kept.get("noise_0", 0.0), kept.get("noise_1", 0.0))
+    assert result.architecture.fields[-1].pool.by == pool
+    assert result.valid.auc > 0.65
+
+
+def test_a_list_where_the_bundle_has_one_value_is_refused(bundle, text):
+    with pytest.raises(DataError, match="multi-valued column 'multi_0' must hold lists"):
+        bundle.predict(text.with_columns(multi_0=pl.lit(3)))
+
+
+def test_a_pair_of_lists_is_refused(data, tmp_path):
+    from autoembed.data.crosses import CrossSpec
+
+    with pytest.raises(DataError, match="'multi_0' holds several"):
+        data.cross([("marginal_0", "multi_0")], CrossSpec(), tmp_path, candidates=False)
+    assert issubclass(BundleError, Exception)
