@@ -282,7 +282,8 @@ def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:
     known = dataset.vocabulary.keep([name]).table()
     column = "upper" if known["value"].null_count() == len(known) else "value"
     missing = known["value"].is_null() & known["upper"].is_null()
-    ids: Array = bundle.vocabulary.keep([name]).encode(known.select(pl.col(column).alias(name)))[:, 0]
+    value = pl.col(column) if dataset.vocabulary.multi(name) is None else pl.concat_list(pl.col(column))
+    ids: Array = bundle.vocabulary.keep([name]).encode(known.select(value.alias(name)))[:, 0]
     ids[missing.to_numpy()] = bundle.vocabulary.missing(name)
     ids[0] = 0
     return ids

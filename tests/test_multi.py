@@ -116,7 +116,7 @@ def test_the_ranking_of_a_dataset_counts_values(data, table, tmp_path):
 
 
 def test_a_plain_model_loses_most_without_the_lists(data):
-    found, model = run_trial(
+    _, model = run_trial(
         check({"arm": "a", "stages": [{"method": "uniform"}], "limit": {"width": 4}, "train": TRAIN}),
         data,
         lambda event: None,
@@ -124,11 +124,11 @@ def test_a_plain_model_loses_most_without_the_lists(data):
     assert field_scores(model, data, "valid")["field"][0] == "multi_0"
 
 
-@pytest.mark.parametrize("method", ["dnis", "sensitivity", "magnitude", "dnis_bits", "select", "ihas"])
-@pytest.mark.parametrize("pool", ["mean", "sum", "max"])
-def test_methods_keep_the_lists_and_not_the_noise(data, method, pool):
-    if (method, pool) not in [("dnis", "mean"), ("sensitivity", "sum"), ("ihas", "max")]:
-        pytest.skip("each method is tested with one pooling here")
+# The label goes with the mean of the values' effects, which the largest one says less of.
+@pytest.mark.parametrize(
+    ("method", "pool", "least"), [("dnis", "mean", 0.8), ("sensitivity", "sum", 0.8), ("ihas", "max", 0.65)]
+)
+def test_a_tight_budget_goes_to_the_lists(data, method, pool, least):
     config = {
         "arm": method,
         "stages": [{"method": method, "warm_epochs": 2, **({"clusters": 1} if method == "ihas" else {})}],
@@ -138,10 +138,10 @@ def test_methods_keep_the_lists_and_not_the_noise(data, method, pool):
         "train": TRAIN,
     }
     result, _ = run_trial(check(config), data, lambda event: None)
-    kept = {field.name: field.entries / field.cardinality for field in result.architecture.fields}
-    assert kept["multi_0"] > 1.5 * max(kept.get("noise_0", 0.0), kept.get("noise_1", 0.0))
-    assert result.architecture.fields[-1].pool.by == pool
-    assert result.valid.auc > 0.65
+    lists = result.architecture.fields[-1]
+    assert (lists.name, lists.pool.by) == ("multi_0", pool)
+    assert lists.blocks[-1].dims
+    assert result.valid.auc > least
 
 
 def test_a_list_where_the_bundle_has_one_value_is_refused(bundle, text):

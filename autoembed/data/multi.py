@@ -105,12 +105,12 @@ def multi_of(frame: pl.LazyFrame, specs: Mapping[str, MultiSpec]) -> dict[str, t
     return found
 
 
-def separated(head: pl.DataFrame, names: Sequence[str]) -> dict[str, str]:
-    """Text columns that look as if they held several values, each with the separator between them, by their head.
+def separated(head: pl.DataFrame, names: Sequence[str]) -> list[str]:
+    """What to tell of text columns that look as if they held several values, by the first rows of a table.
 
     A fifth of the rows must have the separator, and the parts must repeat: half as many as whole values, or fewer.
     """
-    found = {}
+    found = []
     for name in names:
         text = head[name].drop_nulls()
         for sign in _SEPARATORS:
@@ -119,6 +119,9 @@ def separated(head: pl.DataFrame, names: Sequence[str]) -> dict[str, str]:
                 continue
             wholes, parts = several.n_unique(), several.str.split(sign).explode().n_unique()
             if parts <= _FEWER * wholes:
-                found[name] = sign
+                found.append(
+                    f"{name}: each combination of values is one value; if {sign!r} stands between several, set "
+                    f"data.multi: {{{name}: {sign!r}}} (rank: --multi {name}={sign!r})"
+                )
                 break
     return found

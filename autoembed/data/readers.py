@@ -299,11 +299,8 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
 def _tell_separated(frame: pl.LazyFrame, names: Sequence[str], tell: Tell) -> None:
     """Says of each text column that looks as if it held several values how to read it so."""
     if names:
-        for name, sign in separated(frame.select(col(name) for name in names).head(_SEEN).collect(), names).items():
-            tell(
-                f"{name}: each combination of values is one value; if {sign!r} stands between several, set "
-                f"data.multi: {{{name}: {sign!r}}}"
-            )
+        for line in separated(frame.select(col(name) for name in names).head(_SEEN).collect(), names):
+            tell(line)
 
 
 def _fractions(frame: pl.LazyFrame, names: Sequence[str]) -> set[str]:

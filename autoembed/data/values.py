@@ -80,7 +80,7 @@ def key(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 
 def check_dtype(name: str, dtype: pl.DataType) -> None:
-    """DataError if a column holds lists or structs, which have no one value per row."""
+    """DataError if a column holds nested values, which have no one value per row."""
     if isinstance(dtype, _NESTED):
         raise DataError(f"column {name!r} must hold one value per row, but its type is {dtype}: list it under drop")
 

@@ -183,7 +183,7 @@ class Supernet(supernet.Supernet):
             logit, change = self._linear(tables, options, state, own, block, rest)
             logits.append(logit)
             changes.append(change)
-            blocks.append(block)
+            blocks.append(torch.where(own >= 0, block, -1))
         self.train(training)
         return Estimate(
             torch.cat(logits).cpu().numpy(),
@@ -191,6 +191,7 @@ class Supernet(supernet.Supernet):
             torch.cat(changes).cpu().numpy(),
             torch.cat(blocks).cpu().numpy(),
             task=self.schema.task,
+            lengths=self.parent.lengths,
             caution=self.config.caution,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +39,9 @@ class Estimate:
     Args:
         logits: float [N].
         labels: float [N].
-        changes: of the logits by each option of the block of each field's value, float [N, F, O].
-        blocks: the block of each field's value, int [N, F].
+        changes: of the logits by each option of the block of each value, float [N, V, O].
+        blocks: the block of each value, int [N, V], -1 for none.
+        lengths: how many of the V columns each field has, one after the other; by default, each has one.
         task: whose loss it is.
         calibrate: whether the logits are scaled and shifted to fit the labels first.
         caution: how many standard errors above its mean a rise is taken for when bytes are saved.
@@ -53,6 +55,7 @@ class Estimate:
         blocks: Array,
         *,
         task: Task,
+        lengths: Sequence[int] | None = None,
         calibrate: bool = True,
         caution: float = 0.0,
     ) -> None:
@@ -61,12 +64,14 @@ class Estimate:
         self.calibrates, self.scale = calibrate, 1.0
         self.at: dict[int, tuple[Array, Array]] = {}
         changes = changes.astype(np.float32, copy=False)
-        for field in range(blocks.shape[1]):
-            own = blocks[:, field]
+        stop = 0
+        for length in lengths or (1,) * blocks.shape[1]:
+            start, stop = stop, stop + length
+            rows, own, change = _by_block(blocks[:, start:stop], changes[:, start:stop])
             order = np.argsort(own, kind="stable")
             found, starts = np.unique(own[order], return_index=True)
-            for block, rows in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
-                self.at[block] = rows, changes[rows, field]
+            for block, at in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+                self.at[block] = rows[at], change[at]
         self.calibrate()
 
     def calibrate(self) -> None:
@@ -205,3 +210,16 @@ class Estimate:
         price = self.rises(block, able) / more[able]
         best = int(price.argmin())
         return (float(price[best]), int(able[best])) if price[best] < 0 else (0.0, -1)
+
+
+def _by_block(blocks: Array, changes: Array) -> tuple[Array, Array, Array]:
+    """Rows int [M], blocks int [M] and changes [M, O] of a field: values of a row in one block change together."""
+    rows = np.arange(len(blocks))
+    if blocks.shape[1] == 1:
+        return rows, blocks[:, 0], changes[:, 0]
+    held = blocks >= 0
+    pairs = np.stack([np.broadcast_to(rows[:, None], blocks.shape)[held], blocks[held]], axis=1)
+    unique, place = np.unique(pairs, axis=0, return_inverse=True)
+    together = np.zeros((len(unique), changes.shape[2]), dtype=changes.dtype)
+    np.add.at(together, place.reshape(-1), changes[held])
+    return unique[:, 0], unique[:, 1], together

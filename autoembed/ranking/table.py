@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from autoembed.data.labels import ONES, ZEROS
+from autoembed.data.multi import separated
 from autoembed.data.readers import no_label
 from autoembed.data.scan import unreadable
 from autoembed.data.values import check_dtype, col, key
@@ -41,6 +42,7 @@ _CHUNK_CELLS = 20_000_000
 _LEAST_CHUNK = 1 << 16
 _KEPT_IN_MEMORY = 1 << 29
 _MOST_CLASSES = 255
+_SEEN = 1000  # rows that show whether a text column holds several values
 
 
 class Store:
@@ -212,11 +214,18 @@ def read_table(
             else:
                 opened = open_frame(spec, source)
             mark = fingerprint_of(opened.files, spec.label) if opened.files else _mark_of(opened.frame, spec.label)
+            notes += _looks_like_lists(opened.frame, {spec.label, *(separators or {})})
             table = _coded(opened, spec.label, keep, threads, progress, separators or {}, mark)
             return replace(table, notes=tuple(notes))
     except (pl.exceptions.PolarsError, OSError) as error:
         where = str(source) if isinstance(source, (str, Path, Sequence)) else "the frame"
         raise unreadable(where, error) from error
+
+
+def _looks_like_lists(frame: pl.LazyFrame, others: Collection[str]) -> list[str]:
+    """A note for each text column that looks as if it held several values a row, but for `others`."""
+    texts = [name for name, dtype in frame.collect_schema().items() if dtype == pl.String and name not in others]
+    return separated(frame.select(col(name) for name in texts).head(_SEEN).collect(), texts) if texts else []
 
 
 def _coded(

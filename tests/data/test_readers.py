@@ -329,7 +329,7 @@ def test_wrong_columns_and_labels_are_one_clear_line(tmp_path, go, small, spec, 
 
 
 def test_nested_columns_are_refused(tmp_path, go):
-    pl.DataFrame({"label": [0, 1], "a": [[1], [2]]}).write_parquet(tmp_path / "t.parquet")
+    pl.DataFrame({"label": [0, 1], "a": [[[1]], [[2]]]}).write_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"column 'a' must hold one value per row.*List"):
         go(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"column 'a' must hold one value per row"):
@@ -382,7 +382,7 @@ def test_places_that_do_not_exist_are_named(tmp_path, go, small):
         ({"header": False}, "a table without a header needs columns"),
         ({"columns": ["a"]}, "set header: false with it"),
         ({"separator": "||"}, "separator must be one byte"),
-        ({"categorical": ["a"], "numeric": ["a"]}, "categorical or numeric, but these are both: a"),
+        ({"categorical": ["a"], "numeric": ["a"]}, "categorical, numeric or multi, but these are several: a"),
         ({"drop": ["label"]}, "drop must not name columns that are used elsewhere, but got label"),
         ({"numeric": ["label"]}, "the label must not be a field or the time column, but 'label' is"),
         (

@@ -10,7 +10,7 @@ from autoembed.card import sample_ids
 from autoembed.data.schema import PAD, FeatureSchema, Field, Multi
 from autoembed.nn.model import build_model, cost_of, measure
 from autoembed.nn.pooling import pool
-from autoembed.plans import FieldPlan, Pool
+from autoembed.plans import Pool
 
 COUNTS = [np.array(count) for count in ([0, 90, 9, 8, 1], [3, 60, 5, 4], [0, 50, 2, 1])]
 SCHEMA = FeatureSchema(
@@ -70,7 +70,9 @@ def test_cost_counts_a_table_once_whatever_the_rows_hold():
 
 
 def test_what_is_stored_of_other_fields_is_as_before():
-    assert "pool" not in FieldPlan(name="a", cardinality=1, blocks=({"stop": 1, "level": 0, "dims": (0,)},)).model_dump()
+    assert (
+        "pool" not in FieldPlan(name="a", cardinality=1, blocks=({"stop": 1, "level": 0, "dims": (0,)},)).model_dump()
+    )
     assert architecture().model_dump()["fields"][1]["pool"] == {"length": 3, "by": "mean"}
     assert "multi" not in SCHEMA.model_dump()["fields"][0]
     assert Architecture.model_validate_json(architecture("max").model_dump_json()) == architecture("max")

@@ -35,7 +35,7 @@ def by_hand(model, ids):
     """The embeddings of ids [B, F], one at a time."""
     architecture, embedding = model.architecture, model.embedding
     rows = torch.zeros(*ids.shape, architecture.dim + 1)
-    slots = super(type(embedding), embedding).forward(ids)
+    slots = super(type(embedding), embedding).lookup(ids)
     first = 0
     fields, mask = architecture.field_of_block(), architecture.mask()
     ranges, place = architecture.block_ranges(), dict.fromkeys(range(len(architecture.fields)), 0)

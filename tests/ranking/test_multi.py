@@ -57,3 +57,11 @@ def test_what_is_wrong_is_one_line(frame, tmp_path):
         rank_table(tmp_path / "t.parquet", separators={"plain": "|"})
     with pytest.raises(DataError, match=r"the score rotation needs one value a row, and 'tags' holds several"):
         rank_table(tmp_path / "t.parquet", score="rotation")
+
+
+def test_text_that_looks_like_lists_is_told():
+    tags = ["|".join(tag for place, tag in enumerate("uvwxyz") if number >> place & 1) for number in range(1, 64)]
+    frame = pl.DataFrame({"label": [0, 1, 0] * 42, "site": ["a", "b"] * 63, "tags": tags * 2})
+    (note,) = (note for note in rank_table(frame).notes if note.startswith("tags: "))
+    assert note.endswith("set data.multi: {tags: '|'} (rank: --multi tags='|')")
+    assert not rank_table(frame, separators={"tags": "|"}).notes
