@@ -2,11 +2,15 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import autoembed
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import messages_page
 
 PACKAGE = Path(autoembed.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "troubleshooting.md"
@@ -45,3 +49,7 @@ TEXT = source()
 @pytest.mark.parametrize("runs", list(messages()))
 def test_the_page_tells_what_the_package_says(runs):
     assert any(len(run) > 6 and run in TEXT for run in runs), runs
+
+
+def test_the_list_of_messages_is_that_of_the_source():
+    assert (PAGE.parent / "messages.md").read_text() == messages_page(), "run: python tests/reference.py"

@@ -19,7 +19,7 @@ def verify(
 ) -> None:
     """Check a bundle: hashes, schema, and that it still predicts what it did when it was written."""
     from autoembed.bundle import verify_bundle
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
 
     for line in verify_bundle(bundle):
         stdout().print(line, soft_wrap=True, markup=False)
@@ -46,7 +46,8 @@ def predict(
     from autoembed.bundle import load_bundle
     from autoembed.scoring import score_table
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import show_coverage, stdout
+    from autoembed.study.show.rankings import show_coverage
+    from autoembed.study.show.tables import stdout
 
     if out.suffix not in (".parquet", ".csv"):
         raise DataError(f"--out must end in .parquet or .csv, but got {out}")

@@ -145,7 +145,8 @@ def _rank_table(
 
 
 def _print(ranking: Ranking, title: str, criterion: str, top: int | None) -> None:
-    from autoembed.study.show.report import show_findings, show_pairs, show_ranking, show_selected, stdout
+    from autoembed.study.show.rankings import show_findings, show_pairs, show_ranking, show_selected
+    from autoembed.study.show.tables import stdout
 
     console = stdout()
     show_ranking(console, ranking, title, top)
@@ -169,7 +170,8 @@ def _rank_fields(
 ) -> None:
     from autoembed.study.results.fields import score_fields
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import show_fields, stdout
+    from autoembed.study.show.rankings import show_fields
+    from autoembed.study.show.tables import stdout
 
     others = [
         option.opts[0]
@@ -228,7 +230,7 @@ def compare(
     from autoembed.ranking.ranking import Ranking, rank_table
     from autoembed.ranking.selection import compare as compared
     from autoembed.ranking.selection import rank_biased_overlap
-    from autoembed.study.show.report import show_moves
+    from autoembed.study.show.rankings import show_moves
 
     if not 0 < depth < 1:
         raise DataError(f"--depth must lie between 0 and 1, but got {depth:g}")

@@ -44,7 +44,7 @@ def refresh(
     """Train a bundle on with a later log, without a search; MLflow's champion moves if the new model is no worse."""
     from autoembed.refreshing import refresh as refreshed
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
 
     with Bar() as bar:
         done = refreshed(
@@ -88,7 +88,7 @@ def _told(done: Refreshed) -> list[str]:
 def _track(done: Refreshed, data: str, vocabulary: str, epochs: int) -> None:
     from autoembed.space import SearchSpace
     from autoembed.study.run_dir import RunDir
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
 
     assert done.study is not None
     run = RunDir.existing(done.study)

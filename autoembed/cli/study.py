@@ -39,7 +39,8 @@ def search(
     """Search architectures, retrain them, and compare them with the baselines."""
     from autoembed.study.engine.run import Request, run_study
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import show_unfinished, stdout
+    from autoembed.study.show.report import show_unfinished
+    from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
     request = Request(
@@ -101,7 +102,8 @@ def retrain(
     run = source
     from autoembed.study.results.retrain import ARMS, FILE
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import show_arms, show_seeds, stdout
+    from autoembed.study.show.report import show_arms, show_seeds
+    from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
     with Bar() as bar:
@@ -141,7 +143,7 @@ def _train_architecture(
 ) -> None:
     from autoembed.reuse import train_architecture
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
 
     if data is None or out is None:
         raise DataError(f"{source} is no study: give --data TABLE and --out BUNDLE to train its architecture there")
@@ -188,7 +190,7 @@ def export(
     """Write the best architecture, its weights and vocabulary as a bundle that predicts, or in another format."""
     from autoembed.bundle import copy_bundle, load_bundle
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
     from autoembed.writing import scratch
 
@@ -229,7 +231,8 @@ def resize(
 ) -> None:
     """Search once as a trial did, and write a retrained bundle for each of several limits."""
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import show_sizes, stdout
+    from autoembed.study.show.report import show_sizes
+    from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
     with Bar() as bar:
@@ -264,7 +267,8 @@ def frontier(
 
     from autoembed.frontier.run import Request, run_frontier
     from autoembed.study.show.progress import Bar
-    from autoembed.study.show.report import show_frontier, stdout
+    from autoembed.study.show.report import show_frontier
+    from autoembed.study.show.tables import stdout
 
     request = Request(
         space=space,
@@ -308,27 +312,28 @@ def show(
     """Show a study's leaderboard, a bundle, or which dims an architecture keeps."""
     from autoembed.architecture import Architecture
     from autoembed.bundle import load_bundle
-    from autoembed.study.show import report
+    from autoembed.study.show import architectures
+    from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
-    console = report.stdout()
+    console = stdout()
     shown: Architecture | None = None
     synergy = None
     file = path if path.is_file() else path / "architecture.json"
     if (path / "manifest.json").is_file():
         bundle = load_bundle(path)
         shown = bundle.architecture
-        report.show_bundle(console, bundle)
+        architectures.show_bundle(console, bundle)
     elif file.is_file():
         shown = Architecture.read(file)
-        report.show_architecture(console, shown, str(path))
+        architectures.show_architecture(console, shown, str(path))
     elif not path.exists():
         raise StudyError(f"{path} does not exist: name a study's folder, a bundle or an architecture's JSON file")
     else:
         study = Study.open(path)
         shown, synergy = _show_study(console, study, trial), study.run.synergy()
     if shown is not None:
-        report.show_choices(console, shown, synergy)
+        architectures.show_choices(console, shown, synergy)
     if picture is not None:
         _draw(shown, synergy, picture)
         console.print(f"  drawn to {picture}", soft_wrap=True)
@@ -336,7 +341,7 @@ def show(
 
 def _show_study(console: Console, study: Study, trial: str | None) -> Architecture | None:
     """Prints a study's leaderboard and its best architecture, or that of a trial."""
-    from autoembed.study.show import report
+    from autoembed.study.show import architectures, report
 
     if trial is None and not study.finished:
         report.show_unfinished(console, study.run)
@@ -344,7 +349,7 @@ def _show_study(console: Console, study: Study, trial: str | None) -> Architectu
     if trial is None:
         _show_board(console, study)
     chosen = study.trial(trial)
-    report.show_architecture(console, chosen.architecture, f"{study.name}: trial {chosen.id}")
+    architectures.show_architecture(console, chosen.architecture, f"{study.name}: trial {chosen.id}")
     for note in chosen.result.notes:
         console.print(f"  note: {note}", style="yellow", soft_wrap=True)
     return chosen.architecture
@@ -378,7 +383,7 @@ def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, pictu
 @opening
 def sync(run: Run) -> None:
     """Write a study's folder to MLflow: what is missing there, and nothing twice."""
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
     study = Study.open(run)
@@ -391,7 +396,7 @@ def ui(
     runs: Runs = Path("runs"), port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000
 ) -> None:
     """Open the MLflow UI on the studies of a folder."""
-    from autoembed.study.show.report import stdout
+    from autoembed.study.show.tables import stdout
     from autoembed.study.trackers.mlflow.ui import serve
 
     serve(runs, port, lambda line: stdout().print(line, soft_wrap=True))

@@ -21,7 +21,7 @@ from autoembed.training import PhaseTrain, TrainConfig
 if TYPE_CHECKING:
     from autoembed.methods.supernet import Supernet
 
-BASES = ("method", "supernet", "bilevel", "entries", "measured", "members", "pairs", "rises", "tower", "warm")
+BASES = ("method", "gated", "supernet", "bilevel", "entries", "measured", "members", "pairs", "rises", "tower", "warm")
 
 
 class MethodConfig(BaseModel):

@@ -49,12 +49,12 @@ class Entries(Narrowable):
 class FlatLinear(Entries):
     """A linear layer over active entries that were taken already: pruned positions cost no weights."""
 
-    def __init__(self, active: Array, width: int, *, bias: bool = True) -> None:
+    def __init__(self, active: Array, units: int, *, bias: bool = True) -> None:
         super().__init__(active)
-        self.linear = nn.Linear(self.size, width, bias=bias)
+        self.linear = nn.Linear(self.size, units, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, active entries] -> [B, width]."""
+        """[B, active entries] -> [B, units]."""
         out: Tensor = self.linear(x)
         return out
 
@@ -71,19 +71,19 @@ class InputLinear(FlatLinear):
     """The same on whole embeddings."""
 
     def forward(self, e_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B, width]."""
+        """[B, F, D] -> [B, units]."""
         return super().forward(self.take(e_BFD))
 
 
 class OutputLinear(Entries):
     """A linear layer that gives one number for each active entry."""
 
-    def __init__(self, active: Array, width: int) -> None:
+    def __init__(self, active: Array, units: int) -> None:
         super().__init__(active)
-        self.linear = nn.Linear(width, self.size)
+        self.linear = nn.Linear(units, self.size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., active entries]."""
+        """[..., units] -> [..., active entries]."""
         out: Tensor = self.linear(x)
         return out
 
@@ -98,13 +98,13 @@ class OutputLinear(Entries):
 class PairLinear(Narrowable):
     """A linear layer over one number per pair of fields, pairs in the order (0, 1), (0, 2), ..., (F-2, F-1)."""
 
-    def __init__(self, fields: int, width: int, *, bias: bool = True) -> None:
+    def __init__(self, fields: int, units: int, *, bias: bool = True) -> None:
         super().__init__()
         self.fields = fields
-        self.linear = nn.Linear(fields * (fields - 1) // 2, width, bias=bias)
+        self.linear = nn.Linear(fields * (fields - 1) // 2, units, bias=bias)
 
     def forward(self, p_BP: Tensor) -> Tensor:
-        """[B, P] -> [B, width]."""
+        """[B, P] -> [B, units]."""
         out: Tensor = self.linear(p_BP)
         return out
 
@@ -160,7 +160,7 @@ class Dropout(nn.Module):
 
 
 def hidden_layers(hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> nn.Sequential:
-    """What follows a linear layer of width hidden[0]: norm, ReLU, dropout, and the further hidden layers."""
+    """What follows a linear layer of hidden[0] units: norm, ReLU, dropout, and the further hidden layers."""
     layers: list[nn.Module] = []
     for number, size in enumerate(hidden):
         if number:

@@ -56,7 +56,7 @@ def test_routed_rows_score_alike_everywhere(write_space, tmp_path, ray_here, cli
     ended = client.get_metric_history(runs[trial.id], "search/clusters")
     epochs = client.get_metric_history(runs[trial.id], "search/valid_auc")
     assert [point.step for point in ended] == [max(point.step for point in epochs)]  # of the search's last epoch
-    assert client.get_run(runs[trial.id]).data.tags["stage"] == "retrain"
+    assert client.get_run(runs[trial.id]).data.tags["phase"] == "retrain"
     for row in board.rows:
         assert "dims.png" in {file.path for file in client.list_artifacts(runs[row.trial])}
         found = run.read_trial(row.trial).result.architecture

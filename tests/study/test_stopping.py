@@ -299,7 +299,7 @@ def test_trials_that_cannot_learn_end_while_searching_and_the_winner_stays(write
         if child.data.tags.get("trial") in dead:
             assert (child.info.status, child.data.tags["state"]) == ("FINISHED", "pruned")
             assert child.data.tags["reason"] == reasons[child.data.tags["trial"]]
-            assert child.data.tags["stage"] in ("warm", "search")
+            assert child.data.tags["phase"] in ("warm", "search")
 
     again, _ = run_study(Request(space=tmp_path / "short.yaml", runs=tmp_path / "r", resume=True, trials=9))
     assert len(again.ended()) == 9

@@ -13,7 +13,7 @@ from autoembed.types import Array
 
 
 class Config(base.DeepConfig):
-    """`layers` of `heads` heads of `width`; with `scale`, scores are divided by sqrt(width); `deep` adds the tower."""
+    """`layers` of `heads` heads of `width`; with `scale`, scores are divided by its root; `deep` adds the tower."""
 
     name: str = "autoint"
     layers: int = Field(default=3, ge=1)

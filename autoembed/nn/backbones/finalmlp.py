@@ -15,9 +15,9 @@ from autoembed.types import Array
 
 
 class Config(base.DeepConfig):
-    """`hidden` and `hidden2` are the towers' widths, each last one a multiple of `heads`.
+    """`hidden` and `hidden2` are the towers' hidden units, each last number a multiple of `heads`.
 
-    With `gates`, each tower sees its entries times 2 sigmoid of a gate network of width `gate_width`, which reads a
+    With `gates`, each tower sees its entries times 2 sigmoid of a gate network of `gate_width` units, which reads a
     learned vector (the paper's choice when no field is named as context).
     """
 
@@ -33,11 +33,11 @@ class Gate(nn.Module):
 
     reads_rows: ClassVar[bool] = False  # so an ensemble's members share it
 
-    def __init__(self, active: Array, width: int) -> None:
+    def __init__(self, active: Array, units: int) -> None:
         super().__init__()
         self.context = nn.Parameter(torch.zeros(active.shape[1]))
-        self.hidden = nn.Linear(active.shape[1], width)
-        self.output = OutputLinear(active, width)
+        self.hidden = nn.Linear(active.shape[1], units)
+        self.output = OutputLinear(active, units)
         nn.init.zeros_(self.output.linear.bias)
 
     def forward(self, e_BFD: Tensor) -> Tensor:

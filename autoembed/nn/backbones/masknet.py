@@ -17,9 +17,9 @@ from autoembed.types import Array
 
 
 class Config(base.BackboneConfig):
-    """`hidden`: the blocks' widths in series, the tower above `blocks` blocks of `block_width` in parallel.
+    """`hidden`: the blocks' units in series, the tower above `blocks` blocks of `block_width` units in parallel.
 
-    `aggregation` is the width of a mask's hidden layer, which the paper gives as a multiple of the mask's own width.
+    `aggregation` is the units of a mask's hidden layer, which the paper gives as a multiple of the mask's own.
     """
 
     name: str = "masknet"
@@ -34,14 +34,14 @@ class Config(base.BackboneConfig):
 class EmbeddingBlock(nn.Module):
     """A mask block on embeddings: ReLU(LN(W (mask(e) * LN(e)))), the inner LN per field (eq. 6-8)."""
 
-    def __init__(self, active: Array, width: int, aggregation: int) -> None:
+    def __init__(self, active: Array, units: int, aggregation: int) -> None:
         super().__init__()
         # Norms lift pruned entries off zero, so what follows a norm has weights for all of them.
         everywhere = np.ones_like(active)
         self.guide = InputLinear(active, aggregation)
         self.mask = OutputLinear(everywhere, aggregation)
-        self.linear = InputLinear(everywhere, width, bias=False)
-        self.norm = nn.LayerNorm(width)
+        self.linear = InputLinear(everywhere, units, bias=False)
+        self.norm = nn.LayerNorm(units)
 
     def forward(self, e_BFD: Tensor, normed_BFD: Tensor) -> Tensor:
         mask = self.mask(torch.relu(self.guide(e_BFD))).view_as(e_BFD)
@@ -51,11 +51,11 @@ class EmbeddingBlock(nn.Module):
 class HiddenBlock(nn.Module):
     """A mask block on a hidden layer: ReLU(LN(W (mask(e) * x)))."""
 
-    def __init__(self, active: Array, width: int, out: int, aggregation: int) -> None:
+    def __init__(self, active: Array, units: int, out: int, aggregation: int) -> None:
         super().__init__()
         self.guide = InputLinear(active, aggregation)
-        self.mask = nn.Linear(aggregation, width)
-        self.linear = nn.Linear(width, out, bias=False)
+        self.mask = nn.Linear(aggregation, units)
+        self.linear = nn.Linear(units, out, bias=False)
         self.norm = nn.LayerNorm(out)
 
     def forward(self, e_BFD: Tensor, x: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ class Backbone(base.Backbone):
         fields, dim = active.shape
         self.tower = config.tower(active)
         self.inner = config.product == "inner"
-        width = config.hidden[0]
-        self.products = PairLinear(fields, width, bias=False) if self.inner else nn.Linear(dim * dim, width, bias=False)
+        units = config.hidden[0]
+        self.products = PairLinear(fields, units, bias=False) if self.inner else nn.Linear(dim * dim, units, bias=False)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         if self.inner:

@@ -12,6 +12,8 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
+from autoembed.task import titled
+
 _LONGEST = 120
 
 
@@ -99,3 +101,8 @@ def _part(table: Table, places: list[int], *, first: bool) -> Table:
     for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
         part.add_row(*cells, style=row.style, end_section=row.end_section)
     return part
+
+
+def two_lines(column: str) -> str:
+    """The heading of a metric's column, a word a line."""
+    return titled(column).replace(" ", "\n")

@@ -148,10 +148,10 @@ class Mirror:
             self.client.log_batch(run_id, metrics=metrics[place : place + BATCH])
         self._logged[trial] = len(whole)
         if phase:
-            stage = phase.removesuffix(EPOCH)
-            if self._phase.get(trial) != stage:
-                self.client.set_tag(run_id, "stage", stage)
-                self._phase[trial] = stage
+            now = phase.removesuffix(EPOCH)
+            if self._phase.get(trial) != now:
+                self.client.set_tag(run_id, "phase", now)
+                self._phase[trial] = now
 
     def _describe(self, trial: str, run_id: str) -> None:
         """A trial's parameters, and the tags and inputs that they tell, once its configuration is there."""

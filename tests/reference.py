@@ -1,0 +1,87 @@
+"""Pages of docs/ that are made from the source.
+
+    python tests/reference.py      writes docs/messages.md; tests/test_troubleshooting.py says if that is needed
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE, DOCS = ROOT / "autoembed", ROOT / "docs"
+AREAS = {
+    "Reading tables": ("data", "export/lookups.py"),
+    "Ranking": ("ranking", "knockout.py", "pruning.py"),
+    "Search spaces, methods and budgets": (
+        "space", "ranges.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py", "architecture.py",
+        "trial.py", "candidates.py", "draws.py", "distill.py", "training.py", "retraining.py", "task.py", "metrics.py",
+    ),
+    "Studies and clusters": ("study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py"),
+    "Bundles, exports and refreshing": (
+        "bundle.py", "card.py", "export", "nn", "scoring.py", "reuse.py", "refreshing.py", "writing.py", "serving",
+    ),
+}  # fmt: skip
+
+
+def text_of(node: ast.expr) -> str:
+    """The text of a message, with … where values are put in; empty if it is no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return text_of(node.left) + (text_of(node.right) or "…")
+    return ""
+
+
+def messages(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and text of each error that a file makes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            text = " ".join(text_of(node.args[0]).split())
+            if name.endswith("Error") and name[0].isupper() and any(word.isalpha() for word in text.split()):
+                yield node.lineno, text
+
+
+def by_area() -> dict[str, list[tuple[str, str]]]:
+    """Messages with the files that say them; a file belongs to the area that names it most closely."""
+    found: dict[str, dict[str, str]] = {area: {} for area in AREAS}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        own = str(path.relative_to(PACKAGE))
+        fits = [
+            (len(part), area)
+            for area, parts in AREAS.items()
+            for part in parts
+            if own == part or own.startswith(f"{part}/")
+        ]
+        for _, text in messages(path):
+            if not fits:
+                raise AssertionError(f"{own} has messages and no place in AREAS")
+            found[max(fits)[1]].setdefault(text, own)
+    return {area: sorted(rows.items(), key=lambda row: (row[1], row[0])) for area, rows in found.items()}
+
+
+def messages_page() -> str:
+    """docs/messages.md."""
+    lines = [
+        "# Messages",
+        "",
+        "Every message of an error, made from the source by `python tests/reference.py`; … stands for a name or a value. "
+        "A message says the rule, the value that breaks it and what to do. [troubleshooting.md](troubleshooting.md) says "
+        "more about those that people meet most. On the command line a message is one line on stderr, and the status is 2.",
+        "",
+    ]
+    for area, rows in by_area().items():
+        lines += [f"## {area}", "", "| message | from |", "|---|---|"]
+        for text, own in rows:
+            shown = text.replace("|", "\\|").replace("<", "&lt;")
+            lines.append(f"| {shown} | `{own}` |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (DOCS / "messages.md").write_text(messages_page())
