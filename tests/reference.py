@@ -1,6 +1,6 @@
 """Pages of docs/ that are made from the source.
 
-    python tests/reference.py      writes docs/messages.md; tests/test_troubleshooting.py says if that is needed
+python tests/reference.py      writes docs/messages.md; tests/test_troubleshooting.py says if that is needed
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ AREAS = {
         "space", "ranges.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py", "architecture.py",
         "trial.py", "candidates.py", "draws.py", "distill.py", "training.py", "retraining.py", "task.py", "metrics.py",
     ),
-    "Studies and clusters": ("study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py"),
+    "Studies and clusters": (
+        "study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py",
+    ),
     "Bundles, exports and refreshing": (
         "bundle.py", "card.py", "export", "nn", "scoring.py", "reuse.py", "refreshing.py", "writing.py", "serving",
     ),
@@ -69,9 +71,9 @@ def messages_page() -> str:
     lines = [
         "# Messages",
         "",
-        "Every message of an error, made from the source by `python tests/reference.py`; … stands for a name or a value. "
-        "A message says the rule, the value that breaks it and what to do. [troubleshooting.md](troubleshooting.md) says "
-        "more about those that people meet most. On the command line a message is one line on stderr, and the status is 2.",
+        "Every message of an error, made from the source by `python tests/reference.py`; … stands for a name or a "
+        "value. A message says the rule, the value that breaks it and what to do. "
+        "[troubleshooting.md](troubleshooting.md) says more about those that people meet most. On the command line a message is one line on stderr, status 2.",
         "",
     ]
     for area, rows in by_area().items():

@@ -256,8 +256,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
     if spec.label not in types:
         raise no_label(spec.label, types.names(), "set data.label to one of")
     hidden = {spec.label, LOGIT} if spec.planted else {spec.label}
-    if spec.time not in {*spec.categorical, *spec.numeric}:
-        hidden.add(spec.time or spec.label)
+    hidden |= {spec.time or spec.label, spec.split.column or spec.label} - {*spec.categorical, *spec.numeric}
     names = [name for name in types.names() if name not in hidden]
     if not names:
         raise DataError("no fields are left: every column is the label, the time or under drop")

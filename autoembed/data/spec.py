@@ -29,10 +29,12 @@ class SplitSpec(StrictModel):
     or cut values: train < valid <= valid rows < test <= test rows. Without `by`, a table is split by time if it has a
     time column, and at random if it has none; a directory with train, valid and test is used as it is, unless by time
     both cuts are given, which cut all its rows anew. `stratify` takes the fractions of `by: random` from each class, so
-    that every split has its share of a rare one.
+    that every split has its share of a rare one. `by: group` keeps rows of one value of `column` together, such as a
+    patient's: a random part of the values, which have about the fractions of the rows, is in valid, another in test.
     """
 
-    by: Literal["random", "time"] | None = None
+    by: Literal["random", "time", "group"] | None = None
+    column: str | None = None
     valid: SplitPoint = 0.1
     test: SplitPoint = 0.1
     seed: int = Field(default=0, ge=0)
@@ -46,11 +48,14 @@ class SplitSpec(StrictModel):
 
     @model_validator(mode="after")
     def _fractions_or_cuts(self) -> SplitSpec:
-        if self.by == "random" and not (is_fraction(self.valid) and is_fraction(self.test)):
+        if self.by in ("random", "group") and not (is_fraction(self.valid) and is_fraction(self.test)):
             raise ValueError(
-                f"split by random must have fractions between 0 and 1, but got valid={self.valid!r}, test={self.test!r}"
+                f"split by {self.by} must have fractions between 0 and 1, but got valid={self.valid!r}, "
+                f"test={self.test!r}"
             )
-        if self.stratify and (self.by == "time" or not is_fraction(self.valid)):
+        if (self.by == "group") != (self.column is not None):
+            raise ValueError(f"split by: group and split.column go together, but got {self.by=} {self.column=}")
+        if self.stratify and (self.by in ("time", "group") or not is_fraction(self.valid)):
             raise ValueError("split stratify goes with by: random and fractions only")
         given = self.model_fields_set & {"valid", "test"}
         if given == {"valid", "test"}:

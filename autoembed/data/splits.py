@@ -1,4 +1,4 @@
-"""Rows into train, valid and test: as the files say, at random by a seed, or by time."""
+"""Rows into train, valid and test: as the files say, at random by a seed, by time, or by groups of rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitPoint, is_fraction
 from autoembed.data.times import check_sorts, cut_value
-from autoembed.data.values import col
+from autoembed.data.values import col, key
 from autoembed.errors import DataError
 
 _NONE = 255
@@ -101,7 +101,8 @@ def split(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> list[SplitTable]
     if by == "time":
         made = _by_time([frames["train"]], spec, rule.valid, None if own_test else rule.test)
     else:
-        made = [_at_random(frames["train"], spec, float(rule.valid), 0.0 if own_test else float(rule.test))]
+        cut = _by_group if by == "group" else _at_random
+        made = [cut(frames["train"], spec, float(rule.valid), 0.0 if own_test else float(rule.test))]
     return [*made, _whole(frames["test"], "test", spec)] if own_test else made
 
 
@@ -136,6 +137,35 @@ def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -
         codes[places[:n_valid]] = 1
         codes[places[n_valid : n_valid + n_test]] = 2
     return SplitTable(frame=frame, code=codes)
+
+
+def _by_group(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -> SplitTable:
+    """Whole groups in a random order: the first ones that have about `valid` of the rows, then test, then train."""
+    name = spec.split.column
+    assert name is not None
+    if name not in frame.collect_schema():
+        raise DataError(f"data.split.column names no column of the table: {name}")
+    text = key(col(name), frame.collect_schema()[name])
+    rows = frame.select(text.alias("group"), col(spec.label).is_not_null().alias("known")).collect(engine="streaming")
+    counted = rows.filter("known").group_by("group").agg(pl.len().alias("rows")).sort("group")
+    missing = int(counted.filter(pl.col("group").is_null())["rows"].sum())
+    if missing:
+        raise DataError(f"split.column {name!r} must have no missing values, but {missing} rows have none")
+    order = np.random.default_rng(spec.split.seed).permutation(len(counted))
+    upto = np.cumsum(counted["rows"].to_numpy()[order])
+    total = int(upto[-1]) if len(upto) else 0
+    first_test = int(np.abs(upto - total * valid).argmin()) + 1
+    first_train = int(np.abs(upto - total * (valid + test)).argmin()) + 1 if test else first_test
+    if not 0 < first_test < len(order) or (test and not first_test < first_train < len(order)):
+        raise DataError(
+            f"split.column {name!r} has {len(counted)} groups, too few for valid {valid:g} and test {test:g}: "
+            "give other fractions, or by: random"
+        )
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    code = np.where(place < first_test, 1, np.where(place < first_train, 2, 0)).astype(np.uint8)
+    found = rows["group"].replace_strict(counted["group"], code, default=_NONE, return_dtype=pl.UInt8).to_numpy()
+    return SplitTable(frame=frame, code=np.where(rows["known"].to_numpy(), found, _NONE).astype(np.uint8))
 
 
 def _by_time(

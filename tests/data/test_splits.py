@@ -1,6 +1,7 @@
 import datetime as dt
 from itertools import chain
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -168,3 +169,38 @@ def test_a_rare_class_is_shared_out_or_refused(tmp_path):
     found = build_dataset(spec, tmp_path / "t.parquet", tmp_path / "cache")
     assert [int(found.labels(split).sum()) for split in found.splits] == [5, 2, 2]
     assert sum("has only 2 rows with label 1" in note for note in found.notes) == 2
+
+
+def grouped(tmp_path, column="patient", rows=2000, groups=150, **split):
+    rng = np.random.default_rng(0)
+    table = pl.DataFrame({"label": rng.integers(0, 2, rows), "a": rng.integers(0, 5, rows)})
+    table = table.with_columns(pl.Series("patient", [f"p{one}" for one in rng.geometric(1 / groups, rows)]))
+    table.write_parquet(tmp_path / "t.parquet")
+    spec = DataSpec.model_validate({"split": {"by": "group", "column": column, **split}})
+    return table, read(spec, tmp_path / "t.parquet", tmp_path)
+
+
+def test_rows_of_a_group_stay_together(tmp_path):
+    table, found = grouped(tmp_path, valid=0.2, test=0.1)
+    assert found.schema.names == ("a",)  # what tells groups apart is no feature, unless it is named
+    (part,) = found.parts
+    codes = table.with_columns(split=pl.Series(part.code))
+    assert codes.group_by("patient").agg(pl.col("split").n_unique())["split"].max() == 1
+    shares = codes["split"].value_counts(normalize=True).sort("split")["proportion"].to_list()
+    assert shares == pytest.approx([0.7, 0.2, 0.1], abs=0.02)
+    again = grouped(tmp_path, valid=0.2, test=0.1)[1].parts[0].code
+    other = grouped(tmp_path, valid=0.2, test=0.1, seed=1)[1].parts[0].code
+    assert np.array_equal(again, part.code)
+    assert not np.array_equal(other, part.code)
+
+
+def test_a_split_by_groups_that_cannot_be_made_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"data\.split\.column names no column of the table: nobody"):
+        grouped(tmp_path, column="nobody")
+    with pytest.raises(DataError, match=r"has 1 groups, too few for valid 0\.1 and test 0\.1"):
+        grouped(tmp_path, groups=1)
+    for split in ({"by": "group"}, {"by": "random", "column": "a"}):
+        with pytest.raises(ValueError, match=r"by: group and split\.column go together"):
+            DataSpec.model_validate({"split": split})
+    with pytest.raises(ValueError, match="split by group must have fractions"):
+        DataSpec.model_validate({"split": {"by": "group", "column": "a", "valid": 3, "test": 4}})
