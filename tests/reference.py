@@ -73,7 +73,8 @@ def messages_page() -> str:
         "",
         "Every message of an error, made from the source by `python tests/reference.py`; … stands for a name or a "
         "value. A message says the rule, the value that breaks it and what to do. "
-        "[troubleshooting.md](troubleshooting.md) says more about those that people meet most. On the command line a message is one line on stderr, status 2.",
+        "[troubleshooting.md](troubleshooting.md) says more about those that people meet most. On the command line a "
+        "message is one line on stderr, and the status is 2.",
         "",
     ]
     for area, rows in by_area().items():

@@ -103,7 +103,7 @@ def test_frames_of_pandas_are_scored(made):
                      for place, value in enumerate(plain["user"])]  # fmt: skip
     assert mixed["user"].dtype == object
     assert np.allclose(bundle.predict(mixed), expected)
-    with pytest.raises(DataError, match="rows must be a frame of Polars, pandas or Arrow, .* but got list"):
+    with pytest.raises(DataError, match=r"rows must be a frame of Polars, pandas or Arrow, .* but got list"):
         bundle.predict([1, 2])
 
 
