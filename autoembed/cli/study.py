@@ -381,6 +381,36 @@ def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, pictu
 
 @app.command()
 @opening
+def explain(
+    run: Run,
+    trial: Which = None,
+    data: Data = None,
+    device: Device = None,
+    top: Annotated[int | None, typer.Option(help="Print only the first.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table: .parquet or .csv.")] = None,
+) -> None:
+    """Show what each column brings: rank, kept dims and bytes, and what the model loses without it."""
+    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.rankings import show_explained
+    from autoembed.study.show.tables import stdout
+    from autoembed.study.study import Study
+
+    if out is not None and out.suffix not in (".parquet", ".csv"):
+        raise DataError(f"--out must end in .parquet or .csv, but got {out}")
+    with Bar() as bar:
+        study = Study.open(run, data=data, shown=bar)
+        chosen = study.trial(trial)
+        table = study.explain(chosen.id, device=device)
+    title = f"{study.name}: what each column brings to {chosen.id}, by the rise of valid's logloss without it"
+    show_explained(stdout(), table, title, top)
+    if out is not None:
+        with beside(out) as temporary:
+            table.write_parquet(temporary) if out.suffix == ".parquet" else table.write_csv(temporary)
+        stdout().print(f"  written to {out}", soft_wrap=True)
+
+
+@app.command()
+@opening
 def sync(run: Run) -> None:
     """Write a study's folder to MLflow: what is missing there, and nothing twice."""
     from autoembed.study.show.tables import stdout

@@ -47,7 +47,7 @@ def draw_curves(curves: Curves, title: str) -> Figure:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(curves.plan.sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_bytes(value)))
     what = "embeddings" if curves.plan.of == "embeddings" else "model"
     axes.set_xlabel(f"bytes of the {what} (log scale; ticks are the limits)", fontsize=11)
     axes.set_ylabel(titled(curves.metric), fontsize=11)
@@ -61,7 +61,7 @@ def draw_curves(curves: Curves, title: str) -> Figure:
     return figure
 
 
-def _short(value: float) -> str:
+def in_bytes(value: float) -> str:
     """20,000 as 20 kB."""
     for unit, name in ((1e6, " MB"), (1e3, " kB")):
         if value >= unit:

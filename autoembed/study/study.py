@@ -16,11 +16,13 @@ from autoembed.plugins import without_imports
 from autoembed.space import SearchSpace
 from autoembed.study.engine.run import Request, prepare, run_study
 from autoembed.study.results import bundles, pareto
+from autoembed.study.results.explain import explain
 from autoembed.study.results.leaderboard import Leaderboard, best
 from autoembed.study.results.pareto import Front
 from autoembed.study.results.retrain import ArmsContent, retrain_arms, retrain_seeds
 from autoembed.study.run_dir import Ended, RunDir, Trial
 from autoembed.study.show.progress import Display, Log
+from autoembed.training import pick_device
 from autoembed.trial import TrialResult, limits
 
 
@@ -186,6 +188,12 @@ class Study:
         """
         wanted = limits(widths=widths, sizes=sizes)
         return bundles.resize(self.run, self.space, self.dataset, self.trial(trial).id, wanted, Path(out), self._shown)
+
+    def explain(self, trial: str | None = None, *, device: str | None = None) -> pl.DataFrame:
+        """What each column of the data brings to a trial's model; see `explain.explain` for the columns."""
+        where = pick_device(device or str(self.space.device))
+        with self._imports():
+            return explain(self.run, self.trial(trial), self.dataset, where, self._shown.step)
 
     def sync(self) -> str:
         """Writes to MLflow what it lacks of the study; its URI."""

@@ -53,3 +53,24 @@ def test_what_is_wrong_is_one_line(cli, finished, tmp_path):
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert line in err
+
+
+def test_what_each_column_brings(cli, finished, tmp_path):
+    run, board = finished
+    status, out, err = cli("explain", run.path, "--out", tmp_path / "e.csv", "--top", "3")
+    assert status == 0, err
+    assert f"what each column brings to {board.winner}" in out
+    assert "more: --top" in out
+    table = pl.read_csv(tmp_path / "e.csv")
+    ranking = pl.read_parquet(run.path / "ranking.parquet")
+    assert sorted(table["field"]) == sorted(ranking["feature"])  # those that were dropped, too
+    architecture = run.read_trial(board.winner).architecture
+    kept = table.filter(pl.col("fate") == "kept")
+    assert set(kept["field"]) == set(architecture.names)
+    assert kept["logloss_rise"].null_count() == 0
+    assert table.filter(pl.col("fate") != "kept")["bytes"].null_count() == len(table) - len(kept)
+    assert abs(kept["share"].sum() - 1) < 1e-9
+    # Bytes of single fields round up on their own, and tables of one width round up together.
+    assert kept["bytes"].sum() >= architecture.cost.embedding_bytes * 0.99
+    assert cli("explain", run.path, "--out", tmp_path / "e.txt")[0] == 2
+    assert cli("explain", run.path, "--trial", "nobody")[0] == 2

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
+from autoembed.frontier.picture import in_bytes
 from autoembed.study.show.tables import legible
+from autoembed.task import titled
 from autoembed.types import Floats
 from autoembed.writing import beside
 
@@ -28,6 +30,7 @@ _BARS = 40
 _CELLS = 40
 _FIELDS = 200
 _PANELS = 6  # next to each other
+_MARKERS = "osD^vP*X"
 _CHOICES = {"naive": "#e8e8e8", "factorize": "#4c9be8", "memorize": "#e8743b", "open": "#ffffff"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #222 }
@@ -150,16 +153,25 @@ def dims_panels(architecture: Architecture) -> dict[str, Architecture]:
 
 def pareto_picture(found: Mapping[str, Sequence[Place]], front: Sequence[Place], quality: str, cost: str) -> Figure:
     """The quality over the cost of each arm's trials, an arm a colour, and the line of the Pareto front."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     figure, (axes,) = _figure(7, 4.5)
-    for arm, places in found.items():
+    for number, (arm, places) in enumerate(found.items()):
         x, y = np.reshape(places, (-1, 2)).T
-        axes.scatter(x, y, s=18, label=arm, alpha=0.8)
-    axes.step(*np.reshape(front, (-1, 2)).T, where="post", color="black", lw=1, label="front")
+        axes.scatter(x, y, s=36, marker=_MARKERS[number % len(_MARKERS)], label=arm, alpha=0.8)
+    axes.step(*np.reshape(front, (-1, 2)).T, where="post", color="black", lw=1, label="Pareto front")
     axes.set_xscale("log")
-    axes.set_xlabel(cost)
-    axes.set_ylabel(quality)
-    axes.legend(fontsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    if cost == "bytes":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_bytes(value)))
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_xlabel("bytes of the model" if cost == "bytes" else cost.replace("_", " "))
+    axes.set_ylabel(titled(quality))
+    axes.legend(fontsize=9)
     axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

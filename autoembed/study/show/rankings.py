@@ -66,6 +66,21 @@ def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | No
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
 
+def show_explained(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
+    """Prints what each column of a study brings."""
+    heads = ("ids", "place", "score", "z", "fate", "dims", "bits", "bytes", "share", "loss rise", "se", "AUC fall")
+    out = make_table(title, "field", *heads)
+    shown = table if top is None else table.head(top)
+    forms = {"ids": ",", "place": "d", "score": ".4f", "z": ".1f", "dims": ".1f", "bits": ".1f"}
+    forms |= {"bytes": ",", "share": ".1%"} | dict.fromkeys(("logloss_rise", "logloss_se", "auc_fall"), ".5f")
+    for row in shown.iter_rows(named=True):
+        filled = ["" if row[name] is None else format(row[name], form) for name, form in forms.items()]
+        out.add_row(Text(row["field"]), *filled[:4], row["fate"], *filled[4:])
+    print_table(console, out)
+    if len(shown) < len(table):
+        console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
+
+
 def show_findings(console: Console, found: Sequence[Finding]) -> None:
     """Prints what to know of the data, errors first; nothing if there is nothing."""
     if not found:
