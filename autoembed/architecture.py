@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
 
-from autoembed.data.schema import FeatureSchema
+from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError, first_line
 from autoembed.plans import (
     Bits,
@@ -27,6 +27,7 @@ from autoembed.plans import (
     Ensemble,
     FieldPlan,
     Frozen,
+    Input,
     PairPlan,
     Pool,
     Pooling,
@@ -163,7 +164,8 @@ class Architecture(Frozen):
             for field in schema.fields
             if field.candidate and field.cross
         )
-        own = [(field, count) for field, count in zip(schema.fields, counts, strict=True) if not field.candidate]
+        every = zip(schema.fields, counts, strict=True)
+        own = [(field, count) for field, count in every if not field.candidate and field.shares is None]
         ranked = np.sort(np.concatenate([count[1:] for _, count in own]))[::-1]
         total = max(len(ranked), 1)
         share = np.arange(1, blocks) / blocks
@@ -179,9 +181,11 @@ class Architecture(Frozen):
                 if stop > last:
                     plan.append(Block(stop=stop, level=level, dims=tuple(range(dim)), bits=bits))
                     last = stop
-            several = None if field.multi is None else Pool(length=field.multi.length, by=pool)
-            plans = tuple(plan)
-            fields.append(FieldPlan(name=field.name, cardinality=field.cardinality, blocks=plans, pool=several))
+            readers = tuple(_input(other, pool) for other in schema.fields if other.shares == field.name)
+            size, own_input = field.cardinality, _input(field, pool)
+            fields.append(
+                FieldPlan(name=field.name, cardinality=size, blocks=tuple(plan), pool=own_input.pool, readers=readers)
+            )
         storage = MixedStorage(step=step)
         return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs, pair_bits=bits, storage=storage)
 
@@ -207,9 +211,10 @@ class Architecture(Frozen):
         """
         if self.router:
             read = [column for cluster in self.clusters for column in cluster.columns]
-            return tuple(dict.fromkeys([*read, *(field.name for field in self.router.fields)]))
+            routed = [one.name for field in self.router.fields for one in field.inputs]
+            return tuple(dict.fromkeys([*read, *routed]))
         crossed = [pair.name for pair in self.built if pair.choice == "memorize"]
-        return (*self.names, *crossed, *self.factors())
+        return (*self.inputs, *crossed, *self.factors())
 
     def factors(self) -> dict[str, int]:
         """The columns that factorized pairs have embeddings of, and how many ids each has."""
@@ -227,8 +232,17 @@ class Architecture(Frozen):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """How many columns of the encoded table each field has."""
-        return tuple(field.length for field in self.fields)
+        """How many columns of the encoded table are looked up in each field's table."""
+        return tuple(field.columns for field in self.fields)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The fields that the backbone sees: each, and behind it those that read its table."""
+        return tuple(one.name for field in self.fields for one in field.inputs)
+
+    def field_of_input(self) -> Array:
+        """The field whose table each input is looked up in: int [I]."""
+        return np.repeat(np.arange(len(self.fields)), [len(field.inputs) for field in self.fields])
 
     def field_of_block(self) -> Array:
         """The field of each block, blocks of all fields in order: int [S]."""
@@ -285,7 +299,7 @@ class Architecture(Frozen):
         return mask
 
     def active(self) -> Array:
-        """What the tower sees: dims that a block of its field keeps, then those of built pairs: bool [F+P, D].
+        """What the tower sees: dims that a block of its field keeps, then those of built pairs: bool [I + P, D].
 
         Where rows are projected, every field has all dims up to the last one that any block keeps.
         """
@@ -293,7 +307,7 @@ class Architecture(Frozen):
         np.logical_or.at(active, self.field_of_block(), mask)
         if self.storage.kind == "projected":
             active[:, : 1 + np.flatnonzero(mask.any(axis=0))[-1]] = True
-        return np.concatenate([active, self.pair_inputs(len(self.built), self.pair_dim)])
+        return np.concatenate([active[self.field_of_input()], self.pair_inputs(len(self.built), self.pair_dim)])
 
     def pair_inputs(self, pairs: int, pair_dim: int) -> Array:
         """The inputs of pairs of width `pair_dim` in the interaction space, bool [pairs, D]."""
@@ -403,3 +417,7 @@ class Architecture(Frozen):
             raise BundleError(f"cannot read the architecture {path}: {error.strerror}") from None
         except (ValueError, ValidationError) as error:
             raise BundleError(f"{path} is not a valid architecture: {first_line(error)}") from None
+
+
+def _input(field: Field, pool: Pooling) -> Input:
+    return Input(name=field.name, pool=None if field.multi is None else Pool(length=field.multi.length, by=pool))

@@ -62,7 +62,7 @@ def field_scores(
             "choose a trial without clusters"
         )
     model = model.to(device).eval()
-    names = [field.name for field in model.architecture.fields]
+    names = model.architecture.inputs
     means = mean_embeddings(model, dataset, device)
     worse = dataset.task.compare(dataset.labels(split), _logits(model, dataset, split, device))
     gradients = saliency(model, dataset, split, device)
@@ -85,9 +85,9 @@ def rise_of(dataset: Dataset) -> str:
 def mean_embeddings(model: CTRModel, dataset: Dataset, device: torch.device) -> Tensor:
     """The mean over train rows of each field's embedding: float [F, D (+ 1)].
 
-    It is made of the counts of the fields' values, and of the rows themselves where a field is multi-valued.
+    It is made of the counts of the fields' values, and of the rows themselves where one value does not make a field.
     """
-    if model.embedding.pool is not None:
+    if model.embedding.pool is not None or any(field.readers for field in model.architecture.fields):
         whole = [model.embed(ids).double().sum(0) for ids, _ in batches(dataset, "train", _ROWS, device)]
         return (torch.stack(whole).sum(0) / dataset.rows("train")).float()
     known = dataset.counts

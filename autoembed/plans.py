@@ -56,28 +56,45 @@ class Pool(Frozen):
     by: Pooling = "mean"
 
 
-class Pooled(Frozen):
-    """A part of an architecture that may be of a multi-valued field; `pool` is stored for these only."""
+class Input(Frozen):
+    """A field's embedding as a backbone sees it; `pool` is there, and stored, for multi-valued fields only."""
 
+    name: str
     pool: Pool | None = None
 
     @property
     def length(self) -> int:
-        """How many columns of the encoded table the field has."""
+        """How many columns of the encoded table it is read from."""
         return self.pool.length if self.pool else 1
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         node: dict[str, Any] = handler(self)
-        if self.pool is None:
-            del node["pool"]
+        for key in ("pool", "readers"):
+            if not node.get(key, True):
+                del node[key]
         return node
 
 
-class FieldPlan(Pooled):
+class TableInputs(Input):
+    """A field, and its `readers`: other fields that look their values up in its table."""
+
+    readers: tuple[Input, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Its own input of the backbone, then its readers'."""
+        return (self, *self.readers)
+
+    @property
+    def columns(self) -> int:
+        """How many columns of the encoded table are looked up in its table."""
+        return sum(one.length for one in self.inputs)
+
+
+class FieldPlan(TableInputs):
     """One field: its blocks cover the ids 0..cardinality-1 in order, frequent values first."""
 
-    name: str
     cardinality: int
     blocks: tuple[Block, ...]
 
@@ -120,10 +137,9 @@ class PairPlan(Frozen):
         return self.choice in ("memorize", "factorize")
 
 
-class RouterField(Pooled):
+class RouterField(TableInputs):
     """A field that a router reads: its ids from `rows` on, the rarer ones, count as id 0."""
 
-    name: str
     rows: int = Field(ge=1)
 
 

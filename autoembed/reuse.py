@@ -21,7 +21,7 @@ from autoembed.events import EpochEnd
 from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding, starts
 from autoembed.nn.model import CTRModel, Model, inherit, measure
-from autoembed.plans import Block, FieldPlan
+from autoembed.plans import Block, FieldPlan, Input
 from autoembed.retraining import retrain
 from autoembed.task import metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
@@ -66,27 +66,38 @@ def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
     absent = [name for name in architecture.columns if name not in known]
     if absent:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
-    fields = tuple(_carried(field, known[field.name]) for field in architecture.fields)
+    fields = tuple(_carried(field, known) for field in architecture.fields)
     clusters = tuple(carried(one, schema) for one in architecture.clusters)
     return architecture.replace(fields=fields, clusters=clusters, pairs=(), cost=None)
 
 
-def _carried(field: FieldPlan, column: Field) -> FieldPlan:
+def _carried(field: FieldPlan, known: Mapping[str, Field]) -> FieldPlan:
+    blocks: list[Block] = []
+    cardinality = known[field.name].cardinality
+    for block in field.blocks:
+        stop = min(block.stop, cardinality)
+        if not blocks or stop > blocks[-1].stop:
+            blocks.append(block.model_copy(update={"stop": stop}))
+    blocks[-1] = blocks[-1].model_copy(update={"stop": cardinality})
+    own, *readers = (_input(one, known[one.name], field.name) for one in field.inputs)
+    plan = {"cardinality": cardinality, "blocks": tuple(blocks), "pool": own.pool, "readers": tuple(readers)}
+    return field.model_copy(update=plan)
+
+
+def _input(field: Input, column: Field, table: str) -> Input:
+    """An input with as many values as the column may have; DataError if only one of them holds several."""
+    if column.shares != (None if field.name == table else table):
+        raise DataError(
+            f"column {field.name!r} reads the table of {table!r} in the architecture: set data.shared: "
+            f"{{{field.name}: {table}}}"
+        )
     if bool(field.pool) != bool(column.multi):
         several, one = ("the architecture", "the table") if field.pool else ("the table", "the architecture")
         raise DataError(
             f"column {field.name!r} has several values a row in {several}, and one in {one}: set data.multi, or list "
             "the column under categorical"
         )
-    blocks: list[Block] = []
-    cardinality = column.cardinality
-    for block in field.blocks:
-        stop = min(block.stop, cardinality)
-        if not blocks or stop > blocks[-1].stop:
-            blocks.append(block.model_copy(update={"stop": stop}))
-    blocks[-1] = blocks[-1].model_copy(update={"stop": cardinality})
-    pool = field.pool and field.pool.model_copy(update={"length": column.length})
-    return FieldPlan(name=field.name, cardinality=cardinality, blocks=tuple(blocks), pool=pool)
+    return Input(name=field.name, pool=field.pool and field.pool.model_copy(update={"length": column.length}))
 
 
 def train_architecture(
@@ -263,17 +274,19 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     if not isinstance(old, CTRModel) or not isinstance(old.embedding, MixedEmbedding) or plan.tower_bits < 32:
         raise SpaceError("weights of clusters, of a hashed table and of layers in few bits cannot be taken over")
     dense = {}
-    columns = starts(old.architecture.lengths)
+    inputs = [one for field in old.architecture.fields for one in field.inputs]
+    columns = starts([one.length for one in inputs])
     for number, field in enumerate(plan.fields):
+        place = plan.inputs.index(field.name)
         ids = torch.full((field.cardinality, sum(old.architecture.lengths)), PAD, dtype=torch.int32)
         ids[:, columns] = 0
-        ids[:, columns[number]] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
-        parts = [old.embedding(part)[:, number] for part in torch.split(ids, _CHUNK)]
+        ids[:, columns[place]] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
+        parts = [old.embedding(part)[:, place] for part in torch.split(ids, _CHUNK)]
         dense[number] = torch.cat(parts).reshape(field.cardinality, -1)
     model = CTRModel(dataset.schema, plan)
     assert isinstance(model.embedding, MixedEmbedding)
     model.embedding.load_dense(dense, plan)
-    inherit(old.backbone, model.backbone, range(len(plan.fields)))
+    inherit(old.backbone, model.backbone, range(len(plan.inputs)))
     return model
 
 

@@ -47,6 +47,7 @@ _PLANTED = {
         "multi": [40],
     },
     "split": {"by": "random", "valid": 0.2, "test": 0.2},
+    "shared": {"noise_3": "noise_2"},
 }
 _PAIRS = [
     ("xor_0_a", "xor_0_b"),

@@ -155,3 +155,33 @@ def test_a_pair_of_lists_is_refused(data, tmp_path):
     with pytest.raises(DataError, match="'multi_0' holds several"):
         data.cross([("marginal_0", "multi_0")], CrossSpec(), tmp_path, candidates=False)
     assert issubclass(BundleError, Exception)
+
+
+@pytest.fixture(scope="module")
+def viewed():
+    """Views of items, each with the items before; a click goes with the item, and with having seen it before."""
+    rng = np.random.default_rng(0)
+    items, effects = rng.geometric(0.08, 4000), rng.normal(size=300)
+    history = [items[max(0, at - size) : at].tolist() for at, size in enumerate(rng.integers(0, 5, 4000))]
+    seen = np.array([item in before for item, before in zip(items, history, strict=True)])
+    rate = 1 / (1 + np.exp(-(1.5 * effects[items] + 3 * seen - 0.7)))
+    return pl.DataFrame({"label": (rng.random(4000) < rate).astype(int), "item": items, "history": history})
+
+
+@pytest.mark.parametrize("method", ["sensitivity", "magnitude", "ihas", "select"])
+def test_a_history_reads_the_table_of_items(viewed, tmp_path, method):
+    stage = {"method": method, "warm_epochs": 2} | ({"clusters": 2, "epochs": 1} if method == "ihas" else {})
+    data = {"multi": {"history": {"shared": "item", "max_length": 4}}}
+    classifier(data=data, stages=[stage], budget={"embedding_bytes": 3000}).fit(viewed).export(tmp_path / "b")
+    bundle = ae.load_bundle(tmp_path / "b")
+    for part in bundle.architecture.clusters or (bundle.architecture,):
+        assert part.names == ("item",)
+        assert part.inputs == ("item", "history")
+    assert ae.metrics.evaluate(viewed["label"].to_numpy(), np.log(bundle.predict(viewed))).auc > 0.7
+    scorer = Scorer.load(export_bundle(bundle, tmp_path / "numpy", "numpy").path)
+    np.testing.assert_allclose(scorer.predict(viewed.head(200)), bundle.predict(viewed.head(200)), atol=1e-5)
+    if method == "magnitude":
+        viewed.tail(2000).write_parquet(tmp_path / "new.parquet")
+        done = refresh(tmp_path / "b", tmp_path / "new.parquet", tmp_path / "next", vocabulary="grow", epochs=1)
+        assert ae.load_bundle(tmp_path / "next").architecture.inputs == ("item", "history")
+        assert done.after.auc > 0.6

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
+from autoembed.data.columns import Counts, Ids
 from autoembed.data.crosses import CrossSpec, name_of
 from autoembed.data.files import Where, locate, signature
 from autoembed.data.readers import Table, read
@@ -23,7 +24,7 @@ from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.values import col
-from autoembed.data.vocabulary import ENCODING, Counts, Ids, Vocabulary
+from autoembed.data.vocabulary import ENCODING, Vocabulary
 from autoembed.data.writer import LAYOUT, Facts, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
 from autoembed.task import Task

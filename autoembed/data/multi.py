@@ -24,12 +24,14 @@ class MultiSpec(StrictModel):
     """How a multi-valued column is read.
 
     `separator` stands between the values of a text column; lists need none. Of a row with more than `max_length`
-    values, the `last` ones are kept, or the `first`. Without `max_length`, the longest row says, up to 50.
+    values, the `last` ones are kept, or the `first`. Without `max_length`, the longest row says, up to 50. `shared`
+    names another column with the same values, whose ids and embeddings this one has: `data.shared` in short.
     """
 
     separator: str | None = Field(default=None, min_length=1)
     max_length: int | None = Field(default=None, ge=1)
     keep: Literal["first", "last"] = "last"
+    shared: str | None = None
 
 
 def is_list(dtype: pl.DataType | type[pl.DataType]) -> bool:

@@ -247,6 +247,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "categorical": spec.categorical,
         "numeric": spec.numeric,
         "multi": list(spec.multi),
+        "shared": [*spec.readers, *spec.readers.values()],
         "time": [spec.time] if spec.time else [],
     }
     for where, names in wanted.items():
@@ -292,7 +293,26 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         return "numeric" if measured or name in texts else "categorical"
 
     read = {name: how for name, (how, _) in multi.items()}
-    return spec.schema_of(tuple(Field(name=name, kind=kind(name), multi=read.get(name)) for name in names))
+    shares = spec.readers
+    fields = tuple(Field(name=name, kind=kind(name), multi=read.get(name), shares=shares.get(name)) for name in names)
+    _check_shared({field.name: field for field in fields})
+    return spec.schema_of(fields)
+
+
+def _check_shared(fields: Mapping[str, Field]) -> None:
+    """DataError unless every column that shares has values, and another column with a table of its own to read."""
+    for field in fields.values():
+        if field.shares is None:
+            continue
+        owner = fields.get(field.shares)
+        line = f"data.shared: {field.name} cannot read the table of {field.shares}"
+        if owner is None or owner is field:
+            raise DataError(f"{line}, which is not another feature")
+        if owner.shares is not None:
+            raise DataError(f"{line}, which itself reads that of {owner.shares}: name {owner.shares}")
+        for one in (field, owner):
+            if one.kind == "numeric":
+                raise DataError(f"{line}, as {one.name} is numeric: list it under categorical")
 
 
 def _tell_separated(frame: pl.LazyFrame, names: Sequence[str], tell: Tell) -> None:

@@ -55,7 +55,8 @@ class Field(BaseModel):
 
     `cardinality` counts the ids of the column, id 0 (unknown or rare) included; it is 0 until a vocabulary is fitted.
     A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then. A
-    multi-valued one has `multi.length` columns of the encoded table: its values' ids, then PAD.
+    multi-valued one has `multi.length` columns of the encoded table: its values' ids, then PAD. One that `shares` has
+    the ids of another field, and its embeddings are looked up in the other's table.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +67,7 @@ class Field(BaseModel):
     cross: Cross | None = None
     candidate: bool = False
     multi: Multi | None = None
+    shares: str | None = None
 
     @property
     def length(self) -> int:
@@ -74,11 +76,9 @@ class Field(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `multi` where there is none: what was stored before there were such fields reads the same."""
+        """Without what only some fields have: what was stored before there were such fields reads the same."""
         node: dict[str, Any] = handler(self)
-        if self.multi is None:
-            del node["multi"]
-        return node
+        return {key: value for key, value in node.items() if value is not None or key not in ("multi", "shares")}
 
 
 class FeatureSchema(BaseModel):
@@ -135,11 +135,17 @@ class FeatureSchema(BaseModel):
             raise DataError(f"unknown column {name!r}: the fields are {', '.join(self.names)}") from None
 
     def keep(self, names: Iterable[str]) -> FeatureSchema:
-        """The schema of these fields, and of those that crossed ones are made of, in the order in which they stand."""
+        """The schema of these fields, in the order in which they stand, and of those that they need.
+
+        These are the columns of a crossed one, and the field whose table another one reads.
+        """
         wanted = set(names)
         for name in list(wanted):
-            if cross := self.fields[self.index(name)].cross:
-                wanted |= {cross.a, cross.b}
+            cross = self.fields[self.index(name)].cross
+            wanted |= {cross.a, cross.b} if cross else set()
+        for name in list(wanted):
+            shares = self.fields[self.index(name)].shares
+            wanted |= {shares} if shares else set()
         return self.model_copy(update={"fields": tuple(field for field in self.fields if field.name in wanted)})
 
     def fingerprint(self) -> str:

@@ -98,7 +98,8 @@ class DataSpec(StrictModel):
     would swallow lines. The label is 0/1 (or false/true, no/yes), or `positive` lists the values that count as 1, or
     `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written, such as
     "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
-    are read; columns of lists need no entry.
+    are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
+    {last_item: item}: they have its ids and read its table.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -122,6 +123,7 @@ class DataSpec(StrictModel):
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     multi: dict[str, MultiSpec] = Field(default={})
+    shared: dict[str, str] = Field(default={})
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
@@ -133,6 +135,11 @@ class DataSpec(StrictModel):
         if not isinstance(multi, dict):
             return multi
         return {name: {"separator": value} if isinstance(value, str) else value or {} for name, value in multi.items()}
+
+    @property
+    def readers(self) -> dict[str, str]:
+        """The columns that read another one's table, and which."""
+        return dict(self.shared) | {name: how.shared for name, how in self.multi.items() if how.shared}
 
     @property
     def task(self) -> Task:
@@ -171,6 +178,6 @@ class DataSpec(StrictModel):
         dropped = sorted(set(self.drop) & {self.label, self.time, *named})
         if dropped:
             raise ValueError(f"drop must not name columns that are used elsewhere, but got {', '.join(dropped)}")
-        if self.label in {self.time, *named}:
+        if self.label in {self.time, *named, *self.readers}:
             raise ValueError(f"the label must not be a field or the time column, but {self.label!r} is")
         return self

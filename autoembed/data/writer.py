@@ -12,10 +12,11 @@ from typing import NotRequired, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from autoembed.data.columns import Ids
 from autoembed.data.planted import Truth
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.spec import SPLITS, Split
-from autoembed.data.vocabulary import Ids, Vocabulary
+from autoembed.data.vocabulary import Vocabulary
 from autoembed.types import Array
 
 Labels = npt.NDArray[np.float32]

@@ -93,11 +93,11 @@ class GatedNet(ClickModel):
         self._pairs = nn.ModuleList(PairEmbedding(part) for part in parts)
         self.inputs = parts[0].built if parts else ()
         pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
-        active = np.concatenate([parent.active()[: len(parent.fields)], pair_inputs])
+        active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
         own = [schema.columns(part.columns[len(part.fields) :]) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
-        columns = schema.columns(parent.names) + [column for part in own for column in part]
+        columns = schema.columns(parent.inputs) + [column for part in own for column in part]
         offsets = np.concatenate([[0], cardinality.cumsum()[:-1]]).repeat(parent.lengths)
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int32), persistent=False)
@@ -212,14 +212,14 @@ class GatedNet(ClickModel):
         """
         if source.parent.dim != self.parent.dim or source.first_order != self.first_order:
             return
-        tables, fields = source.folded(source.gates()), source.places(self.parent.names)
-        self.weight.copy_(torch.cat([tables[field] for field in fields]))
+        tables = dict(zip(source.parent.names, source.folded(source.gates()), strict=True))
+        self.weight.copy_(torch.cat([tables[name] for name in self.parent.names]))
         own = source.pair_tables()
         for pairs in self.pairs:
             pairs.load({name: own.get(name, part) for name, part in pairs.own().items()})
         inputs = [pair.name for pair in self.inputs]
         if set(inputs) <= {pair.name for pair in source.inputs}:
-            inherit(source.backbone, self.backbone, fields + source.places(inputs))
+            inherit(source.backbone, self.backbone, source.places([*self.parent.inputs, *inputs]))
 
     def folded(self, gates: Tensor) -> tuple[Tensor, ...]:
         """The weights times `gates` float [S, D (+ 1)], per field of the parent float [cardinality, D (+ 1)]."""
@@ -228,8 +228,8 @@ class GatedNet(ClickModel):
         return torch.split(table, [field.cardinality for field in self.parent.fields])
 
     def places(self, names: Sequence[str]) -> list[int]:
-        """Where fields and inputs of pairs stand among those of the backbone here."""
-        own = [*self.parent.names, *(pair.name for pair in self.inputs)]
+        """Where inputs of fields and of pairs stand among those of the backbone here."""
+        own = [*self.parent.inputs, *(pair.name for pair in self.inputs)]
         return [own.index(name) for name in names]
 
     def pair_tables(self) -> dict[tuple[str, str], Tensor]:

@@ -93,7 +93,7 @@ class Supernet(supernet.Supernet):
         self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int
     ) -> None:
         super().__init__(schema, parent, config, counts, seed)
-        self.map = Gates(len(parent.fields), parent.dim, config.gate, config.start)
+        self.map = Gates(len(parent.inputs), parent.dim, config.gate, config.start)
         self.optimiser: torch.optim.Optimizer | None = None
         self.pi = torch.zeros(0)
         self.gated = True  # whether rows have gates of their own
@@ -172,11 +172,14 @@ class Supernet(supernet.Supernet):
         and how often it agrees with the centroids.
         """
         config = self.config
-        fields = [RouterField(name=f.name, rows=f.cardinality, pool=f.pool) for f in self.parent.fields]
+        fields = [
+            RouterField(name=field.name, rows=field.cardinality, pool=field.pool, readers=field.readers)
+            for field in self.parent.fields
+        ]
         if config.clusters == 1:
             return None, ids.new_zeros(len(ids), dtype=torch.int64), {}
         if config.cluster_on == "random":
-            hashed = tuple(field for field in fields if field.pool is None)
+            hashed = tuple(RouterField(name=f.name, rows=f.rows) for f in fields if f.pool is None)
             plan = RouterPlan(kind="hash", fields=hashed, seed=self.seed)
             drawn = HashRouter(self.schema, plan, config.clusters).to(ids.device)
             return drawn, drawn(ids), {}
@@ -202,7 +205,7 @@ class Supernet(supernet.Supernet):
         """k-means of what the rows are clustered on: float [K, F * D]."""
         from sklearn.cluster import MiniBatchKMeans
 
-        router = self.centroid_router(fields, np.zeros((1, len(fields) * self.parent.dim)))
+        router = self.centroid_router(fields, np.zeros((1, len(self.parent.inputs) * self.parent.dim)))
         parts = [router.features(part).cpu().numpy() for part in torch.split(ids, _CHUNK)]
         features = np.concatenate(parts).astype(np.float32)
         kmeans = MiniBatchKMeans(self.config.clusters, batch_size=4096, n_init=5, random_state=self.seed)
@@ -233,7 +236,7 @@ class Supernet(supernet.Supernet):
             e = functional.embedding(self.places_of(own), self.weight)[..., :dim]
             logits = self.map(self.pooled(e * functional.embedding(block, self.mask[:, :dim]), own))
             if self.pool is not None:
-                logits = logits[:, self.pool.field_of_column]
+                logits = logits[:, self.pool.input_of_column]
             held = own.flatten() >= 0
             place = (of.unsqueeze(1) * blocks + block).flatten()[held]
             opened.index_add_(0, place, (logits > 0).float().flatten(0, 1)[held])

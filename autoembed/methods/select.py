@@ -164,7 +164,7 @@ class _Knockouts:
         sizes = [field.cardinality for field in net.parent.fields]
         weighted = torch.split(table * net.share[:, None], sizes)
         self.means_FC = torch.stack([part.sum(dim=0) for part in weighted])
-        self.table = table
+        self.table, self.field_of_input = table, net.parent.field_of_input()
         self.before: dict[tuple[int, ...], Array] = {}
 
     def rise(self, fields: Sequence[int], without: Sequence[int] = ()) -> Array:
@@ -182,7 +182,8 @@ class _Knockouts:
         for part in torch.split(ids, _CHUNK):
             own, *rest = net.split(part)
             e_BFC = net.pooled(functional.embedding(net.places_of(own), self.table), own)
-            e_BFC[:, list(fields)] = self.means_FC[list(fields)]
+            inputs = np.flatnonzero(np.isin(self.field_of_input, fields))
+            e_BFC[:, inputs] = self.means_FC[self.field_of_input[inputs]]
             logits.append(net.logits(e_BFC, rest))
         found, clicks = torch.cat(logits).double().cpu().numpy(), labels.cpu().numpy()
         # An overfitted net is too sure of itself: whatever made its logits smaller would look like an improvement.

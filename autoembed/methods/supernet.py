@@ -220,6 +220,7 @@ class Supernet(GatedNet):
         """Tells the backbone which fields still have an entry of `mask` bool [S, D]."""
         alive = np.zeros(len(self.parent.fields), dtype=bool)
         np.logical_or.at(alive, self.parent.field_of_block(), mask.any(axis=1))
+        alive = alive[self.parent.field_of_input()]
         self.backbone.alive[: len(alive)] = torch.tensor(alive)
 
     @torch.no_grad()
@@ -278,13 +279,14 @@ class Supernet(GatedNet):
         """The compact model of a plain architecture with this net's weights times `gates` float [S, D (+ 1)]."""
         model = CTRModel(self.schema, architecture).to(self.weight.device)
         assert isinstance(model.embedding, MixedEmbedding), "a hashed table has no rows of a value's own to inherit"
-        tables, fields = self.folded(gates), self.places(architecture.names)
+        tables = self.folded(gates)
+        fields = [self.parent.names.index(name) for name in architecture.names]
+        inputs = self.places([*architecture.inputs, *(pair.name for pair in architecture.built)])
         if architecture.storage.kind == "sparse":
             kept = entries.kept(self, architecture)
             tables = tuple(part * own for part, own in zip(tables, torch.split(kept, [*map(len, tables)]), strict=True))
         model.embedding.load_dense({number: tables[field] for number, field in enumerate(fields)}, architecture)
         if model.pairs is not None:
             model.pairs.load(self.pair_tables())
-            fields += self.places([pair.name for pair in architecture.built])
-        inherit(self.backbone, model.backbone, fields)
+        inherit(self.backbone, model.backbone, inputs)
         return model

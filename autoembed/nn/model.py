@@ -266,12 +266,14 @@ def _read(architecture: Architecture) -> dict[str, Field]:
         return Field(name=name, cardinality=cardinality, multi=None if pool is None else Multi(length=pool.length))
 
     if architecture.router:
-        read = {field.name: known(field.name, field.rows, field.pool) for field in architecture.router.fields}
+        routed = [(one, field.rows) for field in architecture.router.fields for one in field.inputs]
+        read = {one.name: known(one.name, rows, one.pool) for one, rows in routed}
         for cluster in architecture.clusters:
             read |= _read(cluster)
         return read
     sizes = {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
-    fields = {field.name: known(field.name, field.cardinality, field.pool) for field in architecture.fields}
+    inputs = [(one, field.cardinality) for field in architecture.fields for one in field.inputs]
+    fields = {one.name: known(one.name, size, one.pool) for one, size in inputs}
     return fields | {name: known(name, size) for name, size in (sizes | architecture.factors()).items()}
 
 

@@ -10,26 +10,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from autoembed.plans import Pooled
 from autoembed.plans import Pooling as By
+from autoembed.plans import TableInputs
 
 
-def pooling_of(fields: Sequence[Pooled]) -> Pooling | None:
-    """What pools the embeddings of these fields; None if each has one value a row."""
-    return Pooling(fields) if any(field.pool for field in fields) else None
+def pooling_of(fields: Sequence[TableInputs]) -> Pooling | None:
+    """What pools the embeddings of these fields; None if each is one input of one value a row."""
+    return Pooling(fields) if any(one.pool for field in fields for one in field.inputs) else None
 
 
 class Pooling(nn.Module):
-    """Embeddings of values [B, V, C] and their ids int [B, V], PAD where there is no value -> float [B, F, C].
+    """Embeddings of values [B, V, C] and their ids int [B, V], PAD where there is no value -> float [B, I, C].
 
-    A row without any value has zeros.
+    I counts the inputs of the backbone: each field, and behind it those that read its table. A row without any value
+    has zeros.
     """
 
-    def __init__(self, fields: Sequence[Pooled]) -> None:
+    def __init__(self, fields: Sequence[TableInputs]) -> None:
         super().__init__()
-        self.field_of_column = [place for place, field in enumerate(fields) for _ in range(field.length)]
+        inputs = [one for field in fields for one in field.inputs]
+        self.field_of_column = [place for place, field in enumerate(fields) for _ in range(field.columns)]
+        self.input_of_column = [place for place, one in enumerate(inputs) for _ in range(one.length)]
         self.parts: list[tuple[int, By | None]] = []  # of neighbouring columns: how many, and how they are pooled
-        for field in fields:
+        for field in inputs:
             if field.pool:
                 self.parts.append((field.length, field.pool.by))
             elif self.parts and self.parts[-1][1] is None:

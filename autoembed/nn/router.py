@@ -33,8 +33,9 @@ class Router(nn.Module):
         self.plan, self.clusters = plan, clusters
         sizes = [field.rows for field in plan.fields]
         self.rows = sum(sizes)
-        lengths = [field.length for field in plan.fields]
-        columns, offsets = schema.columns(field.name for field in plan.fields), np.repeat(starts(sizes), lengths)
+        inputs = [one.name for field in plan.fields for one in field.inputs]
+        columns = schema.columns(inputs)
+        offsets = np.repeat(starts(sizes), [field.columns for field in plan.fields])
         for name, values in (("columns", columns), ("offsets", offsets), ("sizes", sizes)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int32), persistent=False)
 
@@ -102,7 +103,7 @@ class CentroidRouter(Router):
 
     def __init__(self, schema: FeatureSchema, plan: RouterPlan, clusters: int) -> None:
         super().__init__(schema, plan, clusters)
-        fields = len(plan.fields)
+        fields = sum(len(field.inputs) for field in plan.fields)
         self.weight, self.centroids = fixed(self.rows, plan.dim), fixed(clusters, fields * plan.dim)
         self.gates = None if plan.space == "embedding" else Gates(fields, plan.dim, plan.gate).requires_grad_(False)
         self.pool = pooling_of(plan.fields)

@@ -159,3 +159,42 @@ def test_lengths_are_bounded_unless_the_space_says_more():
     assert multi.length == 50
     assert told == "x (up to 50 values a row, the last of 1 rows that have up to 300)"
     assert multi_of(frame, {"x": MultiSpec(max_length=300)})["x"][0].length == 300
+
+
+def shop(rows=600):
+    """Items that are looked at, the last ones before, and the item of another kind of column."""
+    rng = np.random.default_rng(0)
+    items = [f"i{one}" for one in rng.geometric(0.05, rows)]
+    history = [items[max(0, at - size) : at] for at, size in enumerate(rng.integers(0, 4, rows))]
+    return pl.DataFrame(
+        {"label": rng.integers(0, 2, rows), "item": items, "history": history, "last": [None, *items[:-1]]}
+    )
+
+
+def test_columns_that_share_have_the_ids_of_the_other_and_rows_of_all_count(tmp_path):
+    data = build(shop(), tmp_path, multi={"history": {"shared": "item"}}, shared={"last": "item"}, min_count=1)
+    assert [field.shares for field in data.schema.fields] == [None, "item", "item"]
+    tables = [data.vocabulary.keep([name]).table().drop("field", "kind") for name in data.schema.names]
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+    train = data.ids("train")
+    assert tables[0]["count"].sum() == (train >= 0).sum()
+    # The last item's id is that of the item in the row before, wherever both rows are in train.
+    everything = data.vocabulary.encode(clean(shop().lazy(), DataSpec(multi={"history": {}})).collect())
+    assert np.array_equal(everything[1:, -1], everything[:-1, 0])
+    assert data.keep(["history"], tmp_path / "cache").schema.names == ("item", "history")
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ({"shared": {"last": "nobody"}}, "data.shared names no column of the table: nobody"),
+        ({"shared": {"last": "last"}}, "cannot read the table of last, which is not another feature"),
+        ({"shared": {"last": "history", "history": "item"}}, "which itself reads that of item: name item"),
+        ({"shared": {"last": "price"}}, "as price is numeric: list it under categorical"),
+    ],
+)
+def test_a_table_that_cannot_be_shared_is_refused(tmp_path, spec, line):
+    with pytest.raises(DataError) as caught:
+        build(shop().with_columns(price=pl.Series(np.arange(600) / 7)), tmp_path, **spec)
+    assert line in str(caught.value)

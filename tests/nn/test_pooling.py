@@ -87,3 +87,34 @@ def test_a_sample_has_rows_of_every_length():
     held = (sample_ids(SCHEMA)[:, 1:4] >= 0).sum(axis=1)
     assert set(held) == {1, 2, 3}
     assert Pool(length=3).by == "mean"
+
+
+SHARED = FeatureSchema(
+    fields=(
+        Field(name="a", cardinality=5),
+        Field(name="b", cardinality=5, kind="multi", multi=Multi(length=3), shares="a"),
+        Field(name="c", cardinality=4),
+        Field(name="d", cardinality=5, shares="a"),
+    ),
+    label="y",
+)
+
+
+def test_fields_that_share_read_one_table_which_is_counted_once():
+    counts = [COUNTS[0], COUNTS[0], COUNTS[2], COUNTS[0]]
+    whole = Architecture.full(SHARED, counts, dim=4, blocks=2, cut="equal", backbone={"name": "fm"})
+    assert (whole.names, whole.inputs, whole.lengths) == (("a", "c"), ("a", "b", "d", "c"), (5, 1))
+    assert whole.active().shape == (4, 4)
+    model = build_model(SHARED, whole)
+    ids = sample_ids(SHARED, 50)
+    with torch.no_grad():
+        model.embedding.tables[0].weight.normal_()
+        e = model.embed(torch.from_numpy(ids))
+    same = np.flatnonzero(ids[:, 0] == ids[:, 5])
+    assert len(same)
+    assert torch.equal(e[same, 0], e[same, 2])
+    plain = SHARED.model_copy(update={"fields": (SHARED.fields[0], SHARED.fields[2])})
+    own = Architecture.full(plain, counts[::2], dim=4, blocks=2, cut="equal", backbone={"name": "fm"})
+    assert cost_of(own).embedding_bytes == cost_of(whole).embedding_bytes
+    assert measure(model) == cost_of(whole)
+    assert Architecture.model_validate_json(whole.model_dump_json()) == whole

@@ -23,7 +23,7 @@ def explain(
     """A row for each column of the study's data, by what the model loses without it.
 
     Columns: field, kind; ids (of a column that the ranking dropped, as the ranking counts them); place, score and z of
-    the ranking; fate (kept, closed by the search, dropped by the ranking); dims (kept ones, the mean over values), bits
+    the ranking; fate (kept, closed by the search, dropped by the ranking, or whose table it reads); dims (kept ones, the mean over values), bits
     (the mean over kept numbers), bytes of its embeddings and their share of all; and logloss_rise, logloss_se,
     auc_fall, auc_se and saliency as `knockout.field_scores` has them. These five are null for fields that are not kept,
     and for a model with clusters; bytes are null where fields share a table.
@@ -37,7 +37,9 @@ def explain(
     searched = pl.when(pl.col("field").is_in(list(known))).then(pl.lit("closed by the search"))
     dropped = searched.otherwise(pl.lit("dropped by the ranking"))
     fate = pl.when(pl.col("dims").is_not_null()).then(pl.lit("kept")).otherwise(dropped)
-    table = table.with_columns(fate=fate)
+    readers = {one.name: field.name for field in architecture.fields for one in field.readers}
+    shared = pl.col("field").replace_strict(readers, default=None, return_dtype=pl.String)
+    table = table.with_columns(fate=pl.coalesce("reads the table of " + shared, fate))
     model = run.load_model(trial, dataset.schema)
     if isinstance(model, CTRModel):
         table = table.join(field_scores(model, dataset, "valid", device, progress), on="field", how="left")

@@ -1,0 +1,243 @@
+"""One column of a vocabulary: its values' ids, how they are learnt from counts, and how values are encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from autoembed.data.bins import upper_bounds
+from autoembed.data.crosses import Keys
+from autoembed.data.multi import cut, no_lists, spread
+from autoembed.data.schema import Cross, Field, Kind, Multi
+from autoembed.data.values import as_text, col, key, numbers, tidy
+from autoembed.errors import DataError
+
+Ids = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
+
+COLUMNS = {
+    "field": pl.String,
+    "kind": pl.String,
+    "id": pl.Int32,
+    "value": pl.String,
+    "upper": pl.Float64,
+    "count": pl.Int64,
+}
+_TRUTH = {"1": "true", "0": "false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One field: `known` values in the order of `ids`, and the id of missing.
+
+    Numeric fields know ascending upper bounds, crossed ones ascending keys.
+    """
+
+    kind: Kind
+    known: pl.Series
+    ids: Ids
+    missing: int
+    counts: Counts
+    cross: Cross | None = None
+    multi: Multi | None = None
+
+    @property
+    def length(self) -> int:
+        """How many columns of the encoded table the field has."""
+        return self.multi.length if self.multi else 1
+
+    @property
+    def lookup(self) -> Ids:
+        """The id per position in `known`, and 0 behind the last for what is unknown."""
+        return np.append(self.ids, np.int32(0))
+
+
+def counted_values(frame: pl.LazyFrame, field: Field, label: str | None = None) -> pl.DataFrame:
+    """The rows of each value: value and count, and the `clicks` among them if the label is named.
+
+    Values are as they stand if they are numbers of a numeric field, and text elsewhere.
+    """
+    column = col(field.name) if field.multi is None else cut(col(field.name), field.multi).explode(empty_as_null=True)
+    values, rows = [column.alias("value")], [pl.len().cast(pl.Int64).alias("count")]
+    if label is not None:
+        values.append(col(label).cast(pl.Int64).alias("clicks"))
+        rows.append(pl.col("clicks").sum())
+    counted = frame.select(values).group_by("value").agg(rows).collect(engine="streaming")
+    return counted if label is not None else counted.select(key(pl.col("value"), counted.schema["value"]), "count")
+
+
+def fit_categorical(counted: pl.DataFrame, min_count: int) -> Column:
+    merged = counted.group_by("value").agg(pl.col("count").sum().cast(pl.Int64))
+    ranked = merged.sort(["count", "value"], descending=[True, False], nulls_last=True)
+    frequent = ranked.filter(pl.col("count") >= min_count)
+    rare = int(ranked.filter(pl.col("count") < min_count)["count"].sum())
+    return ranked_column(frequent["value"], np.concatenate([[rare], frequent["count"].to_numpy()]).astype(np.int64))
+
+
+def ranked_column(values: pl.Series, counts: Counts) -> Column:
+    """The column whose ids 1.. are these values in this order; null is missing."""
+    missing = values.is_null()
+    ids = np.arange(1, len(values) + 1, dtype=np.int32)
+    at = missing.arg_true()
+    return Column(
+        kind="categorical",
+        known=values.drop_nulls(),
+        ids=ids[~missing.to_numpy()],
+        missing=int(ids[at[0]]) if len(at) else 0,
+        counts=counts,
+    )
+
+
+def grown(before: Column, log: Column, least: int, evict: float, memory: float) -> Column:
+    """A column of values after a later log, as `Vocabulary.grown` says."""
+    old, new = table_of("x", before)[1:], table_of("x", log)[1:]
+    both = old.select("value", pl.col("count").alias("old")).join(
+        new.select("value", pl.col("count").alias("new")), on="value", how="full", nulls_equal=True, coalesce=True
+    )
+    rows = memory * pl.col("old").fill_null(0) + pl.col("new").fill_null(0)
+    stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(rows >= evict)
+    both = both.with_columns(rows.ceil().cast(pl.Int64).alias("count"), stays.alias("stays"))
+    ranked = both.sort(["count", "value"], descending=[True, False], nulls_last=True)
+    kept = ranked.filter("stays")
+    rare = int(memory * before.counts[0]) + int(log.counts[0]) + int(ranked.filter(~pl.col("stays"))["count"].sum())
+    return ranked_column(kept["value"], np.concatenate([[rare], kept["count"].to_numpy()]).astype(np.int64))
+
+
+def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
+    merged = (
+        counted.select(numbers(counted["value"].alias(name)).alias("value"), "count", "clicks")
+        .group_by("value")
+        .agg(pl.col("count", "clicks").sum())
+        .sort("value", nulls_last=True)
+    )
+    present = merged.drop_nulls("value")
+    values, counts = present["value"].to_numpy(), present["count"].to_numpy()
+    uppers = upper_bounds(values, counts, bins, present["clicks"].to_numpy())
+    per_bin = np.bincount(np.searchsorted(uppers, values), weights=counts, minlength=len(uppers)).astype(np.int64)
+    missing = int(merged["count"].sum()) - int(counts.sum())
+    if missing:
+        per_bin = np.append(per_bin, missing)
+    order = np.argsort(-per_bin, kind="stable")
+    ids = np.empty(len(per_bin), dtype=np.int32)
+    ids[order] = np.arange(1, len(per_bin) + 1, dtype=np.int32)
+    return Column(
+        kind="numeric",
+        known=pl.Series(uppers, dtype=pl.Float64),
+        ids=ids[: len(uppers)],
+        missing=int(ids[-1]) if missing else 0,
+        counts=np.append(np.int64(0), per_bin[order]),
+    )
+
+
+def encode_multi(series: pl.Series, column: Column, multi: Multi, enum: pl.Enum) -> Ids:
+    if not isinstance(series.dtype, pl.List):
+        raise no_lists(series.name, series.dtype)
+    lists = series.to_frame("x").select(cut(pl.col("x"), multi)).to_series()
+    values = encode_categorical(lists.explode(empty_as_null=True), column, enum)
+    lengths = lists.list.len().fill_null(1).clip(1, None).to_numpy()
+    return spread(lengths, values, multi.length)
+
+
+def encode_numeric(series: pl.Series, column: Column) -> Ids:
+    values = numbers(series)
+    places = np.searchsorted(column.known.to_numpy(), values.fill_null(0.0).to_numpy())
+    ids: Ids = column.lookup[places]
+    ids[values.is_null().to_numpy()] = column.missing
+    return ids
+
+
+def encode_categorical(series: pl.Series, column: Column, enum: pl.Enum) -> Ids:
+    text = series.to_frame("x").select(as_text(pl.col("x"), series.dtype)).to_series()
+    known = set(column.known) if len(column.known) <= len(_TRUTH) else set()
+    truth: dict[str, str] = {}
+    if known and known <= set(_TRUTH.values()):
+        truth = _TRUTH
+    elif (known and known <= set(_TRUTH)) or series.dtype == pl.Boolean:  # train has 0 and 1
+        truth = {word: number for number, true in _TRUTH.items() for word in _spellings(true)}
+    text = text.replace(truth) if truth else text
+    places = text.cast(enum, strict=False).to_physical()
+    if not series.dtype.is_integer():
+        # Tidying every value would take five times as long as the cast: do it where the text as it stands is unknown.
+        strange = (places.is_null() & text.is_not_null()).arg_true()
+        if len(strange):
+            tidied = text.gather(strange).to_frame("x").select(tidy(pl.col("x"))).to_series()
+            tidied = tidied.replace(truth) if truth else tidied
+            places = places.scatter(strange, tidied.cast(enum, strict=False).to_physical())
+            text = text.scatter(strange, tidied)
+    ids: Ids = column.lookup[places.fill_null(len(column.ids)).to_numpy()]
+    if column.missing:
+        ids[text.is_null().to_numpy()] = column.missing
+    return ids
+
+
+def _spellings(truth: str) -> tuple[str, ...]:
+    return truth, truth.capitalize(), truth.upper()
+
+
+def table_of(name: str, column: Column) -> pl.DataFrame:
+    size = len(column.counts)
+    values: list[str | None] = [None] * size
+    uppers: list[float | None] = [None] * size
+    into: list[str | None] | list[float | None] = uppers if column.kind == "numeric" else values
+    known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
+    for place, value in zip(column.ids, known, strict=True):
+        into[place] = value
+    data = {
+        "field": [name] * size,
+        "kind": [column.kind] * size,
+        "id": np.arange(size, dtype=np.int32),
+        "value": values,
+        "upper": uppers,
+        "count": column.counts,
+    }
+    return pl.DataFrame(data, schema=COLUMNS)
+
+
+def crossed_column(keys: Keys, counts: Counts, cross: Cross) -> Column:
+    """The column whose ids 1.. are these keys in this order."""
+    order = np.argsort(keys)
+    return Column(
+        kind="crossed",
+        known=pl.Series(keys[order], dtype=pl.Int64),
+        ids=(order + 1).astype(np.int32),
+        missing=0,
+        counts=counts,
+        cross=cross,
+    )
+
+
+def column_of(
+    part: pl.DataFrame, crosses: Mapping[str, object], multi: Mapping[str, object], path: str | Path
+) -> Column:
+    name, kind = part["field"][0], part["kind"][0]
+    if part["id"].to_list() != list(range(part.height)) or kind not in get_args(Kind):
+        raise DataError(f"{path} is not a vocabulary: the ids of {name!r} must be 0, 1, 2, ... in order")
+    counts = part["count"].to_numpy().astype(np.int64)
+    if kind == "crossed":
+        if name not in crosses:
+            raise DataError(f"{path} is not a vocabulary: it does not say what {name!r} is crossed of")
+        keys = part["value"][1:].cast(pl.Int64).to_numpy()
+        return crossed_column(keys, counts, Cross.model_validate(crosses[name]))
+    if kind == "multi":
+        if name not in multi:
+            raise DataError(f"{path} is not a vocabulary: it does not say how many values {name!r} may have")
+        column = ranked_column(part["value"][1:], counts)
+        return replace(column, kind="multi", multi=Multi.model_validate(multi[name]))
+    if kind == "categorical":
+        return ranked_column(part["value"][1:], counts)
+    ids = part[1:].select("id", "upper")
+    missing = ids.filter(pl.col("upper").is_null())["id"]
+    known = ids.drop_nulls("upper").sort("upper")
+    return Column(
+        kind="numeric",
+        known=known["upper"],
+        ids=known["id"].to_numpy(),
+        missing=int(missing[0]) if len(missing) else 0,
+        counts=counts,
+    )
