@@ -95,7 +95,7 @@ class GatedNet(ClickModel):
         pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
-        own = [schema.columns(part.columns[len(part.fields) :]) for part in parts]
+        own = [schema.columns(part.columns[len(part.inputs) :]) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
         columns = schema.columns(parent.inputs) + [column for part in own for column in part]
         offsets = np.concatenate([[0], cardinality.cumsum()[:-1]]).repeat(parent.lengths)
