@@ -280,7 +280,11 @@ def verify_bundle(path: str | Path) -> list[str]:
 
     BundleError says what is wrong.
     """
-    bundle = load_bundle(path)
+    return check_bundle(load_bundle(path))
+
+
+def check_bundle(bundle: Bundle) -> list[str]:
+    """What `verify_bundle` says of a loaded bundle."""
     for name, hashed in bundle.manifest.files.items():
         file = bundle.path / name
         if not file.is_file() or sha256(file) != hashed:

@@ -39,6 +39,10 @@ class StudyError(AutoembedError):
     """A study cannot start, go on or be found."""
 
 
+class ServingError(AutoembedError):
+    """A server cannot start."""
+
+
 _flags = False
 
 

@@ -14,8 +14,8 @@ PACKAGE = Path(autoembed.__file__).parent
 ORDER = [
     "errors", "writing", "ranges", "plugins", "types", "fast", "metrics", "task", "data", "ranking", "plans",
     "storage", "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "card", "bundle",
-    "export", "scoring", "candidates", "retraining", "reuse", "refreshing", "distill", "trial", "space", "estimator",
-    "pruning", "draws", "frontier", "study", "api", "testing", "cli",
+    "export", "scoring", "serving", "candidates", "retraining", "reuse", "refreshing", "distill", "trial", "space",
+    "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

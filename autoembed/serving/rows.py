@@ -1,0 +1,211 @@
+"""The rows of a request, as JSON or Arrow, to ids; what breaks a rule is told with its field and row."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from autoembed.bundle import Bundle
+from autoembed.data.multi import is_list
+from autoembed.data.readers import clean
+from autoembed.data.values import col
+from autoembed.errors import DataError, first_line
+from autoembed.export.lookups import lookups_of
+from autoembed.serving.values import GONE, BadValueError, CategoricalField, Field, MultiField, NumericField
+from autoembed.types import Array
+
+_SHAPES = ("row", "rows", "columns")
+_FEW = 4096  # rows from which Polars is faster
+_PLAIN = (pl.String, pl.Boolean, pl.Float64, pl.Null)
+
+
+class RefusedError(Exception):
+    """A request that is not answered: its HTTP status and rule, and which field and row break it."""
+
+    def __init__(self, status: int, rule: str, field: str | None = None, row: int | None = None) -> None:
+        super().__init__(rule)
+        self.status, self.rule, self.field, self.row = status, rule, field, row
+
+    def node(self) -> dict[str, object]:
+        """What the client is told."""
+        return {"field": self.field, "row": self.row, "rule": self.rule} if self.status == 422 else {"rule": self.rule}
+
+
+class RowReader:
+    """Reads requests for one bundle: ids int32 [N, V], with GONE where a missing value has no id of its own.
+
+    Args:
+        bundle: a loaded bundle.
+        max_rows: more rows are refused with status 413.
+        strict: whether fields that the bundle does not have are refused.
+    """
+
+    def __init__(self, bundle: Bundle, *, max_rows: int, strict: bool) -> None:
+        self.bundle, self.max_rows, self.strict = bundle, max_rows, strict
+        self.columns = bundle.vocabulary.columns
+        self.known = frozenset(self.columns)
+        self.fields: dict[str, Field] = {}
+        for lookup in lookups_of(bundle.vocabulary):
+            if lookup["kind"] == "categorical":
+                self.fields[lookup["name"]] = CategoricalField(lookup, bundle.spec)
+            elif lookup["kind"] == "multi":
+                self.fields[lookup["name"]] = MultiField(lookup, bundle.spec)
+            elif lookup["kind"] == "numeric":
+                self.fields[lookup["name"]] = NumericField(lookup, bundle.spec)
+
+    def json(self, body: bytes) -> Array:
+        """The ids of {"row": {}}, {"rows": [{}]} or {"columns": {"name": []}}."""
+        try:
+            node = _JSON.decode(body.decode())
+        except RecursionError:
+            raise RefusedError(400, "the body is nested too deeply") from None
+        except ValueError as error:
+            raise RefusedError(400, f"the body must be JSON in UTF-8: {first_line(error)}") from None
+        if not isinstance(node, dict) or len(node) != 1 or next(iter(node)) not in _SHAPES:
+            raise RefusedError(422, 'the body must be {"row": {}}, {"rows": [{}]} or {"columns": {"name": []}}')
+        ((shape, given),) = node.items()
+        if shape == "columns":
+            return self.ids(self._of_columns(given))
+        return self.ids(self._of_rows([given] if shape == "row" else given))
+
+    def arrow(self, body: bytes) -> Array:
+        """The ids of an Arrow IPC stream."""
+        try:
+            with pa.ipc.open_stream(io.BytesIO(body)) as stream:
+                table = stream.read_all()
+            table.validate(full=True)
+            frame = cast(pl.DataFrame, pl.from_arrow(table))
+        except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+            raise RefusedError(400, f"the body must be an Arrow IPC stream: {first_line(error)}") from None
+        self._check_names(frame.columns, None)
+        self._check_size(frame.height)
+        for name, field in self.fields.items():
+            dtype = frame.schema[name]
+            if isinstance(field, MultiField):
+                if not (is_list(dtype) or dtype == pl.Null or (dtype == pl.String and field.separator is not None)):
+                    raise RefusedError(422, f"must hold lists, but its type is {dtype}", name)
+            elif dtype.is_nested():
+                raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
+        return self._of_frame(frame.select(col(name) for name in self.columns))
+
+    def ids(self, columns: Sequence[Sequence[object]]) -> Array:
+        """Ids int32 [N, V] of plain values, a list for each of `self.columns`."""
+        found: dict[str, Sequence[Sequence[int] | Array]] = {}
+        for (name, field), values in zip(self.fields.items(), columns, strict=True):
+            try:
+                found[name] = field.columns(values)
+            except BadValueError:
+                _blame(field, values)
+        names = self.bundle.vocabulary.names
+        for name in names if len(names) > len(found) else ():
+            if (cross := self.bundle.vocabulary.cross(name)) is not None:
+                a, b = (np.maximum(np.array(found[one][0], dtype=np.int32), 0) for one in (cross.a, cross.b))
+                found[name] = [self.bundle.vocabulary.encode_cross(name, a, b)]
+        out: Array = np.array([column for name in names for column in found[name]], dtype=np.int32).T
+        return out
+
+    def _of_rows(self, rows: object) -> list[list[object]]:
+        if not isinstance(rows, list):
+            raise RefusedError(422, f"rows must be a list of objects, but got {_kind(rows)}")
+        self._check_size(len(rows))
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise RefusedError(422, f"a row must be an object, but got {_kind(row)}", row=number)
+            if len(row) != len(self.known):
+                self._check_names(row, number)
+        try:
+            return [[row[name] for row in rows] for name in self.columns]
+        except KeyError:
+            for number, row in enumerate(rows):
+                self._check_names(row, number)
+            raise
+
+    def _of_columns(self, given: object) -> list[list[object]]:
+        if not isinstance(given, dict):
+            raise RefusedError(422, f"columns must be an object of lists, but got {_kind(given)}")
+        self._check_names(given, None)
+        columns = [given[name] for name in self.columns]
+        for name, values in zip(self.columns, columns, strict=True):
+            if not isinstance(values, list):
+                raise RefusedError(422, f"a column must be a list, but got {_kind(values)}", name)
+            if len(values) != len(columns[0]):
+                raise RefusedError(
+                    422, f"must have {len(columns[0])} values as the others, but has {len(values)}", name
+                )
+        self._check_size(len(columns[0]) if columns else 0)
+        return columns
+
+    def _of_frame(self, frame: pl.DataFrame) -> Array:
+        if frame.height <= _FEW and all(map(_is_plain, frame.dtypes)):
+            return self.ids([column.to_list() for column in frame])
+        rows = clean(frame.lazy(), self.bundle.spec).collect()
+        try:
+            ids = self.bundle.vocabulary.encode(rows)
+        except DataError as error:
+            for name, field in self.fields.items():
+                if isinstance(field, NumericField) and rows[name].dtype == pl.String:
+                    _blame(field, rows[name].to_list(), sure=False)
+            raise RefusedError(422, str(error)) from None
+        for name in self.columns:
+            if not self.bundle.vocabulary.missing(name):
+                ids[_gone(rows[name]), self.bundle.schema.columns([name])[0]] = GONE
+        return ids
+
+    def _check_size(self, rows: int) -> None:
+        if rows > self.max_rows:
+            raise RefusedError(413, f"a request must have at most {self.max_rows} rows, but has {rows}")
+
+    def _check_names(self, given: Iterable[str], row: int | None) -> None:
+        present = set(given)
+        for name in self.columns:
+            if name not in present:
+                raise RefusedError(
+                    422, "must be there: the model takes this field (null if it has no value)", name, row
+                )
+        if self.strict and (more := sorted(present - self.known)):
+            raise RefusedError(422, "is no field of the model, and the server is strict", more[0], row)
+
+
+def _is_plain(dtype: pl.DataType) -> bool:
+    """Whether values of the type, as Python has them, are written as Polars writes them."""
+    if isinstance(dtype, pl.List):
+        return _is_plain(cast(pl.DataType, dtype.inner))
+    return dtype.is_integer() or dtype in _PLAIN
+
+
+def _gone(column: pl.Series) -> Array:
+    """Which rows have no value, bool [N]."""
+    if isinstance(column.dtype, pl.List):
+        return (column.list.len().fill_null(0) == 0).to_numpy()
+    gone = column.is_null()
+    return (gone | column.is_nan() if column.dtype.is_float() else gone).fill_null(True).to_numpy()
+
+
+def _blame(field: Field, values: Sequence[object], *, sure: bool = True) -> None:
+    """RefusedError with the first value that the field refuses; of a caller that is `sure`, there is one."""
+    for row, value in enumerate(values):
+        try:
+            field.columns([value])
+        except BadValueError as error:
+            raise RefusedError(422, str(error), field.name, row) from None
+    assert not sure
+
+
+def _kind(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return names[type(value)]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON (null says that there is no value)")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
