@@ -41,7 +41,7 @@ def text_of(value):
         if math.isnan(value):
             return None
         value = float(value)
-        return str(int(value)) if value == round(value) and abs(value) < _EXACT else repr(value)
+        return str(int(value)) if value == round(value) and abs(value) < _EXACT else _number(value)
     if isinstance(value, decimal.Decimal):
         plain = format(value, "f")
         return plain.rstrip("0").rstrip(".") if "." in plain else plain
@@ -51,6 +51,14 @@ def text_of(value):
         value = value.decode()
     text = _moment(_WHOLE.sub(r"\1", str(value)))
     return None if text in _MISSING else _TRUTH.get(text, text)
+
+
+def _number(value):
+    """As Polars writes it: numbers near 0 have another form in Python."""
+    body, sign, power = repr(value).partition("e-")
+    if not sign:
+        return body
+    return format(decimal.Decimal(repr(value)), "f") if int(power) == 5 else f"{body}e-{int(power)}"
 
 
 def _moment(text):

@@ -1,10 +1,10 @@
 """What lists bring: the same data with and without them, at equal bytes of embeddings.
 
-    python tests/benchmarks/lists.py --ml100k RECBOLE/ml-100k --kuairand ../shared/data/kuairand --out docs/results/lists.md
+    python tests/benchmarks/lists.py --ml100k RECBOLE/ml-100k --kuairand ../shared/data/kuairand --out PAGE
 
-MovieLens-100k (`ml100k.py`) with a film's genres as one value; with genres as lists; with the films that the user liked
-before as well, in a table of their own or in the films'. KuaiRand with a video's tags as one value and as lists. Models are
-trained on train, the epoch is chosen on valid, and test is read once a seed.
+MovieLens-100k (`ml100k.py`) with a film's genres as one value; with genres as lists; with the films that the user
+liked before as well, in a table of their own or in the films'. KuaiRand with a video's tags as one value and as lists.
+Models are trained on train, the epoch is chosen on valid, and test is read once a seed.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def main():
         "",
         f"`python tests/benchmarks/lists.py --ml100k ML100K --kuairand KUAIRAND --seeds {args.seeds}`",
         "",
-        f"Test AUC, mean and sd over {args.seeds} seeds, at equal bytes of embeddings. The difference is from the data in "
-        "the first row, paired over seeds. Mean pooling; DeepFM with the recipe of the search space.",
+        f"Test AUC, mean and sd over {args.seeds} seeds, at equal bytes of embeddings. The difference is from the data "
+        "in the first row, paired over seeds. Mean pooling; DeepFM with the recipe of the search space.",
         "",
         "| data | fields | method | embedding bytes | test AUC | difference |",
         "|---|---|---|---|---|---|",

@@ -294,3 +294,13 @@ def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path, cli):
     assert status == 2
     assert "is a bundle" in err
     assert not (tmp_path / "other").exists()
+
+
+def test_numbers_have_the_text_that_polars_gives_them():
+    from autoembed.export.scorer import text_of
+
+    rng = np.random.default_rng(0)
+    drawn = 10.0 ** rng.uniform(-12, 18, 2000) * rng.choice([1, -1], 2000)
+    values = np.concatenate([drawn + 0.5, drawn, [1e-5, 1e-6, 2.5e-6, 9.999e-6, 1e-4, 5e-324]])
+    values = values[values != np.round(values)]
+    assert [text_of(value) for value in values] == pl.Series(values).cast(pl.String).to_list()
