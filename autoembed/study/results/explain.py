@@ -23,10 +23,10 @@ def explain(
     """A row for each column of the study's data, by what the model loses without it.
 
     Columns: field, kind; ids (of a column that the ranking dropped, as the ranking counts them); place, score and z of
-    the ranking; fate (kept, closed by the search, dropped by the ranking, or whose table it reads); dims (kept ones, the
-    mean over values), bits (the mean over kept numbers), bytes of its embeddings and their share of all; and
-    logloss_rise, logloss_se, auc_fall, auc_se and saliency as `knockout.field_scores` has them. These five are null for fields that are not kept,
-    and for a model with clusters; bytes are null where fields share a table.
+    the ranking; fate (kept, closed by the search, dropped by the ranking, or whose table it reads); dims (kept ones,
+    the mean over values), bits (the mean over kept numbers), bytes of its embeddings and their share of all; and
+    logloss_rise, logloss_se, auc_fall, auc_se and saliency as `knockout.field_scores` has them. These five are null for
+    fields that are not kept, and for a model with clusters; bytes are null where fields share a table.
     """
     architecture = trial.architecture
     ranked = Ranking.read(run.path / "ranking.parquet").table.with_row_index("place", offset=1)
