@@ -15,7 +15,7 @@ ORDER = [
     "errors", "writing", "ranges", "plugins", "types", "fast", "metrics", "task", "data", "ranking", "plans",
     "storage", "architecture", "nn", "budget", "events", "shuffle", "training", "knockout", "methods", "card", "bundle",
     "export", "scoring", "serving", "candidates", "retraining", "reuse", "refreshing", "distill", "trial", "space",
-    "estimator", "pruning", "draws", "frontier", "study", "api", "testing", "cli",
+    "estimator", "pruning", "draws", "estimating", "drafting", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

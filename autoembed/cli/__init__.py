@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from autoembed import __version__
-from autoembed.cli import study
+from autoembed.cli import init, study
 
 # isort: split
 from autoembed.cli import rank
@@ -28,7 +28,7 @@ from autoembed.cli import jobs
 from autoembed.cli.options import INTERRUPTED, app
 from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
-__all__ = ["app", "jobs", "main", "predict", "rank", "refresh", "serve", "study"]
+__all__ = ["app", "init", "jobs", "main", "predict", "rank", "refresh", "serve", "study"]
 
 
 def _version(wanted: bool) -> None:

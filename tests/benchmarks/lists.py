@@ -83,24 +83,24 @@ def main():
             sets.append(("MovieLens-100k", ml100k(args.ml100k, folder), "ml100k.yaml", 40_000, 20))
         if args.kuairand:
             sets.append(("KuaiRand", kuairand(args.kuairand), "frontier_kuairand.yaml", 200_000, 5))
-        for name, variants, space, limit, warm in sets:
-            first = {}
-            for variant, (section, source) in variants.items():
-                data = build_dataset(DataSpec.model_validate(section), source, folder / "cache")
-                for method, stage in METHODS.items():
+        for method, stage in METHODS.items():
+            for name, variants, space, limit, warm in sets:
+                first = None
+                stage = stage | ({"warm_epochs": warm} if method == "sensitivity" else {})
+                for variant, (section, source) in variants.items():
                     began = time.perf_counter()
-                    stage = stage | ({"warm_epochs": warm} if method == "sensitivity" else {})
+                    data = build_dataset(DataSpec.model_validate(section), source, folder / "cache")
                     aucs, size = measured(SearchSpace.read(SPACES / space), data, stage, limit, args.seeds)
-                    first.setdefault(method, aucs)
-                    gains = [a - b for a, b in zip(aucs, first[method], strict=True)]
+                    gains = [a - b for a, b in zip(aucs, first or aucs, strict=True)]
+                    first = first or aucs
                     sd = statistics.stdev(aucs) if len(aucs) > 1 else 0.0
                     error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-                    gain = "" if first[method] is aucs else f"{statistics.mean(gains):+.4f} ± {error:.4f}"
+                    gain = "" if first is aucs else f"{statistics.mean(gains):+.4f} ± {error:.4f}"
                     cells = (name, variant, method, f"{size:,.0f}", f"{statistics.mean(aucs):.4f} ± {sd:.4f}", gain)
                     lines.append(f"| {' | '.join(cells)} |")
                     print(lines[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+                    if args.out:
+                        args.out.write_text("\n".join(lines) + "\n")
 
 
 def arguments():

@@ -1,0 +1,131 @@
+"""How long a study takes and how large it gets, from a few timed steps of its own model on its own data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter, process_time
+
+import torch
+
+from autoembed.budget import Limit
+from autoembed.data.dataset import Dataset
+from autoembed.errors import SpaceError
+from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig, configure
+from autoembed.nn.model import CTRModel, cost_of
+from autoembed.space import SearchSpace
+from autoembed.training import Optimiser, batches, pick_device, predict
+from autoembed.trial import TrialConfig, root_architecture
+
+_STEPS = 6
+_PROCESS = 300 << 20  # bytes of a worker before it has a model
+_TRIAL = 2.0  # seconds to start one, to encode nothing, and to write what it found
+# Measured on quickstart, KuaiRand and Adult: what a phase takes beside an epoch of plain training, and what share of
+# its epochs a training reaches before it stops.
+_WARM, _GATES, _READING, _REACHED, _ROUNDING = 1.1, 2.2, 2.0, 0.7, 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a study will take.
+
+    Attributes:
+        trials: of each arm.
+        seconds: of the whole study, within a factor of about two.
+        memory: bytes of all processes at their most.
+        disk: bytes of the encoded data.
+        bytes: of the model before anything is cut, embeddings and tower in 32 bits.
+        at_once: trials that run at the same time.
+    """
+
+    trials: Mapping[str, int]
+    seconds: float
+    memory: int
+    disk: int
+    bytes: int
+    at_once: int
+
+
+def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> Estimate:
+    """What a study on these data will take; SpaceError if an arm has no valid configuration.
+
+    A few steps of the full-width model are trained and thrown away.
+    """
+    cpus = cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = max(1, int(cpus / space.budget.cpus_per_trial))
+    if space.budget.concurrent is not None:
+        at_once = min(at_once, space.budget.concurrent)
+    trials, work = {}, 0.0
+    timed: dict[tuple[object, ...], float] = {}
+    size = 0
+    for arm in space.arms():
+        ranges = space.ranges(arm)
+        config = space.config(arm, {place: leaf.first for place, leaf in ranges.items()})
+        trials[arm] = space.budget.trials if ranges else 1
+        key = (config.backbone["name"], config.embedding.dim, config.train.batch_size, config.device)
+        if key not in timed:
+            timed[key] = seconds_of_epoch(config, dataset)
+            size = max(size, cost_of(root_architecture(config, dataset)).bytes)
+        work += trials[arm] * (_TRIAL + epochs_of(config) * timed[key])
+    together = min(at_once, sum(trials.values()))
+    disk = sum(path.stat().st_size for path in dataset.path.iterdir() if path.is_file())
+    memory = _PROCESS * (2 + together) + together * 4 * size + disk
+    seconds = work / together
+    return Estimate(trials=trials, seconds=seconds, memory=memory, disk=disk, bytes=size, at_once=together)
+
+
+def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:
+    """Seconds of an epoch of plain training at full width, with the reading of valid after it."""
+    device = pick_device(config.device)
+    model = CTRModel(dataset.schema, root_architecture(config, dataset)).to(device).train()
+    optimiser = Optimiser(model, model.weight_parameters(), config.train)
+    rows, size = dataset.rows("train"), config.train.batch_size
+    # On a processor its own time counts: what else runs now need not run then.
+    clock = perf_counter if device.type == "cuda" else process_time
+    begun, steps = clock(), 0
+    for step, (ids, labels) in enumerate(batches(dataset, "train", size, device)):
+        if step == 1:
+            begun, steps = clock(), 0  # the first one is slower
+        dataset.task.loss(model(ids).float(), labels).backward()
+        optimiser.step()
+        steps += 1
+        if step == _STEPS:
+            break
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    training = (clock() - begun) / steps * -(-rows // size)
+    begun = clock()
+    predict(model, dataset, "valid", device)
+    return training + clock() - begun
+
+
+def epochs_of(config: TrialConfig) -> float:
+    """How many epochs of plain training a trial is worth: searches, candidates and rounding."""
+    total, candidates = 0.0, 1
+    for stage in config.stages:
+        method = configure(stage)
+        if isinstance(method, SearchConfig):
+            total += _WARM * method.warm_epochs
+        if isinstance(method, GateConfig):
+            total += _GATES * method.epochs
+        if isinstance(method, WidthConfig):
+            total += _READING
+            candidates = 3 if method.guard == "retrained" and _limited(config.limit) else 1
+    bits = min([config.embedding.bits, *(_bits_of(stage) for stage in config.stages)])
+    aware = _ROUNDING if bits < 32 and config.train.quantise == "aware" else 1.0
+    return total + candidates * _REACHED * config.train.epochs * aware
+
+
+def _limited(limit: Limit) -> bool:
+    return any(value is not None for value in limit.model_dump().values())
+
+
+def _bits_of(stage: Mapping[str, object]) -> int:
+    """The fewest bits that a stage may choose."""
+    method = configure(stage)
+    chosen: tuple[int, ...] = getattr(method, "precisions", ())
+    found = method.bits or 32
+    if not isinstance(found, int):
+        raise SpaceError(f"bits must be a number, but got {found!r}")
+    return min([found, *chosen])
