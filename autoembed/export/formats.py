@@ -21,6 +21,7 @@ FORMATS = {
     "numpy": "numpy_scorer",
     "tables": "raw_tables",
     "fuxictr": "fuxictr_config",
+    "torchrec": "torchrec_tables",
 }
 _INSTALL = {
     "torchrec": "pip install -r requirements.txt, then pip install --no-deps -r torchrec.txt: torchrec names the GPU "

@@ -1,3 +1,4 @@
+import datetime as dt
 import importlib.util
 import json
 import os
@@ -11,18 +12,84 @@ import torch
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
+from autoembed.data.crosses import CrossSpec
+from autoembed.data.dataset import build_dataset
 from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.spec import DataSpec
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.nn.model import build_model, pack, start_rounding
+from autoembed.storage import SharedStorage
+from autoembed.trial import check, run_trial
 
+ROWS = 3000
 VALUES = {"site": 40, "item": 90, "hour": 12, "kind": 3}
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory):
+    """A table with text, whole numbers, numbers, truth values and gaps."""
+    rng = np.random.default_rng(0)
+    country = rng.choice(["de", "fr", "", "it", "01", "1"], ROWS)
+    hour, price = rng.integers(0, 24, ROWS), rng.normal(10, 4, ROWS).round(2)
+    price[rng.random(ROWS) < 0.1] = np.nan
+    mobile = rng.random(ROWS) < 0.5
+    odds = (country == "de") * 1.5 + np.where(np.isnan(price), 1.0, price / 8) - 1.5 * mobile * (hour > 12)
+    table = pl.DataFrame(
+        {
+            "country": country,
+            "hour": pl.Series(hour).set(pl.Series(hour == 3), None),
+            "price": price,
+            "mobile": mobile,
+            "seen": pl.Series([dt.datetime(2024, 1, 1 + int(day), int(day) * 5) for day in rng.integers(0, 4, ROWS)]),
+            "click": (rng.random(ROWS) < 1 / (1 + np.exp(-odds))).astype(int),
+        }
+    )
+    path = tmp_path_factory.mktemp("raw") / "clicks.parquet"
+    table.write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(raw, tmp_path_factory):
+    """DeepFM on mixed widths in 3 bits, with a memorized and a factorized pair."""
+    spec = DataSpec.model_validate({"label": "click", "split": {"by": "random", "valid": 0.2, "test": 0.2}, "bins": 8})
+    dataset = build_dataset(spec, str(raw), tmp_path_factory.mktemp("encoded"))
+    pairs = [("country", "mobile"), ("hour", "mobile")]
+    dataset = dataset.cross(pairs, CrossSpec(min_count=2), tmp_path_factory.mktemp("crossed"), candidates=True)
+    config = check(
+        {
+            "arm": "x",
+            "stages": [
+                {"method": "magnitude", "warm_epochs": 2, "width": 3},
+                {"method": "all_memorize", "pair_dim": 2},
+            ],
+            "embedding": {"dim": 4, "blocks": 2, "bits": 3},
+            "backbone": {"name": "deepfm", "hidden": [8]},
+            "train": {"epochs": 2, "batch_size": 200, "lr": 1e-2},
+            "device": "cpu",
+        }
+    )
+    result, model = run_trial(config, dataset, lambda event: None)
+    folder = tmp_path_factory.mktemp("bundle") / "best"
+    return load_bundle(
+        write_bundle(
+            folder,
+            schema=dataset.schema,
+            vocabulary=dataset.vocabulary,
+            architecture=result.architecture,
+            model=model,
+            data={"label": "click"},
+            metrics={},
+            provenance={},
+        )
+    )
 
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Makes a bundle of drawn weights: `drawn(backbone, mixed=..., bits=...)`."""
+    """Makes a bundle of drawn weights: `drawn(backbone, mixed=..., bits=..., storage=...)`."""
 
-    def make(name, *, mixed=False, bits=32, **options):
+    def make(name, *, mixed=False, bits=32, storage=None, **options):
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
         table = pl.DataFrame({n: [f"v{v}" for v in rng.integers(0, size, 2000) % size] for n, size in VALUES.items()})
@@ -37,6 +104,8 @@ def drawn(tmp_path):
         )
         if mixed:
             architecture = narrowed(architecture, bits)
+        if storage == "shared":
+            architecture = architecture.replace(storage=SharedStorage(rows=50, lookups=2))
         model = build_model(schema, architecture)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -93,6 +162,20 @@ def peer():
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_here():
+    """Runs code in this interpreter in a folder, with another one to import from."""
+
+    def run(code, folder, path):
+        variables = {**os.environ, "PYTHONPATH": str(path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=variables, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
 
     return run
 

@@ -11,82 +11,16 @@ import pytest
 import torch
 
 import autoembed.cli
-from autoembed.bundle import load_bundle, write_bundle
 from autoembed.card import sample_ids
-from autoembed.data.crosses import CrossSpec
-from autoembed.data.dataset import build_dataset
-from autoembed.data.spec import DataSpec
 from autoembed.errors import BundleError
 from autoembed.export.formats import export_bundle, names
 from autoembed.export.program import quiet
 from autoembed.export.scorer import Scorer
-from autoembed.trial import check, run_trial
 
 onnx = pytest.importorskip("onnx", reason="needs the package onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
 
-ROWS = 3000
 HERE = ("onnx", "torch", "numpy", "tables")  # the others have files of their own
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """A table with text, whole numbers, numbers, truth values and gaps."""
-    rng = np.random.default_rng(0)
-    country = rng.choice(["de", "fr", "", "it", "01", "1"], ROWS)
-    hour, price = rng.integers(0, 24, ROWS), rng.normal(10, 4, ROWS).round(2)
-    price[rng.random(ROWS) < 0.1] = np.nan
-    mobile = rng.random(ROWS) < 0.5
-    odds = (country == "de") * 1.5 + np.where(np.isnan(price), 1.0, price / 8) - 1.5 * mobile * (hour > 12)
-    table = pl.DataFrame(
-        {
-            "country": country,
-            "hour": pl.Series(hour).set(pl.Series(hour == 3), None),
-            "price": price,
-            "mobile": mobile,
-            "seen": pl.Series([dt.datetime(2024, 1, 1 + int(day), int(day) * 5) for day in rng.integers(0, 4, ROWS)]),
-            "click": (rng.random(ROWS) < 1 / (1 + np.exp(-odds))).astype(int),
-        }
-    )
-    path = tmp_path_factory.mktemp("raw") / "clicks.parquet"
-    table.write_parquet(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def bundle(raw, tmp_path_factory):
-    """DeepFM on mixed widths in 3 bits, with a memorized and a factorized pair."""
-    spec = DataSpec.model_validate({"label": "click", "split": {"by": "random", "valid": 0.2, "test": 0.2}, "bins": 8})
-    dataset = build_dataset(spec, str(raw), tmp_path_factory.mktemp("encoded"))
-    pairs = [("country", "mobile"), ("hour", "mobile")]
-    dataset = dataset.cross(pairs, CrossSpec(min_count=2), tmp_path_factory.mktemp("crossed"), candidates=True)
-    config = check(
-        {
-            "arm": "x",
-            "stages": [
-                {"method": "magnitude", "warm_epochs": 2, "width": 3},
-                {"method": "all_memorize", "pair_dim": 2},
-            ],
-            "embedding": {"dim": 4, "blocks": 2, "bits": 3},
-            "backbone": {"name": "deepfm", "hidden": [8]},
-            "train": {"epochs": 2, "batch_size": 200, "lr": 1e-2},
-            "device": "cpu",
-        }
-    )
-    result, model = run_trial(config, dataset, lambda event: None)
-    folder = tmp_path_factory.mktemp("bundle") / "best"
-    return load_bundle(
-        write_bundle(
-            folder,
-            schema=dataset.schema,
-            vocabulary=dataset.vocabulary,
-            architecture=result.architecture,
-            model=model,
-            data={"label": "click"},
-            metrics={},
-            provenance={},
-        )
-    )
 
 
 def close(found, wanted):
