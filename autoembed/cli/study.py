@@ -185,7 +185,9 @@ def export(
         typer.Option(help="From the Pareto front: knee, 'smallest-within 0.001' (of the best metric), or an id."),
     ] = None,
     data: Data = None,
-    format: Annotated[str, typer.Option(help="bundle, onnx, torch, numpy, tables, fuxictr or torchrec.")] = "bundle",
+    format: Annotated[
+        str, typer.Option(help="bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec.")
+    ] = "bundle",
 ) -> None:
     """Write the best architecture, its weights and vocabulary as a bundle that predicts, or in another format."""
     from autoembed.bundle import copy_bundle, load_bundle

@@ -18,6 +18,7 @@ from autoembed.writing import scratch
 FORMATS = {
     "onnx": "onnx_graph",
     "torch": "torch_package",
+    "aoti": "aoti_package",
     "numpy": "numpy_scorer",
     "tables": "raw_tables",
     "fuxictr": "fuxictr_config",
