@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import INTERRUPTED, Data, Device, Run, Runs, Settings, Which, app, opening, settings_of
+from autoembed.cli.options import (
+    INTERRUPTED,
+    Data,
+    Device,
+    Run,
+    Runs,
+    Settings,
+    Which,
+    app,
+    opening,
+    settings_of,
+    space_of,
+)
 from autoembed.errors import DataError, StudyError
 from autoembed.writing import beside
 
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
-    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/quickstart.yaml.")],
+    space: Annotated[Path, typer.Argument(help="A search-space file, or the name of one that ships: quickstart.")],
     data: Data = None,
     runs: Runs = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
@@ -44,7 +56,7 @@ def search(
     from autoembed.study.study import Study
 
     request = Request(
-        space=space,
+        space=space_of(space),
         data=data,
         runs=runs,
         name=name,
@@ -246,7 +258,7 @@ def resize(
 
 @app.command()
 def frontier(
-    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/frontier_planted.yaml.")],
+    space: Annotated[Path, typer.Argument(help="A search-space file, or the name of one that ships.")],
     sizes: Annotated[str, typer.Option("--bytes", help="The sizes, such as 20000,40000,80000.")],
     of: Annotated[str, typer.Option(help="What --bytes are of: embeddings or model.")] = "embeddings",
     data: Data = None,
@@ -273,7 +285,7 @@ def frontier(
     from autoembed.study.show.tables import stdout
 
     request = Request(
-        space=space,
+        space=space_of(space),
         sizes=_sizes(sizes),
         of=of,
         data=data,
