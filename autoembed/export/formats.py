@@ -56,12 +56,6 @@ click = model(torch.zeros(2, FIELDS, dtype=torch.int64))    # ids int64 [N, F] -
 }
 
 
-def names() -> str:
-    """The names of all formats and of the bundle, for messages."""
-    *rest, last = "bundle", *FORMATS
-    return f"{', '.join(rest)} or {last}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """A folder that was written, its format and the bytes of its files."""
@@ -88,7 +82,10 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     """
     path = Path(out)
     if format not in FORMATS:
-        raise BundleError(f"{option('format')} must be {names()}, but got {format!r}")
+        raise BundleError(
+            f"{option('format')} must be bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec, "
+            f"but got {format!r}"
+        )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not empty: choose another place")
     module = import_module(f"autoembed.export.{FORMATS[format]}")

@@ -87,7 +87,12 @@ def _sayable(bundle: Bundle) -> CTRModel:
     """The bundle's model, if FuxiCTR has its form."""
     architecture = bundle.architecture
     name = str(architecture.backbone["name"])
-    parts = {"clusters": architecture.clusters, "ensemble": architecture.ensemble, "pairs": architecture.built}
+    parts = {
+        "clusters": architecture.clusters,
+        "ensemble": architecture.ensemble,
+        "pairs": architecture.built,
+        "multi-valued columns": [field for field in architecture.fields if field.pool],
+    }
     if name not in MODELS or not isinstance(bundle.model, CTRModel) or any(parts.values()):
         what = next((f"{part} in" for part, present in parts.items() if present), f"backbone {name} of")
         raise BundleError(

@@ -40,11 +40,14 @@ LIMITS = (
 def write(bundle: Bundle, folder: Path) -> str:
     """Writes tables.json, tables.safetensors, dense.pt2, model.py, torchrec.txt and vocabulary.json.
 
-    BundleError for clusters and for storage other than `mixed`.
+    BundleError for clusters, multi-valued columns, and storage other than `mixed`.
     """
     model, kind = bundle.model, bundle.architecture.storage.kind
-    if not isinstance(model, CTRModel) or not isinstance(model.embedding, MixedEmbedding) or kind != "mixed":
-        what = "clusters" if bundle.architecture.clusters else f"storage of kind {kind}"
+    several = isinstance(model, CTRModel) and any(field.pool for field in model.architecture.fields)
+    if not isinstance(model, CTRModel) or not isinstance(model.embedding, MixedEmbedding) or kind != "mixed" or several:
+        # A bag of values from blocks of one width and several places cannot be put into place once it is summed.
+        other = "multi-valued columns" if several else f"storage of kind {kind}"
+        what = "clusters" if bundle.architecture.clusters else other
         raise BundleError(f"the format torchrec has no form for the {what} of this bundle: use onnx or torch")
     tables, fields = _field_tables(model, model.embedding, bundle.schema)
     pair_tables, columns = _pair_tables(model, bundle.schema)
