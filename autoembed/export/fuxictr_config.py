@@ -91,6 +91,7 @@ def _sayable(bundle: Bundle) -> CTRModel:
         "clusters": architecture.clusters,
         "ensemble": architecture.ensemble,
         "pairs": architecture.built,
+        "columns that share a table": [field for field in architecture.fields if field.readers],
         "multi-valued columns": [field for field in architecture.fields if field.pool],
     }
     if name not in MODELS or not isinstance(bundle.model, CTRModel) or any(parts.values()):

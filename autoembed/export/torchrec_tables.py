@@ -40,23 +40,28 @@ LIMITS = (
 def write(bundle: Bundle, folder: Path) -> str:
     """Writes tables.json, tables.safetensors, dense.pt2, model.py, torchrec.txt and vocabulary.json.
 
-    BundleError for clusters, multi-valued columns, and storage other than `mixed`.
+    BundleError for clusters, multi-valued columns, columns that share a table, and storage other than `mixed`.
     """
     model, kind = bundle.model, bundle.architecture.storage.kind
-    several = isinstance(model, CTRModel) and any(field.pool for field in model.architecture.fields)
-    if not isinstance(model, CTRModel) or not isinstance(model.embedding, MixedEmbedding) or kind != "mixed" or several:
+    fields = bundle.architecture.fields
+    parts = {
+        "clusters": bundle.architecture.clusters,
+        "columns that share a table": [field for field in fields if field.readers],
         # A bag of values from blocks of one width and several places cannot be put into place once it is summed.
-        other = "multi-valued columns" if several else f"storage of kind {kind}"
-        what = "clusters" if bundle.architecture.clusters else other
+        "multi-valued columns": [field for field in fields if field.pool],
+        f"storage of kind {kind}": kind != "mixed",
+    }
+    what = next((part for part, present in parts.items() if present), "form")
+    if any(parts.values()) or not isinstance(model, CTRModel) or not isinstance(model.embedding, MixedEmbedding):
         raise BundleError(f"the format torchrec has no form for the {what} of this bundle: use onnx or torch")
-    tables, fields = _field_tables(model, model.embedding, bundle.schema)
+    tables, where = _field_tables(model, model.embedding, bundle.schema)
     pair_tables, columns = _pair_tables(model, bundle.schema)
     weights = {**tables, **pair_tables}
     node: dict[str, JsonValue] = {
         "version": 1,
         "columns": model.embedding.columns,
-        "tables": _configs(weights, fields, columns),
-        "fields": fields,
+        "tables": _configs(weights, where, columns),
+        "fields": where,
         "pair_columns": columns,
     }
     (folder / "tables.json").write_text(json.dumps(node, indent=1) + "\n")

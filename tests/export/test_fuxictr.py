@@ -106,10 +106,17 @@ def test_the_weights_give_the_predictions_by_the_formulas_of_fuxictrs_layers(dra
     assert np.ptp(click) > 0.01
 
 
-def test_multi_valued_columns_are_refused(drawn, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"multi": Multi(length=2)}, "multi-valued columns"),
+        ({"shares": "site", "cardinality": 41}, "columns that share a table"),
+    ],
+)
+def test_columns_of_other_kinds_are_refused(drawn, tmp_path, change, what):
     bundle = drawn("dnn", hidden=[8])
     schema = FeatureSchema(
-        fields=(*bundle.schema.fields[:3], bundle.schema.fields[3].model_copy(update={"multi": Multi(length=2)})),
+        fields=(*bundle.schema.fields[:3], bundle.schema.fields[3].model_copy(update=change)),
         label="label",
     )
     counts = [bundle.vocabulary.counts(name) for name in schema.names]
@@ -117,7 +124,7 @@ def test_multi_valued_columns_are_refused(drawn, tmp_path):
     architecture = Architecture.full(schema, counts, dim=4, blocks=1, backbone=backbone)
     model = build_model(schema, architecture)
     other = dataclasses.replace(bundle, schema=schema, architecture=architecture, model=model)
-    with pytest.raises(BundleError, match="no form for the multi-valued columns"):
+    with pytest.raises(BundleError, match=f"no form for the {what}"):
         export_bundle(other, tmp_path / "out", "fuxictr")
 
 

@@ -79,10 +79,17 @@ def test_other_storage_is_refused(drawn, tmp_path):
         export_bundle(bundle, tmp_path / "out", "torchrec")
 
 
-def test_multi_valued_columns_are_refused(drawn, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"multi": Multi(length=2)}, "multi-valued columns"),
+        ({"shares": "site", "cardinality": 41}, "columns that share a table"),
+    ],
+)
+def test_columns_of_other_kinds_are_refused(drawn, tmp_path, change, what):
     bundle = drawn("dnn", hidden=[8])
     schema = FeatureSchema(
-        fields=(*bundle.schema.fields[:3], bundle.schema.fields[3].model_copy(update={"multi": Multi(length=2)})),
+        fields=(*bundle.schema.fields[:3], bundle.schema.fields[3].model_copy(update=change)),
         label="label",
     )
     counts = [bundle.vocabulary.counts(name) for name in schema.names]
@@ -90,7 +97,7 @@ def test_multi_valued_columns_are_refused(drawn, tmp_path):
     architecture = Architecture.full(schema, counts, dim=4, blocks=1, backbone=backbone)
     model = build_model(schema, architecture)
     other = dataclasses.replace(bundle, schema=schema, architecture=architecture, model=model)
-    with pytest.raises(BundleError, match="no form for the multi-valued columns"):
+    with pytest.raises(BundleError, match=f"no form for the {what}"):
         export_bundle(other, tmp_path / "out", "torchrec")
 
 
