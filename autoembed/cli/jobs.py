@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import Device, JobId, Server, app
+from autoembed.cli.options import Device, JobId, Server, app, space_of
 from autoembed.errors import StudyError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def submit(
-    space: Annotated[Path, typer.Argument(help="A search-space file.")],
+    space: Annotated[Path, typer.Argument(help="A search-space file, or the name of one that ships.")],
     address: Server,
     runs: Annotated[Path, typer.Option(help="Folder of the studies: an absolute path that all nodes share.")],
     data: Annotated[str | None, typer.Option(help="Data as the cluster sees it; overrides data.path.")] = None,
@@ -40,7 +40,7 @@ def submit(
     from autoembed.study.engine.submit import Cluster, Job, check, variables
 
     job = Job(
-        space=space,
+        space=space_of(space),
         runs=runs,
         options={
             "--data": data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,16 @@ def opening(command: Callable[..., None]) -> Callable[..., None]:
             command(*words, **named)
 
     return opened
+
+
+def space_of(named: Path) -> Path:
+    """The file of a search space, which may be one that ships with the package: then it says which file that is."""
+    from autoembed.shipped import space_file
+
+    found = space_file(named)
+    if found != named:
+        print(f"search space {named}: {found}", file=sys.stderr)
+    return found
 
 
 def settings_of(options: list[str], flag: str = "--set") -> dict[str, object]:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import INTERRUPTED, Data, Device, Run, Runs, Settings, Which, app, opening, settings_of
+from autoembed.cli.options import (
+    INTERRUPTED,
+    Data,
+    Device,
+    Run,
+    Runs,
+    Settings,
+    Which,
+    app,
+    opening,
+    settings_of,
+    space_of,
+)
 from autoembed.errors import DataError, StudyError
 from autoembed.writing import beside
 
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
-    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/quickstart.yaml.")],
+    space: Annotated[Path, typer.Argument(help="A search-space file, or the name of one that ships: quickstart.")],
     data: Data = None,
     runs: Runs = Path("runs"),
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
@@ -48,7 +60,7 @@ def search(
     from autoembed.study.study import Study
 
     request = Request(
-        space=space,
+        space=space_of(space),
         data=data,
         runs=runs,
         name=name,
@@ -217,7 +229,9 @@ def export(
         typer.Option(help="From the Pareto front: knee, 'smallest-within 0.001' (of the best metric), or an id."),
     ] = None,
     data: Data = None,
-    format: Annotated[str, typer.Option(help="bundle, onnx, torch, numpy or tables.")] = "bundle",
+    format: Annotated[
+        str, typer.Option(help="bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec.")
+    ] = "bundle",
 ) -> None:
     """Write the best architecture, its weights and vocabulary as a bundle that predicts, or in another format."""
     from autoembed.bundle import copy_bundle, load_bundle
@@ -276,7 +290,7 @@ def resize(
 
 @app.command()
 def frontier(
-    space: Annotated[Path, typer.Argument(help="A search-space file, such as search_spaces/frontier_planted.yaml.")],
+    space: Annotated[Path, typer.Argument(help="A search-space file, or the name of one that ships.")],
     sizes: Annotated[str, typer.Option("--bytes", help="The sizes, such as 20000,40000,80000.")],
     of: Annotated[str, typer.Option(help="What --bytes are of: embeddings or model.")] = "embeddings",
     data: Data = None,
@@ -303,7 +317,7 @@ def frontier(
     from autoembed.study.show.tables import stdout
 
     request = Request(
-        space=space,
+        space=space_of(space),
         sizes=_sizes(sizes),
         of=of,
         data=data,

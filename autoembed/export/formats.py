@@ -13,8 +13,21 @@ from autoembed.bundle import Bundle, sha256
 from autoembed.errors import BundleError, option
 from autoembed.writing import scratch
 
-# The module of each format: `write(bundle, folder)`, REQUIREMENTS of whoever scores, and LIMITS in a sentence.
-FORMATS = {"onnx": "onnx_graph", "torch": "torch_package", "numpy": "numpy_scorer", "tables": "raw_tables"}
+# The module of each format: `write(bundle, folder)`, which may return a note for the README, REQUIREMENTS of whoever
+# scores, and LIMITS in a sentence.
+FORMATS = {
+    "onnx": "onnx_graph",
+    "torch": "torch_package",
+    "aoti": "aoti_package",
+    "numpy": "numpy_scorer",
+    "tables": "raw_tables",
+    "fuxictr": "fuxictr_config",
+    "torchrec": "torchrec_tables",
+}
+_INSTALL = {
+    "torchrec": "pip install -r requirements.txt, then pip install --no-deps -r torchrec.txt: torchrec names the GPU "
+    "build of FBGEMM, which does not load without CUDA",
+}
 _USE = {
     "onnx": """import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("rows.onnx")     # model.onnx takes ids int64 [N, F] as "ids"
@@ -29,6 +42,17 @@ click = model.predict({name: [None] for name in model.columns})     # raw rows -
     "tables": """import json
 from safetensors.numpy import load_file
 tables, described = load_file("tables.safetensors"), json.load(open("tables.json"))""",
+    "aoti": """import torch
+model = torch._inductor.aoti_load_package("model.pt2")
+click = model(torch.zeros(2, FIELDS, dtype=torch.int64))    # ids int64 [N, F] -> float32 [N]""",
+    "fuxictr": """import numpy as np
+from model import load, predict
+model = load(".")                                           # a BaseModel of FuxiCTR; python model.py trains it
+click = predict(model, np.zeros((2, FIELDS), dtype=int))    # ids int [N, F] -> float32 [N]""",
+    "torchrec": """import torch
+from model import Model
+model = Model.load(".")                                     # model.tables is an EmbeddingBagCollection
+click = model(torch.zeros(2, FIELDS, dtype=torch.int64))    # ids int64 [N, F] -> float32 [N]""",
 }
 
 
@@ -50,7 +74,7 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     Args:
         bundle: a loaded bundle.
         out: the folder.
-        format: onnx, torch, numpy or tables.
+        format: a name in FORMATS.
 
     Raises:
         BundleError: there is no such format, the folder is not empty, a package is missing, or the format cannot say
@@ -58,19 +82,22 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     """
     path = Path(out)
     if format not in FORMATS:
-        raise BundleError(f"{option('format')} must be bundle, onnx, torch, numpy or tables, but got {format!r}")
+        raise BundleError(
+            f"{option('format')} must be bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec, "
+            f"but got {format!r}"
+        )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"{path} exists and is not empty: choose another place")
     module = import_module(f"autoembed.export.{FORMATS[format]}")
-    write: Callable[[Bundle, Path], None] = module.write
+    write: Callable[[Bundle, Path], str | None] = module.write
     with scratch(path.parent) as temporary:
         folder = temporary / "made"
         folder.mkdir(mode=0o755)
-        write(bundle, folder)
+        note = write(bundle, folder)
         bundle.write_sample(folder)
         (folder / "requirements.txt").write_text("\n".join(module.REQUIREMENTS) + "\n")
-        (folder / "README.md").write_text(_readme(bundle, format, module.LIMITS))
-        files = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+        (folder / "README.md").write_text(_readme(bundle, format, module.LIMITS, note))
+        files = {file.relative_to(folder).as_posix(): sha256(file) for file in _files(folder)}
         facts = {
             "version": 1,
             "format": format,
@@ -79,15 +106,19 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
             "files": files,
         }
         (folder / "export.json").write_text(json.dumps(facts, indent=1) + "\n")
-        for file in folder.iterdir():
+        for file in _files(folder):
             file.chmod(0o644)
         if path.exists():
             path.rmdir()
         folder.rename(path)
-    return Export(path=path, format=format, bytes=sum(file.stat().st_size for file in path.iterdir()))
+    return Export(path=path, format=format, bytes=sum(file.stat().st_size for file in _files(path)))
 
 
-def _readme(bundle: Bundle, format: str, limits: str) -> str:
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
     rows = [
         f"| {field.name} | {field.kind} | {field.cardinality:,} |" for field in bundle.schema.fields if not field.cross
     ]
@@ -95,7 +126,8 @@ def _readme(bundle: Bundle, format: str, limits: str) -> str:
         [
             f"# A click model for {format}",
             "",
-            f"Exported by autoembed {__version__}. `pip install -r requirements.txt` is all that scoring needs.",
+            f"Exported by autoembed {__version__}. All that scoring needs: "
+            f"{_INSTALL.get(format, 'pip install -r requirements.txt')}.",
             "",
             "```python",
             _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))),
@@ -103,6 +135,7 @@ def _readme(bundle: Bundle, format: str, limits: str) -> str:
             "",
             limits,
             "",
+            *([note, ""] if note else []),
             "sample.json holds ids and what the bundle predicts for them. A port is right if it gives them to 1e-5.",
             "",
             "| column | kind | ids |",

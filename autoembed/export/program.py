@@ -18,7 +18,7 @@ from autoembed.nn.model import Model
 from autoembed.task import CLICKS, Task
 
 INPUT = "ids"
-_MOST_ROWS = 1 << 24
+MOST_ROWS = 1 << 24
 
 
 def program_of(bundle: Bundle) -> ExportedProgram:
@@ -31,7 +31,7 @@ def program_of_model(model: Model, columns: int, task: Task = CLICKS) -> Exporte
     served = ServingModel(copy.deepcopy(model).cpu(), task)
     example = torch.zeros(4, columns, dtype=torch.int64)
     with quiet():
-        return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=_MOST_ROWS)}})
+        return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=MOST_ROWS)}})
 
 
 def core_of(program: ExportedProgram) -> ExportedProgram:

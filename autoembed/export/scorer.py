@@ -186,7 +186,7 @@ class Scorer:
                 found[name] = field.ids(found[field.a], found[field.b])
             else:
                 found[name] = field.ids(list(rows[name]))
-        return np.concatenate([ids.reshape(len(ids), -1) for ids in found.values()], axis=1)
+        return np.concatenate([ids if ids.ndim == 2 else ids[:, None] for ids in found.values()], axis=1)
 
     def predict_ids(self, ids):
         """Click probabilities float32 [N] of ids int [N, V]."""

@@ -4,12 +4,14 @@
 
 A DeepFM with 30 fields of 2,000 values: the plain uniform model of width 16 in 32 bits, and a searched one as compact
 models are, with rows of 4 and 16 dims in 4 bits. Weights are drawn, since times do not depend on them. One thread, all
-formats in turn. Ids come in; the bundle's and ONNX's way from raw rows is timed beside them.
+formats in turn. Ids come in; the bundle's and ONNX's way from raw rows is timed beside them. TorchRec is timed
+where this interpreter has it. Exports to FuxiCTR train there and serve nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import tempfile
@@ -60,13 +62,15 @@ def bundle_of(bits, mixed, folder):
 
 def ways(bundle, root):
     """For each way to score: bytes of what it needs, and a function of ids int64 [N, F]."""
-    exports = {name: export_bundle(bundle, root / name, name) for name in ("torch", "onnx", "numpy")}
+    peers = ["torchrec"] if importlib.util.find_spec("torchrec") else []
+    exports = {name: export_bundle(bundle, root / name, name) for name in ("torch", "aoti", "onnx", "numpy", *peers)}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     sessions = {
         name: onnxruntime.InferenceSession(exports["onnx"].path / f"{name}.onnx", options) for name in ("model", "rows")
     }
     program = torch.export.load(exports["torch"].path / "model.pt2").module()
+    compiled = torch._inductor.aoti_load_package(str(exports["aoti"].path / "model.pt2"))
     scorer = Scorer.load(exports["numpy"].path)
     table = bundle.vocabulary.table()
     columns = {
@@ -78,21 +82,34 @@ def ways(bundle, root):
     def raw(ids):
         return {name: values[ids[:, place]] for place, (name, values) in enumerate(columns.items())}
 
-    return {
+    found = {
         "bundle, ids": (size, lambda ids: torch.sigmoid(bundle.model(torch.from_numpy(ids))).numpy()),
         "bundle, raw rows": (size, lambda ids: bundle.predict(pl.DataFrame(raw(ids)))),
         "torch, ids": (exports["torch"].bytes, lambda ids: program(torch.from_numpy(ids)).numpy()),
+        "aoti, ids": (exports["aoti"].bytes, lambda ids: compiled(torch.from_numpy(ids)).numpy()),
         "onnx, ids": (exports["onnx"].bytes, lambda ids: sessions["model"].run(None, {"ids": ids})[0]),
         "onnx, raw rows": (exports["onnx"].bytes, lambda ids: sessions["rows"].run(None, raw(ids))[0]),
         "numpy, ids": (exports["numpy"].bytes, scorer.predict_ids),
     }
+    if "torchrec" in exports:
+        model = torchrec_model(exports["torchrec"].path)
+        found["torchrec, ids"] = (exports["torchrec"].bytes, lambda ids: model(torch.from_numpy(ids)).numpy())
+    return found
+
+
+def torchrec_model(folder):
+    """The model that the folder's own file loads."""
+    spec = importlib.util.spec_from_file_location("exported_model", folder / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Model.load(folder)
 
 
 @torch.no_grad()
-def timed(found, ids):
+def timed(found, ids, turns):
     """Milliseconds (p50, p99) of each way, all taking turns."""
     times = {name: [] for name in found}
-    for turn in range(TURNS[len(ids)] + 10):
+    for turn in range(turns + 10):
         for name, (_, run) in found.items():
             start = perf_counter()
             run(ids)
@@ -105,6 +122,7 @@ def timed(found, ids):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--part", type=float, default=1, help="of the turns, to see that it runs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -128,7 +146,7 @@ def main() -> None:
             found = ways(bundle, root)
             batches = {size: rng.integers(1, few_bits.VALUES, (size, few_bits.FIELDS)) for size in BATCHES}
             wanted = bundle.predict_ids(batches[1000])
-            times = {size: timed(found, ids) for size, ids in batches.items()}
+            times = {size: timed(found, ids, int(TURNS[size] * args.part) or 1) for size, ids in batches.items()}
             for name, (size, run) in found.items():
                 cells = [f"{value:.2f}" for batch in BATCHES for value in times[batch][name]]
                 difference = np.abs(np.asarray(run(batches[1000])) - wanted).max()
