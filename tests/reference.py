@@ -16,7 +16,7 @@ AREAS = {
     "Ranking": ("ranking", "knockout.py", "pruning.py"),
     "Search spaces, methods and budgets": (
         "space", "shipped.py", "ranges.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py",
-        "architecture.py", "trial.py", "candidates.py", "draws.py", "distill.py", "training.py", "retraining.py",
+        "architecture.py", "trial.py", "drafting.py", "estimating.py", "candidates.py", "draws.py", "distill.py", "training.py", "retraining.py",
         "task.py", "metrics.py",
     ),
     "Studies and clusters": (
