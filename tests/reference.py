@@ -87,5 +87,38 @@ def messages_page() -> str:
     return "\n".join(lines)
 
 
+def commands_page() -> str:
+    """docs/cli.md."""
+    from typer.main import get_command
+
+    from autoembed.cli import app
+
+    lines = [
+        "# Command line",
+        "",
+        "Every command with its arguments and options, made from the source by `python tests/reference.py`. All commands "
+        "end with status 0, with 2 and one line on stderr after an error, or with 130 after Ctrl-C.",
+        "",
+    ]
+    root = get_command(app)
+    for name, command in sorted(root.commands.items()):
+        words = [f"{{{one.name}}}" for one in command.params if one.param_type_name == "argument"]
+        lines += [f"## {name}", "", f"`autoembed {' '.join([name, *words])} [OPTIONS]`", "", command.help or "", ""]
+        shown = [one for one in command.params if not getattr(one, "hidden", False)]
+        if shown:
+            lines += ["| option | default | meaning |", "|---|---|---|"]
+        for one in shown:
+            flags = one.name if one.param_type_name == "argument" else ", ".join([*one.opts, *one.secondary_opts])
+            told = "" if one.default in (None, False) or callable(one.default) else f"`{one.default}`"
+            lines.append(f"| `{flags}` | {told} | {_cell(getattr(one, 'help', '') or '')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
 if __name__ == "__main__":
     (DOCS / "messages.md").write_text(messages_page())
+    (DOCS / "cli.md").write_text(commands_page())

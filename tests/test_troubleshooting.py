@@ -10,7 +10,7 @@ import pytest
 import autoembed
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import messages_page
+from reference import commands_page, messages_page
 
 PACKAGE = Path(autoembed.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "troubleshooting.md"
@@ -53,3 +53,7 @@ def test_the_page_tells_what_the_package_says(runs):
 
 def test_the_list_of_messages_is_that_of_the_source():
     assert (PAGE.parent / "messages.md").read_text() == messages_page(), "run: python tests/reference.py"
+
+
+def test_the_list_of_commands_is_that_of_the_source():
+    assert (PAGE.parent / "cli.md").read_text() == commands_page(), "run: python tests/reference.py"

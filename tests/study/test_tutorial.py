@@ -1,0 +1,35 @@
+"""docs/tutorial-adult.md, run as it stands on UCI's file."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "tutorial-adult.md"
+ADULT = Path(__file__).parents[3] / "shared" / "data" / "adult" / "adult.data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ADULT.is_file(), reason="needs UCI's adult.data in ../shared/data/adult")
+def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, ray_here, cli):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ADULT, tmp_path)
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    commands = "".join(blocks).replace("\\\n", " ").splitlines()
+    assert len(commands) == 7
+    said = []
+    for command in commands:
+        program, *words = shlex.split(command)
+        assert program == "autoembed"
+        status, out, err = cli(*words)
+        assert status == 0, err
+        said.append(out)
+    assert "label 1: income = >50K, the rarer value (positive)" in said[0]
+    assert "- education_num  # a copy of education" in Path("adult.yaml").read_text()
+    board = {line.split()[-10]: line for line in said[2].splitlines() if re.match(r" *►? +\w+ +0\.9", line)}
+    assert len(board) == 3
+    assert "closed by the search" in said[3]  # fnlwgt, a weight of the census
+    assert pl.read_parquet("scores.parquet").height == 32_561
