@@ -96,8 +96,8 @@ def commands_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command with its arguments and options, made from the source by `python tests/reference.py`. All commands "
-        "end with status 0, with 2 and one line on stderr after an error, or with 130 after Ctrl-C.",
+        "Every command with its arguments and options, made from the source by `python tests/reference.py`. All "
+        "commands end with status 0, with 2 and one line on stderr after an error, or with 130 after Ctrl-C.",
         "",
     ]
     root = get_command(app)
