@@ -146,7 +146,8 @@ class Bundle:
             total, rows = max(int(counts.sum()), 1), max(int(counted[2, place]), 1)
             # Without an id of its own, a missing value is one of the unknown ones: it is told as missing alone.
             unknown = counted[0, place] - (counted[1, place] if at == 0 else 0)
-            shares = (unknown / rows, counted[1, place] / rows, counts[0] / total, counts[at] / total if at else 0.0)
+            rare = counts[self.vocabulary.unknown(name)].sum()
+            shares = (unknown / rows, counted[1, place] / rows, rare / total, counts[at] / total if at else 0.0)
             table.append((name, *map(float, shares)))
         names = ("field", "unknown", "missing", "train_unknown", "train_missing")
         return pl.DataFrame(
@@ -161,7 +162,8 @@ class Bundle:
         for field in self.schema.fields:
             if field.cross:
                 continue
-            found = finite.filter(pl.col("field") == field.name).head(1)
+            hashed = pl.col("id").is_in(self.vocabulary.unknown(field.name).tolist())
+            found = finite.filter(pl.col("field") == field.name, ~hashed).head(1)
             values: list[object] = found["upper" if field.kind == "numeric" else "value"].to_list()
             row[field.name] = values or [None]
             if field.multi is not None and field.multi.separator is None:

@@ -215,7 +215,7 @@ def _recipe(
 def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Mapping[str, object]) -> DataSpec:
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
-    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}})
+    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}})
     with scratch() as staging:
         there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
@@ -235,8 +235,9 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
         if field.multi is not None
     }
     shared = {name: field.shares for name, field in fields.items() if field.shares}
+    hashed = {name: field.buckets for name, field in fields.items() if field.buckets}
     dropped = [name for name in there if name not in wanted]
-    return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "drop": dropped})
+    return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "hash": hashed, "drop": dropped})
 
 
 def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:

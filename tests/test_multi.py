@@ -185,3 +185,32 @@ def test_a_history_reads_the_table_of_items(viewed, tmp_path, method):
         done = refresh(tmp_path / "b", tmp_path / "new.parquet", tmp_path / "next", vocabulary="grow", epochs=1)
         assert ae.load_bundle(tmp_path / "next").architecture.inputs == ("item", "history")
         assert done.after.auc > 0.6
+
+
+def test_hashed_columns_score_the_same_wherever_they_are_scored(tmp_path):
+    from autoembed.serving.rows import RowReader
+
+    rng = np.random.default_rng(0)
+    users = [f"u{one}" for one in rng.zipf(1.5, 3000) % 700]
+    label = np.array([hash_of(one) for one in users]) + (rng.random(3000) < 0.2) > 0.5
+    tags = [[users[at], users[at - 1]] for at in range(3000)]
+    table = pl.DataFrame({"label": label.astype(int), "user": users, "tags": tags, "site": rng.integers(0, 5, 3000)})
+    data = {"hash": {"user": 20, "tags": 10}, "min_count": 5}
+    classifier(data=data, stages=[{"method": "uniform"}], budget={"width": 4}).fit(table).export(tmp_path / "b")
+    bundle = ae.load_bundle(tmp_path / "b")
+    rows = pl.DataFrame({"user": ["u1", "new", "u650", None, "7"], "tags": [["u1", "z"], [], ["new"], None, ["u1"]]})
+    rows = rows.with_columns(site=pl.lit(1))
+    expected = bundle.predict(rows)
+    assert expected[1] != bundle.predict(rows.with_columns(user=pl.lit("other")))[1]
+    scorer = Scorer.load(export_bundle(bundle, tmp_path / "numpy", "numpy").path)
+    np.testing.assert_allclose(scorer.predict(rows), expected, atol=1e-5)
+    reader = RowReader(bundle, max_rows=10, strict=False)
+    served = reader.ids([rows[name].to_list() for name in reader.columns])
+    assert np.array_equal(np.where(served < -1, 0, served), bundle.vocabulary.encode(rows))
+    assert bundle.example()["user"][0] == "u1"
+    shares = bundle.coverage(rows).row(by_predicate=pl.col("field") == "user", named=True)
+    assert shares["unknown"] == pytest.approx(3 / 5)
+
+
+def hash_of(text):
+    return int(text[1:]) % 2

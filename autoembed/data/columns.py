@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,13 +31,15 @@ COLUMNS = {
     "count": pl.Int64,
 }
 _TRUTH = {"1": "true", "0": "false"}
+_BUCKET = "#hash:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One field: `known` values in the order of `ids`, and the id of missing.
 
-    Numeric fields know ascending upper bounds, crossed ones ascending keys.
+    Numeric fields know ascending upper bounds, crossed ones ascending keys. With `buckets`, so many of the values are
+    those of `bucket_of`, which stand for all values that are rare or that train does not have.
     """
 
     kind: Kind
@@ -46,6 +49,7 @@ class Column:
     counts: Counts
     cross: Cross | None = None
     multi: Multi | None = None
+    buckets: int | None = None
 
     @property
     def length(self) -> int:
@@ -56,6 +60,28 @@ class Column:
     def lookup(self) -> Ids:
         """The id per position in `known`, and 0 behind the last for what is unknown."""
         return np.append(self.ids, np.int32(0))
+
+    @property
+    def unknown(self) -> Ids:
+        """The ids of values that are rare, or that train does not have: 0, and those of buckets."""
+        if self.buckets is None:
+            return np.zeros(1, dtype=np.int32)
+        return np.append(self.ids[self.known.str.starts_with(_BUCKET).to_numpy()], np.int32(0))
+
+    def like(self, other: Column) -> Column:
+        """This column, read as another one is."""
+        return replace(self, kind=other.kind, multi=other.multi, buckets=other.buckets)
+
+
+def bucket_of(text: str, buckets: int) -> str:
+    """The value that stands for a rare or unknown one: CRC-32 of its text, which every language has."""
+    return f"{_BUCKET}{zlib.crc32(text.encode()) % buckets}"
+
+
+def in_buckets(texts: pl.Series, buckets: int) -> pl.Series:
+    """The bucket of each text."""
+    distinct = texts.unique()
+    return texts.replace_strict(distinct, [bucket_of(text, buckets) for text in distinct], return_dtype=pl.String)
 
 
 def counted_values(frame: pl.LazyFrame, field: Field, label: str | None = None) -> pl.DataFrame:
@@ -72,12 +98,28 @@ def counted_values(frame: pl.LazyFrame, field: Field, label: str | None = None) 
     return counted if label is not None else counted.select(key(pl.col("value"), counted.schema["value"]), "count")
 
 
-def fit_categorical(counted: pl.DataFrame, min_count: int) -> Column:
+def fit_categorical(counted: pl.DataFrame, min_count: int, buckets: int | None = None) -> Column:
     merged = counted.group_by("value").agg(pl.col("count").sum().cast(pl.Int64))
-    ranked = merged.sort(["count", "value"], descending=[True, False], nulls_last=True)
-    frequent = ranked.filter(pl.col("count") >= min_count)
-    rare = int(ranked.filter(pl.col("count") < min_count)["count"].sum())
-    return ranked_column(frequent["value"], np.concatenate([[rare], frequent["count"].to_numpy()]).astype(np.int64))
+    return with_rare(merged, pl.col("count") >= min_count, 0, buckets)
+
+
+def with_rare(counted: pl.DataFrame, stays: pl.Expr, rare: int, buckets: int | None) -> Column:
+    """The column of the values (value, count) that stay; the others share id 0, beside `rare` rows, or buckets."""
+    if buckets is not None:
+        stays |= pl.col("value").str.starts_with(_BUCKET).fill_null(False)
+    kept, others = counted.filter(stays).select("value", "count"), counted.filter(~stays)
+    if buckets is not None:
+        texts = others.drop_nulls("value")
+        rare += int(others["count"].sum()) - int(texts["count"].sum())
+        every = pl.DataFrame({"value": [f"{_BUCKET}{n}" for n in range(buckets)]}).with_columns(
+            pl.lit(0, pl.Int64).alias("count")
+        )
+        held = texts.select(in_buckets(texts["value"], buckets).alias("value"), pl.col("count").cast(pl.Int64))
+        kept = pl.concat([kept, held, every]).group_by("value").agg(pl.col("count").sum())
+    else:
+        rare += int(others["count"].sum())
+    ranked = kept.sort(["count", "value"], descending=[True, False], nulls_last=True)
+    return ranked_column(ranked["value"], np.concatenate([[rare], ranked["count"].to_numpy()]).astype(np.int64))
 
 
 def ranked_column(values: pl.Series, counts: Counts) -> Column:
@@ -103,10 +145,8 @@ def grown(before: Column, log: Column, least: int, evict: float, memory: float) 
     rows = memory * pl.col("old").fill_null(0) + pl.col("new").fill_null(0)
     stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(rows >= evict)
     both = both.with_columns(rows.ceil().cast(pl.Int64).alias("count"), stays.alias("stays"))
-    ranked = both.sort(["count", "value"], descending=[True, False], nulls_last=True)
-    kept = ranked.filter("stays")
-    rare = int(memory * before.counts[0]) + int(log.counts[0]) + int(ranked.filter(~pl.col("stays"))["count"].sum())
-    return ranked_column(kept["value"], np.concatenate([[rare], kept["count"].to_numpy()]).astype(np.int64))
+    rare = int(memory * before.counts[0]) + int(log.counts[0])
+    return with_rare(both, pl.col("stays"), rare, before.buckets)
 
 
 def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
@@ -170,6 +210,8 @@ def encode_categorical(series: pl.Series, column: Column, enum: pl.Enum) -> Ids:
             tidied = tidied.replace(truth) if truth else tidied
             places = places.scatter(strange, tidied.cast(enum, strict=False).to_physical())
             text = text.scatter(strange, tidied)
+    if column.buckets is not None and len(at := (places.is_null() & text.is_not_null()).arg_true()):
+        places = places.scatter(at, in_buckets(text.gather(at), column.buckets).cast(enum).to_physical())
     ids: Ids = column.lookup[places.fill_null(len(column.ids)).to_numpy()]
     if column.missing:
         ids[text.is_null().to_numpy()] = column.missing

@@ -248,6 +248,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "numeric": spec.numeric,
         "multi": list(spec.multi),
         "shared": [*spec.readers, *spec.readers.values()],
+        "hash": list(spec.hash),
         "time": [spec.time] if spec.time else [],
     }
     for where, names in wanted.items():
@@ -294,7 +295,14 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
 
     read = {name: how for name, (how, _) in multi.items()}
     shares = spec.readers
-    fields = tuple(Field(name=name, kind=kind(name), multi=read.get(name), shares=shares.get(name)) for name in names)
+    fields = tuple(
+        Field(name=name, kind=kind(name), multi=read.get(name), shares=shares.get(name), buckets=spec.hash.get(name))
+        for name in names
+    )
+    for field in fields:
+        if field.buckets is not None and (field.kind == "numeric" or field.shares is not None):
+            why = f"it has the ids of {field.shares}: hash that" if field.shares else "it is numeric"
+            raise DataError(f"data.hash cannot hash {field.name}, as {why}")
     _check_shared({field.name: field for field in fields})
     return spec.schema_of(fields)
 

@@ -56,7 +56,8 @@ class Field(BaseModel):
     `cardinality` counts the ids of the column, id 0 (unknown or rare) included; it is 0 until a vocabulary is fitted.
     A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then. A
     multi-valued one has `multi.length` columns of the encoded table: its values' ids, then PAD. One that `shares` has
-    the ids of another field, and its embeddings are looked up in the other's table.
+    the ids of another field, and its embeddings are looked up in the other's table. Rare and unknown values of one with
+    `buckets` are hashed into so many ids.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +69,7 @@ class Field(BaseModel):
     candidate: bool = False
     multi: Multi | None = None
     shares: str | None = None
+    buckets: int | None = None
 
     @property
     def length(self) -> int:
@@ -78,7 +80,8 @@ class Field(BaseModel):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what only some fields have: what was stored before there were such fields reads the same."""
         node: dict[str, Any] = handler(self)
-        return {key: value for key, value in node.items() if value is not None or key not in ("multi", "shares")}
+        later = ("multi", "shares", "buckets")
+        return {key: value for key, value in node.items() if value is not None or key not in later}
 
 
 class FeatureSchema(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -99,7 +99,8 @@ class DataSpec(StrictModel):
     `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written, such as
     "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
     are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
-    {last_item: item}: they have its ids and read its table.
+    {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
+    of a column are hashed, such as {user_id: 10000}; without it they share one.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -124,6 +125,7 @@ class DataSpec(StrictModel):
     numeric: tuple[str, ...] = ()
     multi: dict[str, MultiSpec] = Field(default={})
     shared: dict[str, str] = Field(default={})
+    hash: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)

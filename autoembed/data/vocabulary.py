@@ -24,15 +24,15 @@ from autoembed.data.columns import (
     fit_categorical,
     fit_numeric,
     grown,
-    ranked_column,
     table_of,
+    with_rare,
 )
 from autoembed.data.crosses import CrossSpec, frequent_keys, keys_of, name_of
 from autoembed.data.schema import Cross, FeatureSchema, Field, Multi
 from autoembed.errors import DataError
 from autoembed.types import Progress
 
-_CROSSES, _MULTI = "autoembed.crosses", "autoembed.multi"
+_CROSSES, _MULTI, _HASH = "autoembed.crosses", "autoembed.multi", "autoembed.hash"
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
 ENCODING = 5
 
@@ -45,7 +45,7 @@ class Vocabulary:
     any other. A numeric field is cut into bins as `bins.upper_bounds` says, and a number that train has not is in the
     nearest bin. The values of a crossed field are pairs of ids of two fields before it. Those of a multi-valued field
     are the single ones in its lists, and a list without any is missing. Fields that share a table have equal ids, by
-    the rows of all of them.
+    the rows of all of them. Values of a hashed field that are rare or unknown share its buckets, and not id 0.
     """
 
     def __init__(self, columns: dict[str, Column]) -> None:
@@ -72,8 +72,10 @@ class Vocabulary:
             if fields[0].kind == "numeric":
                 column = fit_numeric(counted_values(frame, fields[0], schema.label), fields[0].name, bins)
             else:
-                column = fit_categorical(pl.concat([counted_values(frame, field) for field in fields]), min_count)
-            columns |= {field.name: replace(column, kind=field.kind, multi=field.multi) for field in fields}
+                counted = pl.concat([counted_values(frame, field) for field in fields])
+                column = fit_categorical(counted, min_count, fields[0].buckets)
+            for field in fields:
+                columns[field.name] = replace(column, kind=field.kind, multi=field.multi, buckets=fields[0].buckets)
         return cls({name: columns[name] for name in schema.names})
 
     @property
@@ -131,7 +133,8 @@ class Vocabulary:
         for place, (name, column) in enumerate(self._columns.items()):
             own = ids[:, self._places[name]]
             missing = int((own == column.missing).sum()) if column.missing else 0
-            found[:, place] = (own == 0).sum(), missing, (own >= 0).sum()
+            unknown = np.isin(own, column.unknown) if column.buckets else own == 0
+            found[:, place] = unknown.sum(), missing, (own >= 0).sum()
         return found
 
     def encode_cross(self, name: str, a: Ids, b: Ids) -> Ids:
@@ -184,8 +187,7 @@ class Vocabulary:
             after = log._column(name)
             columns[name] = column
             if column.kind != "numeric":
-                new = grown(column, after, least, evict, memory)
-                columns[name] = replace(new, kind=column.kind, multi=column.multi)
+                columns[name] = grown(column, after, least, evict, memory).like(column)
         return Vocabulary(columns)
 
     def pruned(self, least: int) -> Vocabulary:
@@ -193,11 +195,8 @@ class Vocabulary:
         columns = dict(self._columns)
         for name, column in columns.items():
             if column.kind in ("categorical", "multi"):
-                known = table_of(name, column)[1:]
-                rare = int(column.counts[0]) + int(known.filter(pl.col("count") < least)["count"].sum())
-                kept = known.filter(pl.col("count") >= least)
-                pruned = ranked_column(kept["value"], np.append(np.int64(rare), kept["count"].to_numpy()))
-                columns[name] = replace(pruned, kind=column.kind, multi=column.multi)
+                known, rare = table_of(name, column)[1:], int(column.counts[0])
+                columns[name] = with_rare(known, pl.col("count") >= least, rare, column.buckets).like(column)
         return Vocabulary(columns)
 
     def cross(self, name: str) -> Cross | None:
@@ -208,6 +207,14 @@ class Vocabulary:
         """How the values of a multi-valued field are read, or None."""
         return self._column(name).multi
 
+    def buckets(self, name: str) -> int | None:
+        """How many ids the rare and unknown values of a field share, or None if they share id 0."""
+        return self._column(name).buckets
+
+    def unknown(self, name: str) -> Ids:
+        """The ids that rare and unknown values of a field have."""
+        return self._column(name).unknown
+
     def table(self) -> pl.DataFrame:
         """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare)."""
         return pl.concat([table_of(name, column) for name, column in self._columns.items()])
@@ -216,7 +223,9 @@ class Vocabulary:
         """Write `table` as Parquet, with what crossed fields are made of, and how others are read, in its metadata."""
         crosses = {name: column.cross.model_dump() for name, column in self._columns.items() if column.cross}
         multi = {name: column.multi.model_dump() for name, column in self._columns.items() if column.multi}
+        hashed = {name: column.buckets for name, column in self._columns.items() if column.buckets}
         metadata = {_CROSSES: json.dumps(crosses)} | ({_MULTI: json.dumps(multi)} if multi else {})
+        metadata |= {_HASH: json.dumps(hashed)} if hashed else {}
         self.table().write_parquet(path, metadata=metadata)
 
     @classmethod
@@ -225,7 +234,7 @@ class Vocabulary:
         try:
             table = pl.read_parquet(path, glob=False)
             metadata = pl.read_parquet_metadata(path)
-            crosses, multi = (json.loads(metadata.get(key, "{}")) for key in (_CROSSES, _MULTI))
+            crosses, multi, hashed = (json.loads(metadata.get(key, "{}")) for key in (_CROSSES, _MULTI, _HASH))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
         if table.schema != pl.Schema(COLUMNS) or not table.height:
@@ -233,4 +242,5 @@ class Vocabulary:
                 f"{path} is not a vocabulary: its columns must be {', '.join(COLUMNS)}, and it must have rows"
             )
         parts = table.partition_by("field", maintain_order=True)
-        return cls({part["field"][0]: column_of(part, crosses, multi, path) for part in parts})
+        columns = {part["field"][0]: column_of(part, crosses, multi, path) for part in parts}
+        return cls({name: replace(column, buckets=hashed.get(name)) for name, column in columns.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import polars as pl
@@ -13,12 +13,16 @@ from autoembed.data.vocabulary import Vocabulary
 
 
 class Categorical(TypedDict):
-    """`values` has the text of each id; None at id 0 (unknown) and at `missing`, which is 0 if it has no id."""
+    """`values` has the text of each id; None at id 0 (unknown) and at `missing`, which is 0 if it has no id.
+
+    With `buckets`, a text without an id has that of the text "#hash:N", N its CRC-32 modulo `buckets`.
+    """
 
     name: str
     kind: Literal["categorical"]
     missing: int
     values: list[str | None]
+    buckets: NotRequired[int]
 
 
 class Multi(TypedDict):
@@ -35,6 +39,7 @@ class Multi(TypedDict):
     separator: str | None
     length: int
     keep: Literal["first", "last"]
+    buckets: NotRequired[int]
 
 
 class Numeric(TypedDict):
@@ -77,12 +82,14 @@ def write_lookups(vocabulary: Vocabulary, folder: Path) -> None:
 
 def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) -> Lookup:
     missing = vocabulary.missing(name)
+    hashed = vocabulary.buckets(name)
     if kind == "categorical":
-        return Categorical(name=name, kind="categorical", missing=missing, values=rows["value"].to_list())
+        found = Categorical(name=name, kind="categorical", missing=missing, values=rows["value"].to_list())
+        return found if hashed is None else {**found, "buckets": hashed}
     if kind == "multi":
         how = vocabulary.multi(name)
         assert how is not None
-        return Multi(
+        several = Multi(
             name=name,
             kind="multi",
             missing=missing,
@@ -91,6 +98,7 @@ def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) ->
             length=how.length,
             keep=how.keep,
         )
+        return several if hashed is None else {**several, "buckets": hashed}
     if kind == "numeric":
         bins = rows.filter(pl.col("upper").is_not_null()).sort("upper")
         uppers = [upper if np.isfinite(upper) else None for upper in bins["upper"].to_list()]

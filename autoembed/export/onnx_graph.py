@@ -31,7 +31,7 @@ _TRUTH = {"true": ("true", "True", "TRUE", "1"), "false": ("false", "False", "FA
 def write(bundle: Bundle, folder: Path) -> None:
     """Writes model.onnx and rows.onnx; BundleError says which package is missing.
 
-    rows.onnx is left out where a crossed column is hashed, which ONNX has no operation for, or one is multi-valued.
+    rows.onnx is left out where a column is hashed, which ONNX has no operation for, or multi-valued.
     """
     try:
         import onnx
@@ -41,7 +41,7 @@ def write(bundle: Bundle, folder: Path) -> None:
     model = graph_of_ids(program_of(bundle))
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)
-    if not any(field["kind"] == "multi" or (field["kind"] == "crossed" and field["buckets"]) for field in fields):
+    if not any(field["kind"] == "multi" or field.get("buckets") for field in fields):
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 

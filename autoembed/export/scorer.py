@@ -16,6 +16,7 @@ import decimal
 import json
 import math
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def _moment(text):
 class _Categorical:
     def __init__(self, field):
         self.known = {value: place for place, value in enumerate(field["values"]) if value is not None}
-        self.missing = field["missing"]
+        self.missing, self.buckets = field["missing"], field.get("buckets")
         words = set(self.known)
         self.truth = {}
         if words and words <= {"true", "false"}:
@@ -98,6 +99,8 @@ class _Categorical:
         text = self.truth.get(text, text)
         if self.numbers or isinstance(value, (bool, np.bool_)):
             text = {"true": "1", "false": "0"}.get(text, text) if text not in self.known else text
+        if self.buckets and text not in self.known:
+            text = f"#hash:{zlib.crc32(text.encode()) % self.buckets}"
         return self.known.get(text, 0)
 
 

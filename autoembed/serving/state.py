@@ -38,6 +38,9 @@ class Loaded:
         missing, lengths = map(bundle.vocabulary.missing, bundle.schema.names), bundle.schema.lengths
         self.missing = np.repeat([at or GONE for at in missing], lengths)  # of each column of ids
         self.starts = np.cumsum((0, *lengths[:-1]))
+        known, schema = bundle.vocabulary, bundle.schema
+        hashed = [name for name in schema.names if known.buckets(name)]
+        self.hashed = {place: known.unknown(name) for name in hashed for place in schema.columns([name])}
         self.counted, self.rows = np.zeros((3, len(lengths)), dtype=np.int64), 0
         row = bundle.example()
         self.predict(self.reader.ids([row[name].to_list() for name in self.reader.columns]))  # the first one is slow
@@ -56,7 +59,10 @@ class Loaded:
 
     def count(self, ids: Array) -> None:
         """Adds the unknown and missing values of ids as the reader gives them."""
-        counted = [(each.sum(axis=0)) for each in ((ids == 0) | (ids == GONE), ids == self.missing, ids != PAD)]
+        unknown = (ids == 0) | (ids == GONE)
+        for place, hashed in self.hashed.items():
+            unknown[:, place] |= np.isin(ids[:, place], hashed)
+        counted = [(each.sum(axis=0)) for each in (unknown, ids == self.missing, ids != PAD)]
         self.counted += np.add.reduceat(counted, self.starts, axis=1)
         self.rows += len(ids)
 

@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from autoembed.data.columns import bucket_of
 from autoembed.data.schema import PAD
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import MISSING, as_text, numbers, tidy
@@ -47,7 +48,7 @@ class CategoricalField:
     def __init__(self, field: lookups.Categorical | lookups.Multi, spec: DataSpec) -> None:
         self.name, self.cleaner = field["name"], Cleaner(spec)
         self.known = {text: place for place, text in enumerate(field["values"]) if text is not None}
-        self.missing = field["missing"] or GONE
+        self.missing, self.buckets = field["missing"] or GONE, field.get("buckets")
         words = set(self.known) if len(self.known) <= len(_WORDS) else set()
         self.truth: dict[str, str] = {}
         if words and words <= set(_WORDS.values()):
@@ -83,7 +84,12 @@ class CategoricalField:
         if text in self.known:
             return self.known[text]
         tidied = tidy_text(text)
-        return self.missing if tidied is None else self.known.get(truth.get(tidied, tidied), 0)
+        if tidied is None:
+            return self.missing
+        written = truth.get(tidied, tidied)
+        if self.buckets and written not in self.known:
+            written = bucket_of(written, self.buckets)
+        return self.known.get(written, 0)
 
 
 class MultiField:

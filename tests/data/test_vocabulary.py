@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoembed.data.dataset import build_dataset
 from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.spec import DataSpec
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError
 
@@ -222,3 +224,54 @@ def test_a_vocabulary_of_before_still_encodes_as_it_did(tmp_path):
     before = before.with_columns(id=pl.int_range(pl.len(), dtype=pl.Int32), count=pl.Series([0, 900, 100]))
     before.write_parquet(tmp_path / "v.parquet")
     assert encode(Vocabulary.read(tmp_path / "v.parquet"), [-1.0, 0.0, 1.0, 1e9]) == [1, 1, 2, 2]
+
+
+def hashed(values, buckets=3, min_count=2):
+    frame = pl.DataFrame({"x": values, "y": [0] * len(values)})
+    schema = FeatureSchema(fields=(Field(name="x", buckets=buckets),), label="y")
+    return Vocabulary.fit(frame.lazy(), schema, min_count, 8)
+
+
+def test_rare_and_unknown_values_of_a_hashed_field_share_its_buckets(tmp_path):
+    rare = [f"r{number}" for number in range(30)]
+    vocabulary = hashed(["a"] * 9 + ["b"] * 40 + rare + [None])
+    table = vocabulary.table()
+    assert sorted(table["value"].drop_nulls()) == ["#hash:0", "#hash:1", "#hash:2", "a", "b"]
+    assert table["value"][1] == "b"
+    assert table["count"].sum() == 80
+    assert vocabulary.counts("x")[0] == 1  # what is missing, and too rare for an id of its own
+    encoded = vocabulary.encode(pl.DataFrame({"x": ["b", *rare, "new", None, "7", "7.0"]}))[:, 0]
+    assert encoded[0] == 1
+    assert set(encoded[1:32]) == set(vocabulary.unknown("x")) - {0}
+    assert encoded[32] == 0
+    assert encoded[33] == encoded[34]  # one text, one bucket
+    assert vocabulary.gaps(vocabulary.encode(pl.DataFrame({"x": ["b", "new", None]})))[:, 0].tolist() == [2, 0, 3]
+    vocabulary.write(tmp_path / "v.parquet")
+    again = Vocabulary.read(tmp_path / "v.parquet")
+    assert again.buckets("x") == 3
+    assert np.array_equal(again.encode(pl.DataFrame({"x": rare})), vocabulary.encode(pl.DataFrame({"x": rare})))
+
+
+def test_a_hashed_field_keeps_its_buckets_after_a_later_log():
+    old, log = hashed(["a"] * 9 + ["b"] * 4 + ["r"]), hashed(["b"] * 9 + ["c"] * 5 + ["s"], min_count=1)
+    grown = old.grown(log, least=2, evict=5.0, memory=0.5)
+    table = dict(grown.table().select("value", "count").iter_rows())
+    assert set(table) == {None, "#hash:0", "#hash:1", "#hash:2", "b", "c"}  # a, with 4.5 rows, has gone into a bucket
+    assert sum(table[f"#hash:{number}"] for number in range(3)) == 5 + 1 + 1
+    assert set(log.pruned(3).table()["value"]) == {None, "#hash:0", "#hash:1", "#hash:2", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ({"hash": {"nobody": 9}}, "data.hash names no column of the table: nobody"),
+        ({"hash": {"n": 9}}, "data.hash cannot hash n, as it is numeric"),
+        ({"hash": {"b": 9}, "shared": {"b": "a"}}, "data.hash cannot hash b, as it has the ids of a: hash that"),
+    ],
+)
+def test_what_cannot_be_hashed_is_refused(tmp_path, spec, line):
+    frame = pl.DataFrame({"label": [0, 1] * 50, "a": ["x", "y"] * 50, "b": ["y", "x"] * 50, "n": [0.5, 1.25] * 50})
+    frame.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError) as caught:
+        build_dataset(DataSpec.model_validate(spec), tmp_path / "t.parquet", tmp_path / "cache")
+    assert line in str(caught.value)
