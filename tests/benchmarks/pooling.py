@@ -67,8 +67,8 @@ def main():
         "`python tests/benchmarks/pooling.py --out docs/results/pooling.md`",
         "",
         f"{ROWS:,} rows, {VALUES:,} values, {DIM} dims, 32 bits; forward and backward of the embedding alone. Median "
-        f"of {TURNS}, in turn, one thread. torch {torch.__version__}, {platform.machine()}. The ratio is to 20 fields of "
-        "one value: as many look-ups, in 20 tables where the list has one. EmbeddingBag reads all places of a row.",
+        f"of {TURNS}, in turn, one thread. torch {torch.__version__}, {platform.machine()}. The ratio is to 20 fields "
+        "of one value: as many look-ups, in 20 tables where the list has one. EmbeddingBag reads all places of a row.",
         "",
         "| widths | | ms | ratio |",
         "|---|---|---:|---:|",
