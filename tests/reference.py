@@ -6,6 +6,7 @@ python tests/reference.py      writes docs/messages.md; tests/test_troubleshooti
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
+def schemas() -> dict[str, object]:
+    """The JSON Schemas in docs/, by file."""
+    from autoembed.architecture import Architecture
+    from autoembed.space.json_schema import json_schema
+
+    return {"architecture.schema.json": Architecture.model_json_schema(), "search-space.schema.json": json_schema()}
+
+
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
@@ -122,3 +131,5 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     (DOCS / "messages.md").write_text(messages_page())
     (DOCS / "cli.md").write_text(commands_page())
+    for name, schema in schemas().items():
+        (DOCS / name).write_text(json.dumps(schema, indent=1) + "\n")
