@@ -1,6 +1,6 @@
 """Pages of docs/ that are made from the source.
 
-    python tests/reference.py      writes docs/messages.md, docs/cli.md and the JSON Schemas; tests say if that is needed
+python tests/reference.py      writes docs/messages.md, docs/cli.md and the JSON Schemas; tests say if that is needed
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def search(
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
     if dry_run:
-        _dry_run(space, data, runs, trials, cpus)
+        tell_estimate(space, data, runs, trials, cpus)
         return
     from autoembed.study.engine.run import Request, run_study
     from autoembed.study.show.progress import Bar
@@ -79,34 +79,6 @@ def search(
             show_unfinished(stdout(), request.run)
         raise
     _show_board(stdout(), Study(run))
-
-
-def _dry_run(path: Path, data: str | None, runs: Path, trials: int | None, cpus: int | None) -> None:
-    """Says what a study would do; only the encoded data stay, for the study to find them."""
-    from autoembed.data.dataset import build_dataset
-    from autoembed.drafting import told_estimate
-    from autoembed.estimating import estimate
-    from autoembed.ranking.ranking import rank
-    from autoembed.space import SearchSpace
-    from autoembed.study.show.progress import Bar
-    from autoembed.study.show.tables import stdout
-
-    space = SearchSpace.read(path)
-    if trials is not None:
-        space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": trials})})
-    with Bar() as bar:
-        dataset = build_dataset(space.data, data, runs / ".cache", bar.step)
-        for note in dataset.notes:
-            bar.tell(note)
-        if space.features.keep is not None:
-            dataset = dataset.keep(rank(dataset, progress=bar.step).top(space.features.keep), runs / ".cache")
-        taken = estimate(space, dataset, cpus)
-    lines = [f"{dataset.rows(split):,} {split}" for split in dataset.splits]
-    console = stdout()
-    console.print(f"{path.stem}: {', '.join(lines)} rows, {len(dataset.schema.fields)} columns", soft_wrap=True)
-    for arm, number in taken.trials.items():
-        console.print(f"  {arm}: {number} trial{'s' * (number > 1)}", soft_wrap=True, markup=False)
-    console.print(f"  {told_estimate(taken)}", soft_wrap=True, markup=False)
 
 
 def _again() -> tuple[str, ...]:
