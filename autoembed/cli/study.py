@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoembed.cli.init import tell_estimate
 from autoembed.cli.options import (
     INTERRUPTED,
     Data,
