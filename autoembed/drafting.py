@@ -277,6 +277,7 @@ def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapp
     whole = uniform_bytes(root, _DIM)
     small, medium = max(whole // 32, 1000), max(whole // 8, 2000)
     batch, epochs, warm, _ = _recipe(dataset.rows("train"))
+    metric = dataset.task.metrics[0]
     lines = ["data:"]
     for name, value in data.items():
         if name == "drop":
@@ -309,7 +310,7 @@ def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapp
         f"# Bytes of the embeddings: {whole:,} hold {_DIM} dims of 32 bits for every value; small: {small}; medium: "
         f"{medium}.",
         f"budget: {{trials: 4, embedding_bytes: {medium}}}",
-        "objective: {maximize: valid.auc}",
+        f"objective: {{{'maximize' if metric.rises else 'minimize'}: valid.{metric.name}}}",
         "",
     ]
     return "\n".join(lines)

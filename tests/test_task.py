@@ -19,6 +19,7 @@ MAY_NAME = {
     "metrics.py": "their formulas",
     "task.py": "the task itself",
     "data/readers.py": "the best AUC that planted data allow",
+    "export/fuxictr_config.py": "FuxiCTR's own names",
     "study/results/leaderboard.py": "names in leaderboard.json",
     "study/show/report.py": "the same",
 }

@@ -420,7 +420,7 @@ def explain(
         study = Study.open(run, data=data, shown=bar)
         chosen = study.trial(trial)
         table = study.explain(chosen.id, device=device)
-    title = f"{study.name}: what each column brings to {chosen.id}, by the rise of valid's logloss without it"
+    title = f"{study.name}: what each column brings to {chosen.id}, by how much the loss on valid rises without it"
     show_explained(stdout(), table, title, top)
     if out is not None:
         with beside(out) as temporary:

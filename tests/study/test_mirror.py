@@ -103,7 +103,7 @@ def test_runs_have_tags_inputs_curves_and_pictures(finished):
     trial = mirrored["dnis-1"]
     fingerprint = run.read_json("dataset.json")["fingerprint"]
     assert trial["tags"].items() >= {
-        "method": "dnis", "arm": "dnis", "stage": "retrain", "backbone": "deepfm", "state": "done", "trial": "dnis-1",
+        "method": "dnis", "arm": "dnis", "phase": "retrain", "backbone": "deepfm", "state": "done", "trial": "dnis-1",
         "dataset.fingerprint": fingerprint, "autoembed.folder": run.identity,
     }.items()  # fmt: skip
     assert trial["inputs"] == mirrored[run.name]["inputs"] == [("planted", fingerprint)]

@@ -9,7 +9,7 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.budget import first_order
 from autoembed.data.dataset import Dataset
-from autoembed.knockout import field_scores
+from autoembed.knockout import field_scores, rise_of
 from autoembed.nn.model import CTRModel
 from autoembed.plans import FieldPlan
 from autoembed.ranking.ranking import Ranking
@@ -44,11 +44,13 @@ def explain(
     if isinstance(model, CTRModel):
         table = table.join(field_scores(model, dataset, "valid", device, progress), on="field", how="left")
     else:
-        names = ("logloss_rise", "logloss_se", "auc_fall", "auc_se", "saliency")
+        labels = dataset.labels("valid")
+        even = np.zeros(len(labels))
+        names = (*dataset.task.compare(labels, even)(even), "saliency")
         table = table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in names)
     first = ("field", "kind", "ids", "place", "score", "z", "fate")
     ordered = table.select(*first, pl.exclude(first))
-    return ordered.sort("logloss_rise", "bytes", "score", descending=True, nulls_last=True)
+    return ordered.sort(rise_of(dataset), "bytes", "score", descending=True, nulls_last=True)
 
 
 def _kept(architecture: Architecture) -> pl.DataFrame:

@@ -68,11 +68,14 @@ def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | No
 
 def show_explained(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
     """Prints what each column of a study brings."""
-    heads = ("ids", "place", "score", "z", "fate", "dims", "bits", "bytes", "share", "loss rise", "se", "AUC fall")
-    out = make_table(title, "field", *heads)
-    shown = table if top is None else table.head(top)
     forms = {"ids": ",", "place": "d", "score": ".4f", "z": ".1f", "dims": ".1f", "bits": ".1f"}
-    forms |= {"bytes": ",", "share": ".1%"} | dict.fromkeys(("logloss_rise", "logloss_se", "auc_fall"), ".5f")
+    forms |= {"bytes": ",", "share": ".1%"}
+    scores = [name for name in table.columns if name not in ("field", "kind", "fate", "saliency", *forms)]
+    first, rest = list(forms)[:4], list(forms)[4:]
+    heads = ("se" if name.endswith("_se") else _head(name) for name in scores)
+    out = make_table(title, "field", *first, "fate", *rest, *heads)
+    forms |= dict.fromkeys(scores, ".5f")
+    shown = table if top is None else table.head(top)
     for row in shown.iter_rows(named=True):
         filled = ["" if row[name] is None else format(row[name], form) for name, form in forms.items()]
         out.add_row(Text(row["field"]), *filled[:4], row["fate"], *filled[4:])
