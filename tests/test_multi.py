@@ -9,7 +9,7 @@ from autoembed.bundle import verify_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.planted import PlantedSpec, planted
 from autoembed.data.spec import DataSpec
-from autoembed.errors import BundleError, DataError
+from autoembed.errors import BundleError, DataError, SpaceError
 from autoembed.export.formats import export_bundle
 from autoembed.export.scorer import Scorer
 from autoembed.knockout import field_scores
@@ -214,3 +214,15 @@ def test_hashed_columns_score_the_same_wherever_they_are_scored(tmp_path):
 
 def hash_of(text):
     return int(text[1:]) % 2
+
+
+def test_clusters_of_lists_alone_need_the_centroids(tmp_path):
+    planted(PlantedSpec(rows=600, marginal=(), xor=(), low_rank=(), noise=(), multi=(9,)))[0].drop(
+        "logit"
+    ).write_parquet(tmp_path / "t.parquet")
+    data = build_dataset(DataSpec(), tmp_path / "t.parquet", tmp_path / "cache")
+    stage = {"method": "ihas", "warm_epochs": 1, "epochs": 1}
+    config = {"arm": "a", "limit": {"width": 2}, "backbone": {"name": "dnn", "hidden": [4]}, "train": {"epochs": 1}}
+    with pytest.raises(SpaceError, match="there is none: set router: centroid"):
+        run_trial(check({**config, "stages": [stage]}), data, lambda event: None)
+    run_trial(check({**config, "stages": [{**stage, "router": "centroid"}]}), data, lambda event: None)

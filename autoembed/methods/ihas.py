@@ -178,6 +178,9 @@ class Supernet(supernet.Supernet):
         ]
         if config.clusters == 1:
             return None, ids.new_zeros(len(ids), dtype=torch.int64), {}
+        reads_values = config.cluster_on == "random" or config.router == "table"
+        if reads_values and all(field.pool for field in fields):
+            raise SpaceError("ihas's router reads columns of one value a row, and there is none: set router: centroid")
         if config.cluster_on == "random":
             hashed = tuple(RouterField(name=f.name, rows=f.rows) for f in fields if f.pool is None)
             plan = RouterPlan(kind="hash", fields=hashed, seed=self.seed)
