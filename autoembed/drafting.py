@@ -17,7 +17,7 @@ from autoembed.budget import uniform_bytes
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.files import Where
 from autoembed.data.layout import layout_of
-from autoembed.data.readers import read_rows
+from autoembed.data.readers import clean, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col, key
 from autoembed.errors import DataError, option
@@ -105,25 +105,28 @@ def _columns(source: Where, data: Node, ask: Callable[[list[str]], str] | None, 
     with scratch() as staging:
         spec = DataSpec.checked({**data, "label": data.get("label", "label")})
         first, several = _first(source, spec)
-        frame = read_rows(spec, first, staging)
+        frame = read_rows(spec, first, staging)  # once: text is converted as a whole
+
+        def cleaned() -> pl.LazyFrame:
+            return clean(frame, DataSpec.checked({**data, "label": data.get("label", "label")}))
+
         head = frame.head(_SEEN).collect()
         if "strip" not in data and any(text.str.contains(r"^\s+\S").any() for text in _texts(head)):
             data["strip"] = True
             notes.append("blanks around values are cut off (strip)")
-            head = read_rows(DataSpec.checked({**data, "label": "label"}), first, staging).head(_SEEN).collect()
+            head = cleaned().head(_SEEN).collect()
         if "null_values" not in data and (markers := _markers(head)):
             data["null_values"] = markers
             notes.append(f"missing where it says {', '.join(markers)}")
-        head = read_rows(DataSpec.checked({**data, "label": "label"}), first, staging).head(_SEEN).collect()
+            head = cleaned().head(_SEEN).collect()
         if "label" not in data:
             data["label"] = _label(head, ask, notes)
         name = str(data["label"])
         if name not in head.columns:
             raise DataError(f"there is no label column {name!r}: the columns are {', '.join(head.columns)}")
-        again = read_rows(DataSpec.checked(data), first, staging)
-        counted = again.select(key(col(name), head.schema[name]).alias("value")).group_by("value").agg(pl.len())
+        counted = cleaned().select(key(col(name), head.schema[name]).alias("value")).group_by("value").agg(pl.len())
         share = _label_values(counted.collect(engine="streaming"), name, data, notes)
-        if "time" not in data and (time := _time(again, head, name)):
+        if "time" not in data and (time := _time(cleaned(), head, name)):
             data["time"] = time
             notes.append(f"split by time: {time}")
         if "split" not in data and not several:
