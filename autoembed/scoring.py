@@ -12,7 +12,7 @@ from autoembed.bundle import Bundle
 from autoembed.data.files import locate, signature
 from autoembed.data.readers import labelled, read_rows
 from autoembed.data.spec import DataSpec
-from autoembed.data.values import col
+from autoembed.data.values import col, key
 from autoembed.errors import DataError, option
 from autoembed.task import told
 from autoembed.types import Array, Progress
@@ -41,6 +41,7 @@ def score_table(
     device: str = "auto",
     settings: Mapping[str, object] | None = None,
     max_unknown: float | None = None,
+    group: str | None = None,
     progress: Progress | None = None,
 ) -> Scored:
     """Scores all rows of a table.
@@ -52,6 +53,7 @@ def score_table(
         device: auto, cpu, cuda or cuda:N.
         settings: keys of the `data:` section that override those that the bundle was made with.
         max_unknown: the share of unknown values of a field above which nothing is scored.
+        group: a column within whose values quality is told as well, such as a user's id.
         progress: called with (step, done, total).
 
     Raises:
@@ -66,6 +68,8 @@ def score_table(
         missing = [name for name in keep if name not in present]
         if missing:
             raise DataError(f"unknown column {missing[0]!r} in {option('keep')}: the table has {', '.join(present)}")
+        if group is not None and group not in present:
+            raise DataError(f"unknown column {group!r} in {option('group')}: the table has {', '.join(present)}")
         if PREDICTION in keep:
             raise DataError(
                 f"{option('keep', PREDICTION)} would stand beside the new predictions under one name: rename the column"
@@ -80,7 +84,7 @@ def score_table(
         prediction = pl.Series(PREDICTION, scores)
         kept = frame.select(col(name) for name in keep).collect(engine="streaming") if keep else None
         result = prediction.to_frame() if kept is None else kept.with_columns(prediction)
-        quality = _quality(frame, spec, scores) if spec.label in present else ""
+        quality = _quality(frame, spec, scores, group) if spec.label in present else ""
     files = [file for own in locate(spec.model_copy(update={"files": None}), table).values() for file in own]
     sources = bundle.manifest.provenance.get("sources") or []
     if quality and isinstance(sources, list) and any(signature(file) in sources for file in files):
@@ -125,8 +129,8 @@ def coverage_warnings(coverage: pl.DataFrame) -> list[str]:
     return found
 
 
-def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array) -> str:
-    """The metrics on the rows with a label, or why there is none."""
+def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | None) -> str:
+    """The metrics on the rows with a label, and within groups of them, or why there is none."""
     try:
         labels = labelled(frame, spec).select(col(spec.label)).collect(engine="streaming").to_series()
     except DataError as error:
@@ -135,4 +139,10 @@ def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array) -> str:
     present = labels.drop_nulls().to_numpy()
     if not len(present) or not spec.task.measurable(present):
         return ""
-    return f"on its {len(present):,} labelled rows {told(spec.task.evaluate(present, scores[known]))}"
+    line = f"on its {len(present):,} labelled rows {told(spec.task.evaluate(present, scores[known]))}"
+    if group is None:
+        return line
+    dtype = frame.collect_schema()[group]
+    groups = frame.select(key(col(group), dtype).alias("group")).collect(engine="streaming")["group"].to_numpy()
+    value, number = spec.task.within(present, scores[known], groups[known])
+    return f"{line}; {spec.task.metrics[0].title} within {group} {value:.4f} ({number:,} groups with both labels)"

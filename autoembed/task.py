@@ -15,7 +15,7 @@ import polars as pl
 from pydantic import AfterValidator
 
 from autoembed.errors import DataError, SpaceError, unknown
-from autoembed.metrics import Metrics, auc_error, evaluate, log_losses, placements, scale_and_shift
+from autoembed.metrics import Metrics, auc_error, evaluate, group_auc, log_losses, placements, scale_and_shift
 from autoembed.types import Array, Bools, Floats
 
 if TYPE_CHECKING:
@@ -106,6 +106,12 @@ class Task(Protocol):
     def evaluate(self, labels: Array, predictions: Array) -> Metrics:
         """The metrics; DataError if they are not defined."""
 
+    def within(self, labels: Array, predictions: Array, groups: Array) -> tuple[float, int]:
+        """The first metric within groups of rows, such as a user's, weighted by their rows, and how many groups count.
+
+        DataError if it is defined in none.
+        """
+
     def error(self, value: float, labels: Array) -> float:
         """The standard error of a value of the first metric, by the rows alone."""
 
@@ -178,6 +184,9 @@ class BinaryClicks:
 
     def evaluate(self, labels: Array, predictions: Array) -> Metrics:
         return evaluate(labels, predictions)
+
+    def within(self, labels: Array, predictions: Array, groups: Array) -> tuple[float, int]:
+        return group_auc(labels, predictions, groups)
 
     def error(self, value: float, labels: Array) -> float:
         ones = int((labels > 0).sum())

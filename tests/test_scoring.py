@@ -1,5 +1,7 @@
 """What predict tells: unknown and missing values beside train's, labels that are none, rows of train."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -130,3 +132,17 @@ def test_settings_go_before_those_of_the_bundle(made, tmp_path):
         score_table(bundle, str(tmp_path / "t.csv"))
     scored = score_table(bundle, str(tmp_path / "t.csv"), settings={"separator": ";"})
     assert np.allclose(scored.table["prediction"], bundle.predict(frame))
+
+
+def test_quality_within_groups(made, tmp_path):
+    folder, frame, bundle = made
+    path = str(folder / "same.csv")
+    plain, grouped = (score_table(bundle, path, group=group).quality for group in (None, "user"))
+    assert grouped.startswith(plain)
+    assert re.search(r"; AUC within user 0\.\d{4} \(\d+ groups with both labels\)$", grouped)
+    with pytest.raises(DataError, match="unknown column 'nobody' in group"):
+        score_table(bundle, path, group="nobody")
+    alone = frame.with_columns(user=pl.int_range(len(frame)).cast(pl.String))
+    alone.write_csv(tmp_path / "alone.csv")
+    with pytest.raises(DataError, match="group"):
+        score_table(bundle, str(tmp_path / "alone.csv"), group="user")

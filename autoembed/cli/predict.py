@@ -40,6 +40,9 @@ def predict(
     max_unknown: Annotated[
         float | None, typer.Option(help="Score nothing if a column has a larger share of unknown values, such as 0.2.")
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="A column, such as a user's id, within whose values quality is told as well.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Score a raw table with a bundle; values that training did not see are scored as unknown."""
@@ -62,6 +65,7 @@ def predict(
             device=device,
             settings=settings_of(settings or []),
             max_unknown=max_unknown,
+            group=group,
             progress=bar.step if sys.stderr.isatty() else None,
         )
     console = stdout()
