@@ -6,6 +6,7 @@ it: `DataSpec.task` and `FeatureSchema.task` say which one it is. No other modul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -94,6 +95,9 @@ class Task(Protocol):
     def loss(self, logits: Tensor, labels: Tensor, positive_weight: float = 1.0, reduction: str = "mean") -> Tensor:
         """The loss of logits [B], or [B, K] of an ensemble's K; a click counts `positive_weight` times."""
 
+    def shift_of(self, share: float) -> float:
+        """What logits of all rows differ by from those of a sample with a `share` of the rows of class 0."""
+
     def distil(self, logits: Tensor, teacher: Tensor) -> Tensor:
         """The loss of logits [B] or [B, K] against a teacher's [B]."""
 
@@ -172,6 +176,9 @@ class BinaryClicks:
             labels = labels.unsqueeze(1).expand_as(logits)
         weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
         return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction=reduction)
+
+    def shift_of(self, share: float) -> float:
+        return -math.log(share)  # the odds of a click in the sample are 1 / share times those of all rows
 
     def distil(self, logits: Tensor, teacher: Tensor) -> Tensor:
         return self.loss(logits, self.link(teacher))

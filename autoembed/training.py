@@ -65,6 +65,8 @@ class TrainConfig(BaseModel):
         min_gain: see above.
         clip: bound of the gradient's norm.
         positive_weight: how often a click counts.
+        negative_sampling: the share of the rows without a click that an epoch draws, each epoch anew. The loss corrects
+            the logits for it, so predictions are those of all rows.
         sparse: update only the rows of a batch (SparseAdam), for tables that are too large to touch at every step.
         precision: of the forward pass on CUDA.
         compile: run the model through torch.compile.
@@ -85,6 +87,7 @@ class TrainConfig(BaseModel):
     min_gain: float = Field(default=1e-4, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float = Field(default=1.0, gt=0)
+    negative_sampling: float = Field(default=1.0, gt=0, le=1)
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
@@ -120,6 +123,7 @@ class PhaseTrain(BaseModel):
     min_gain: float | None = Field(default=None, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float | None = Field(default=None, gt=0)
+    negative_sampling: float | None = Field(default=None, gt=0, le=1)
     sparse: bool | None = None
 
     @model_validator(mode="after")
@@ -230,6 +234,16 @@ def batches(
         if pin:
             batch = [column.pin_memory() for column in batch]
         yield tuple(column.to(device, non_blocking=True) for column in batch)
+
+
+def sampled(dataset: Dataset, rows: int | Rows, share: float, seed: Sequence[int]) -> int | Rows:
+    """The rows of train, or those below a whole number, with a click and a random share of the others."""
+    if share == 1:
+        return rows
+    numbers = np.arange(rows) if isinstance(rows, int) else rows[np.arange(len(rows))]
+    ones = dataset.task.classes(dataset.labels("train")[numbers]) == 1
+    kept: Array = numbers[ones | (np.random.default_rng(seed).random(len(numbers)) < share)]
+    return kept
 
 
 class _Plain(torch.optim.Optimizer):
@@ -347,7 +361,7 @@ def fit(
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     columns = () if teacher is None else (teacher.logits,)
-    task = dataset.task
+    task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
     plateau, state = Plateau(metric_in(task, monitor), config.min_gain), {}
     if start is not None and plateau.see(0, start):
         state = _copy(model)
@@ -355,14 +369,14 @@ def fit(
         model.train()
         total = torch.zeros((), device=device)
         steps = 0
-        order = Shuffle(taken, [seed, 0, epoch])
+        order = Shuffle(sampled(dataset, taken, config.negative_sampling, [seed, 6, epoch]), [seed, 0, epoch])
         least, per_epoch = min(2, len(order)), -(-len(order) // config.batch_size)
         for ids, labels, *told in batches(
             dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
         ):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = forward(ids)
-            loss = task.loss(logits.float(), labels, config.positive_weight)
+            loss = task.loss(logits.float() + shift, labels, config.positive_weight)
             if teacher is not None:
                 taught = task.distil(logits.float(), told[0])
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught

@@ -334,3 +334,39 @@ def test_an_annealed_rate_falls_evenly_to_nothing(planted, monkeypatch):
     fit(fresh(planted), planted, recipe, device=CPU, seed=0, report=lambda values: None)
     assert len(rates) > 4
     assert rates == pytest.approx(np.linspace(1e-2, 0, len(rates) + 1)[:-1])
+
+
+def test_a_sample_of_the_rows_without_a_click_gives_the_probabilities_of_all(tmp_path):
+    from autoembed.data.dataset import build_dataset
+    from autoembed.data.spec import DataSpec
+    from autoembed.training import sampled
+
+    planted = {
+        "rows": 20_000,
+        "seed": 2,
+        "marginal": [20, 40],
+        "xor": [],
+        "low_rank": [],
+        "noise": [],
+        "intercept": -3.5,
+    }
+    data = build_dataset(DataSpec.model_validate({"planted": planted}), None, tmp_path)
+    labels = data.labels("train")
+    rows = np.arange(1000, len(labels))
+    some = sampled(data, rows, 0.2, [1])
+    assert set(np.flatnonzero(labels[1000:] == 1) + 1000) <= set(some)
+    assert (labels[some] == 0).sum() == pytest.approx(0.2 * (labels[rows] == 0).sum(), rel=0.1)
+    assert sampled(data, 500, 1.0, [1]) == 500
+    found = {}
+    for share in (1.0, 0.2):
+        recipe = {"epochs": 12, "lr": 2e-2, "batch_size": 256, "negative_sampling": share}
+        stage = {"method": "magnitude", "warm_epochs": 1}
+        config = {"arm": "a", "stages": [stage], "limit": {"width": 2}, "train": recipe, "embedding": {"dim": 4}}
+        config = check({**config, "backbone": {"name": "fm"}})
+        _, model = run_trial(config, data, lambda event: None)
+        found[share] = predict(model, data, "test", torch.device("cpu"))
+    base = data.labels("test").mean()
+    assert found[0.2].mean() == pytest.approx(base, rel=0.25)
+    assert found[0.2].mean() < 2 * found[1.0].mean()  # uncorrected, it would be four times as large
+    aucs = [evaluate(data.labels("test"), one).auc for one in found.values()]
+    assert aucs[1] > aucs[0] - 0.03

@@ -33,6 +33,7 @@ from autoembed.training import (
     check_finite,
     fit,
     on_valid,
+    sampled,
 )
 from autoembed.types import Array
 
@@ -142,27 +143,29 @@ def _move_gates(
 ) -> None:
     config = net.config
     whole, joint = config.update != "embedding", config.update == "joint"
-    gates, task = net.arch_parameters(), dataset.task
+    gates, task, shift = net.arch_parameters(), dataset.task, dataset.task.shift_of(train.negative_sampling)
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
     optimiser, plateau = Optimiser(net, weights, train), Plateau(metric_in(task, monitor), train.min_gain)
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
-    done, total = 0, config.epochs * -(-len(rows) // train.batch_size)
+    drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, 1])
+    assert not isinstance(drawn, int)
+    done, total = 0, config.epochs * -(-len(drawn) // train.batch_size)
     for epoch in range(1, config.epochs + 1):
         # Frozen means frozen: with only the embeddings moving, batch norm and dropout rest too.
         net.train(whole)
         train_total, arch_total = torch.zeros((), device=device), torch.zeros((), device=device)
         steps = 0
-        order = Shuffle(rows, [seed, 3, epoch])
+        order = Shuffle(sampled(dataset, rows, train.negative_sampling, [seed, 7, epoch]), [seed, 3, epoch])
         for ids, labels in batches(dataset, "train", train.batch_size, device, rows=order, least=2):
-            net.progress = done / total
+            net.progress = min(done / total, 1.0)  # a sample may be a batch longer than the first one
             done += 1
             if not joint:
                 arch_ids, arch_labels = next(arch_batches)
                 arch_loss = task.loss(net(arch_ids), arch_labels, train.positive_weight)
                 net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
                 arch_total += arch_loss.detach()
-            loss = task.loss(net(ids), labels, train.positive_weight)
+            loss = task.loss(net(ids) + shift, labels, train.positive_weight)
             moved = [*weights, *gates] if joint else weights
             gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)
             for weight, gradient in zip(weights, gradients, strict=False):
