@@ -16,6 +16,9 @@ from autoembed import __version__
 from autoembed.cli import init, study
 
 # isort: split
+from autoembed.cli import report
+
+# isort: split
 from autoembed.cli import rank
 
 # isort: split
@@ -28,7 +31,7 @@ from autoembed.cli import jobs
 from autoembed.cli.options import INTERRUPTED, app
 from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
-__all__ = ["app", "init", "jobs", "main", "predict", "rank", "refresh", "serve", "study"]
+__all__ = ["app", "init", "jobs", "main", "predict", "rank", "refresh", "report", "serve", "study"]
 
 
 def _version(wanted: bool) -> None:

@@ -1,8 +1,8 @@
 """The run folder of a study: the truth about it. MLflow only mirrors what stands here.
 
 runs/<study>/ study.json, space.yaml, data.parquet (if the data were a frame), dataset.json, ranking.parquet,
-  ranking.html, mlflow.json, optuna.db, leaderboard.json, retrain.json, arms.json, arms.partial.json, pareto.json,
-  pareto.png
+  ranking.html, report.html, mlflow.json, optuna.db, leaderboard.json, retrain.json, arms.json, arms.partial.json,
+  pareto.json, pareto.png
   trials/<id>/ config.json, curves.jsonl, result.json, architecture.json, weights.safetensors, and
     DONE | PRUNED | error.txt
   best/ (a bundle), ray/ (Ray's own state), warm/ (warm starts that trials share, while they run)
@@ -51,6 +51,7 @@ _OWN = {
         "arms.partial.json",
         "pareto.json",
         "pareto.png",
+        "report.html",
         "trials",
         "best",
         "ray",

@@ -195,6 +195,20 @@ class Study:
         with self._imports():
             return explain(self.run, self.trial(trial), self.dataset, where, self._shown.step)
 
+    def report(self, out: str | Path | None = None, *, explained: bool = False, device: str | None = None) -> Path:
+        """Writes the study as one HTML page and returns its path.
+
+        Args:
+            out: the file; report.html in the study's folder by default.
+            explained: also measure what the best trial's model loses without each column, for which the data are read.
+            device: of that measurement.
+        """
+        from autoembed.study.show.study_page.write import write_report
+
+        table = self.explain(self.leaderboard.winner, device=device) if explained else None
+        with self._imports():
+            return write_report(self.run, self.space, None if out is None else Path(out), table)
+
     def sync(self) -> str:
         """Writes to MLflow what it lacks of the study; its URI."""
         from autoembed.study.trackers.mlflow.tracker import sync

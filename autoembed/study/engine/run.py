@@ -15,7 +15,7 @@ from autoembed import __version__
 from autoembed.data.dataset import Dataset, build_dataset, data_changed
 from autoembed.data.frames import is_frame, to_lazy
 from autoembed.data.vocabulary import ENCODING
-from autoembed.errors import StudyError, option
+from autoembed.errors import StudyError, first_line, option
 from autoembed.pruning import FILE, kept_fields
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace, load_mapping
@@ -27,6 +27,8 @@ from autoembed.study.results.retrain import due, retrain_arms
 from autoembed.study.run_dir import RunDir, no_space, require_path, write_text
 from autoembed.study.show.page import write_page
 from autoembed.study.show.progress import Display, Log
+from autoembed.study.show.study_page.facts import versions
+from autoembed.study.show.study_page.write import write_report
 from autoembed.study.trackers.base import Status, Tracker, find
 from autoembed.writing import beside
 
@@ -94,7 +96,8 @@ def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, L
             run.clear()  # what a start that failed, or a study that is to be replaced, has left
         write_text(run.space, _space_text(request))
         place = request.space.absolute().parent if isinstance(request.space, Path) else Path.cwd()
-        run.write_json("study.json", {"id": run.identity, "autoembed": __version__, "commit": commit_of(place)})
+        made = {"id": run.identity, "autoembed": __version__, "commit": commit_of(place), "versions": versions()}
+        run.write_json("study.json", made)
         dataset = prepare(run, space, _kept(run, request.data), bar)
         board = _complete(run, space)
         if board is None:
@@ -155,6 +158,7 @@ def _run(
         export(run, space, dataset, board.winner, run.best)
         if space.final and due(run, space, board):
             retrain_arms(run, space, dataset, space.final.seeds, None, bar)
+        _report(run, space, bar)
         tracker.result(board)
         bar.step("final", 2, 3)
         status = "FINISHED"
@@ -165,6 +169,16 @@ def _run(
         tracker.finish(status)
     bar.step("final", 3, 3)
     return board
+
+
+def _report(run: RunDir, space: SearchSpace, bar: Display) -> None:
+    """Writes the study's page; a study that has found its answer does not fail for want of it."""
+    try:
+        write_report(run, space)
+    except Exception as error:
+        if no_space(error):
+            raise
+        bar.warn(f"report.html could not be written ({first_line(error)}): `autoembed report {run.path}` tries again")
 
 
 def _kept(run: RunDir, data: object) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 import torch
@@ -28,18 +30,8 @@ def explain(
     logloss_rise, logloss_se, auc_fall, auc_se and saliency as `knockout.field_scores` has them. These five are null for
     fields that are not kept, and for a model with clusters; bytes are null where fields share a table.
     """
-    architecture = trial.architecture
-    ranked = Ranking.read(run.path / "ranking.parquet").table.with_row_index("place", offset=1)
-    shown = ranked.select(field="feature", kind="kind", ids="cardinality", place="place", score="score", z="z")
-    known = {field.name for field in dataset.schema.fields if not field.candidate}
-    kept = _kept(architecture)
-    table = shown.join(kept, on="field", how="left")
-    searched = pl.when(pl.col("field").is_in(list(known))).then(pl.lit("closed by the search"))
-    dropped = searched.otherwise(pl.lit("dropped by the ranking"))
-    fate = pl.when(pl.col("dims").is_not_null()).then(pl.lit("kept")).otherwise(dropped)
-    readers = {one.name: field.name for field in architecture.fields for one in field.readers}
-    shared = pl.col("field").replace_strict(readers, default=None, return_dtype=pl.String)
-    table = table.with_columns(fate=pl.coalesce("reads the table of " + shared, fate))
+    known = [field.name for field in dataset.schema.fields if not field.candidate]
+    table = described(run, trial, known)
     model = run.load_model(trial, dataset.schema)
     if isinstance(model, CTRModel):
         table = table.join(field_scores(model, dataset, "valid", device, progress), on="field", how="left")
@@ -51,6 +43,24 @@ def explain(
     first = ("field", "kind", "ids", "place", "score", "z", "fate")
     ordered = table.select(*first, pl.exclude(first))
     return ordered.sort(rise_of(dataset), "bytes", "score", descending=True, nulls_last=True)
+
+
+def described(run: RunDir, trial: Trial, known: Sequence[str]) -> pl.DataFrame:
+    """The part of `explain` for which neither data nor model are needed, in the order of the ranking.
+
+    Columns: field to z, fate, dims, bits, bytes, share. `known` are the columns that the ranking kept.
+    """
+    architecture = trial.architecture
+    ranked = Ranking.read(run.path / "ranking.parquet").table.with_row_index("place", offset=1)
+    shown = ranked.select(field="feature", kind="kind", ids="cardinality", place="place", score="score", z="z")
+    kept = _kept(architecture)
+    table = shown.join(kept, on="field", how="left")
+    searched = pl.when(pl.col("field").is_in(list(known))).then(pl.lit("closed by the search"))
+    dropped = searched.otherwise(pl.lit("dropped by the ranking"))
+    fate = pl.when(pl.col("dims").is_not_null()).then(pl.lit("kept")).otherwise(dropped)
+    readers = {one.name: field.name for field in architecture.fields for one in field.readers}
+    shared = pl.col("field").replace_strict(readers, default=None, return_dtype=pl.String)
+    return table.with_columns(fate=pl.coalesce("reads the table of " + shared, fate))
 
 
 def _kept(architecture: Architecture) -> pl.DataFrame:

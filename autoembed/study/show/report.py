@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autoembed.trial import TrialResult
 
 SHOWN = 5
+PAGE = "report.html"
 
 
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
@@ -50,6 +51,8 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     console.print(f"  best trial   {run.trial(board.winner)}", soft_wrap=True)
     if run.best.is_dir():
         console.print(f"  best bundle  {run.best}", soft_wrap=True)
+    if (run.path / PAGE).is_file():
+        console.print(f"  report       {run.path / PAGE}", soft_wrap=True)
     if (run.path / "mlflow.json").is_file():
         console.print(f"  MLflow       autoembed ui --runs {run.path.parent}", soft_wrap=True)
 

@@ -272,6 +272,8 @@ class Mirror:
         if (self.run.path / "pareto.png").is_file():
             for name in ("pareto.png", "pareto.json"):
                 self.client.log_artifact(self.parent, str(self.run.path / name))
+        if (self.run.path / "report.html").is_file():
+            self.client.log_artifact(self.parent, str(self.run.path / "report.html"))
         commands = (
             f"autoembed show {self.run.path}",
             f"autoembed export {self.run.path} OUT",
