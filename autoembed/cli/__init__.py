@@ -28,10 +28,13 @@ from autoembed.cli import predict, refresh, serve
 from autoembed.cli import jobs
 
 # isort: split
+from autoembed.cli import doctor
+
+# isort: split
 from autoembed.cli.options import INTERRUPTED, app
 from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
-__all__ = ["app", "init", "jobs", "main", "predict", "rank", "refresh", "report", "serve", "study"]
+__all__ = ["app", "doctor", "init", "jobs", "main", "predict", "rank", "refresh", "report", "serve", "study"]
 
 
 def _version(wanted: bool) -> None:

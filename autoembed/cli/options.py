@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,22 @@ Settings = Annotated[
     typer.Option("--set", help="KEY=VALUE of a space's data section, such as separator=';' or format=csv; repeatable."),
 ]
 Which = Annotated[str | None, typer.Option(help="A trial's id, or an arm for its best; the study's best by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+
+
+def print_json(content: object) -> None:
+    """Prints plain data for other programs: one JSON document, NaN and infinity as null."""
+    import json
+
+    print(json.dumps(_finite(content), indent=1, ensure_ascii=False, default=str))
+
+
+def _finite(node: object) -> object:
+    if isinstance(node, dict):
+        return {str(key): _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def opening(command: Callable[..., None]) -> Callable[..., None]:

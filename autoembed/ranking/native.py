@@ -239,6 +239,19 @@ def _folders() -> list[Path]:
     return [Path(__file__).parent / "__pycache__", Path(home) / "autoembed"]
 
 
+def cache_folder() -> Path | None:
+    """The folder that takes compiled code, made if need be; None if there is none."""
+    for folder in _folders():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if _trusted(folder) and os.access(folder, os.W_OK):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
 def _read(name: str) -> bytes | None:
     for folder in _folders():
         try:
