@@ -42,6 +42,9 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the study of that name.")] = False,
     trials: Annotated[int | None, typer.Option(help="Trials per arm; overrides budget.trials.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes after which no trial begins; overrides budget.minutes.")
+    ] = None,
     device: Device = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs to use; all by default.")] = None,
     address: Annotated[
@@ -68,6 +71,7 @@ def search(
         resume=resume,
         force=force,
         trials=trials,
+        minutes=minutes,
         device=device,
         cpus=cpus,
         address=address,

@@ -63,7 +63,7 @@ def draw_curves(curves: Curves, title: str) -> Figure:
 
 def in_bytes(value: float) -> str:
     """20,000 as 20 kB."""
-    for unit, name in ((1e6, " MB"), (1e3, " kB")):
+    for unit, name in ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")):
         if value >= unit:
             return f"{value / unit:.3g}{name}"
     return f"{value:.0f} B"

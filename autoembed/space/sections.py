@@ -59,13 +59,16 @@ class FeatureSpec(BaseModel):
 
 
 class Budget(BaseModel):
-    """`trials` per arm, baselines too, and limits: on the embeddings as parameters, a uniform width or their bytes, on
-    `bytes` of the whole model and on `latency_ms` for 1,000 rows, which is measured. All but the last may be ranges.
+    """`trials` per arm, baselines too, the `minutes` after which none begins, and limits.
+
+    These are on the embeddings as parameters, a uniform width or their bytes, on `bytes` of the whole model and on
+    `latency_ms` for 1,000 rows, which is measured. All but the last may be ranges.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: int = Field(default=8, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
     parameters: int | dict[str, object] | None = None
     width: float | dict[str, object] | None = None
     embedding_bytes: int | dict[str, object] | None = None

@@ -2,7 +2,7 @@
 
 runs/<study>/ study.json, space.yaml, data.parquet (if the data were a frame), dataset.json, ranking.parquet,
   ranking.html, report.html, mlflow.json, optuna.db, leaderboard.json, retrain.json, arms.json, arms.partial.json,
-  pareto.json, pareto.png
+  pareto.json, pareto.png, minutes.json (what is spent of a budget of time)
   trials/<id>/ config.json, curves.jsonl, result.json, architecture.json, weights.safetensors, and
     DONE | PRUNED | error.txt
   best/ (a bundle), ray/ (Ray's own state), warm/ (warm starts that trials share, while they run)
@@ -52,6 +52,7 @@ _OWN = {
         "pareto.json",
         "pareto.png",
         "report.html",
+        "minutes.json",
         "trials",
         "best",
         "ray",

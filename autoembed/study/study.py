@@ -226,6 +226,7 @@ def search(
     resume: bool = False,
     force: bool = False,
     trials: int | None = None,
+    minutes: float | None = None,
     device: str | None = None,
     cpus: int | None = None,
     address: str | None = None,
@@ -242,6 +243,7 @@ def search(
         resume: go on with the study of that name.
         force: replace the study of that name.
         trials: per arm, in place of `budget.trials`.
+        minutes: after which no trial begins, in place of `budget.minutes`.
         device: in place of `device`.
         cpus: how many to use; all by default.
         address: of a running Ray cluster; the study starts a Ray of its own by default.
@@ -262,6 +264,7 @@ def search(
         resume=resume,
         force=force,
         trials=trials,
+        minutes=minutes,
         device=device,
         cpus=cpus,
         address=address,

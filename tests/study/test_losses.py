@@ -25,7 +25,7 @@ def rounds(monkeypatch):
     """Replaces Ray by a list: what happens in each round of trials, an error or a number of trials that end."""
     script = []
 
-    def run_trials(folder, space, dataset, left, watchers):
+    def run_trials(folder, space, dataset, left, watchers, clock):
         event = script.pop(0)
         if isinstance(event, Exception):
             raise event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 from ray import tune
@@ -49,11 +49,14 @@ class Told:
 class Recorder(tune.Callback):
     """Marks in the run folder trials that the scheduler stopped or whose process died; a worker marks the others.
 
-    `unbegun` counts trials that Tune gave up before they began, since the process that they were to share had died.
+    Trials that were `cut` off leave nothing: they are as if they had not begun. `unbegun` counts trials that Tune gave
+    up before they began, since the process that they were to share had died.
     """
 
-    def __init__(self, run: RunDir, watchers: Sequence[Watcher], reasons: Mapping[str, str]) -> None:
-        self.run, self.watchers, self.reasons = run, watchers, reasons
+    def __init__(
+        self, run: RunDir, watchers: Sequence[Watcher], reasons: Mapping[str, str], cut: Set[str] = frozenset()
+    ) -> None:
+        self.run, self.watchers, self.reasons, self.cut = run, watchers, reasons, cut
         self.unbegun = 0
 
     def __getstate__(self) -> dict[str, object]:
@@ -75,6 +78,9 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         name = trial.config["trial"]
+        if self.run.state(name) is None and name in self.cut:
+            self.run.drop_trial(name)
+            return
         if self.run.state(name) is None:
             reason = self.reasons.get(name, "Ray Tune stopped it")
             self.run.mark(name, "pruned", f"{reason}\n{json.dumps(metrics_of(trial.last_result or {}))}")

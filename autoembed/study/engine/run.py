@@ -19,6 +19,7 @@ from autoembed.errors import StudyError, first_line, option
 from autoembed.pruning import FILE, kept_fields
 from autoembed.ranking.ranking import rank
 from autoembed.space import SearchSpace, load_mapping
+from autoembed.study.engine import clock
 from autoembed.study.engine.commit import commit_of
 from autoembed.study.results import leaderboard, pareto
 from autoembed.study.results.bundles import export
@@ -34,7 +35,7 @@ from autoembed.writing import beside
 
 # What may differ on --resume: how much is run and where, but not what a trial is.
 FREE: Mapping[str, set[str] | bool] = {
-    "budget": {"trials", "concurrent", "cpus_per_trial", "gpus_per_trial"},
+    "budget": {"trials", "minutes", "concurrent", "cpus_per_trial", "gpus_per_trial"},
     "device": True,
     "final": True,
     "tracking": True,
@@ -54,6 +55,7 @@ class Request:
     name: str | None = None
     resume: bool = False
     trials: int | None = None
+    minutes: float | None = None
     device: str | None = None
     cpus: int | None = None
     address: str | None = None
@@ -126,7 +128,14 @@ def _room(run: RunDir) -> Iterator[None]:
 
 
 def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
-    """Trials to run per arm: the budget's, or one where nothing varies, less those that have ended in any way."""
+    """Trials to run per arm: the budget's, or one where nothing varies, less those that have ended in any way.
+
+    None where the budget of time is spent.
+    """
+    return dict.fromkeys(space.arms(), 0) if clock.is_over(run, space) else _missing(run, space)
+
+
+def _missing(run: RunDir, space: SearchSpace) -> dict[str, int]:
     ended = Counter(trial.arm for trial in run.ended())
     return {arm: max(0, (space.budget.trials if space.ranges(arm) else 1) - ended[arm]) for arm in space.arms()}
 
@@ -151,7 +160,10 @@ def _run(
         tracker.begin()
         _run_trials(run, space, dataset, request, bar, tracker)
         bar.step("final", 0, 3)
-        board = leaderboard.build(run, space, dataset)
+        note = clock.note(run, space, sum(_missing(run, space).values()))
+        if note:
+            bar.tell(note)
+        board = leaderboard.build(run, space, dataset, note)
         if space.objective.cost:
             pareto.write(run, space)
         bar.step("final", 1, 3)
@@ -192,25 +204,34 @@ def _kept(run: RunDir, data: object) -> str | None:
 
 def _space(request: Request) -> SearchSpace:
     space = SearchSpace.read(request.space) if isinstance(request.space, Path) else request.space.checked()
-    if request.trials is not None:
-        if request.trials < 1:
-            raise StudyError(f"{option('trials')} must be at least 1, but got {request.trials}")
-        space = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": request.trials})})
+    if request.trials is not None and request.trials < 1:
+        raise StudyError(f"{option('trials')} must be at least 1, but got {request.trials}")
+    if request.minutes is not None and not request.minutes > 0:
+        raise StudyError(f"{option('minutes')} must be above 0, but got {request.minutes:g}")
+    if budget := _budget(request):
+        space = space.model_copy(update={"budget": space.budget.model_copy(update=budget)})
     if request.device is not None:
         space = space.model_copy(update={"device": request.device})
     return space
 
 
+def _budget(request: Request) -> dict[str, float]:
+    """The keys of the budget that the request overrides."""
+    given = {"trials": request.trials, "minutes": request.minutes}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _space_text(request: Request) -> str:
     """The search-space file as it was run: verbatim, unless options or arguments override it."""
     text = request.space.read_text() if isinstance(request.space, Path) else request.space.text()
-    if request.trials is None and request.device is None:
+    over = _budget(request)
+    if not over and request.device is None:
         return text
     node = load_mapping(text)
-    if request.trials is not None:
+    if over:
         budget = node.get("budget", {})
         assert isinstance(budget, dict)
-        node["budget"] = {**budget, "trials": request.trials}
+        node["budget"] = {**budget, **over}
     if request.device is not None:
         node["device"] = request.device
     given = "options of the command line" if option("trials").startswith("--") else "arguments"
@@ -296,6 +317,7 @@ def _run_trials(
 
     resources = tune.Resources(address=request.address, cpus=request.cpus, again=request.again)
     first = space.data.task.metrics[0]
+    time = clock.Clock(run, space)
     while True:
         before, todo = len(run.ended()), _left(run, space)
         done = first.best(trial.result.valid[first.name] for trial in run.trials())
@@ -303,13 +325,19 @@ def _run_trials(
         if not any(todo.values()):
             break
         with tune.cluster(resources):
-            tune.run_trials(run, space, dataset, todo, [bar, Told(tracker)])
+            tune.run_trials(run, space, dataset, todo, [bar, Told(tracker), time], time)
+        time.stop()
         if len(run.ended()) == before:  # what is left had no process; if that goes on, it helps nobody
             break
     shutil.rmtree(run.warm, ignore_errors=True)
     ended = run.ended()
     if not any(trial.state == "done" for trial in ended):
         failed, stopped = ([trial for trial in ended if trial.state == state] for state in ("failed", "pruned"))
+        if not ended and clock.is_over(run, space):
+            raise StudyError(
+                f"no trial of {run.path} has ended within {space.budget.minutes:g} minutes: go on with "
+                f"{option('resume', True)} and more {option('minutes')}"
+            )
         if not ended:
             raise StudyError(f"no trial of {run.path} has ended: go on with {option('resume', True)}")
         if not stopped:

@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from autoembed.space import Range, SearchSpace
+from autoembed.study.engine.clock import Clock
 from autoembed.study.engine.worker import COST, FAILED, FINISHED, OBJECTIVE, OVER, Drawn, Result
 from autoembed.study.run_dir import RunDir, trial_id
 
@@ -27,7 +28,8 @@ class Arms(Searcher):
     """The arms' searchers as one, so that all trials share one Tuner and its worker processes.
 
     The next trial is of the arm with the most left to do, so the arms fill up evenly. One that Tune gives up before it
-    has `begun` is not told to Optuna: the next searcher finds it running, and queues it again under its name.
+    has `begun`, or that the `clock` has cut off, is not told to Optuna: the next searcher finds it running, and queues
+    it again under its name.
     """
 
     def __init__(
@@ -37,15 +39,17 @@ class Arms(Searcher):
         mode: str,
         begun: Callable[[str], bool],
         storage: optuna.storages.RDBStorage,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__(metric=OBJECTIVE, mode=mode)
         self._searches, self._left, self._begun, self._storage = searches, dict(left), begun, storage
+        self._clock = clock
         self._arm: dict[str, str] = {}
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Drawn | str | None:
         arm = max(self._left, key=lambda name: self._left[name])
-        if not self._left[arm]:
+        if not self._left[arm] or (self._clock is not None and self._clock.over):
             return str(Searcher.FINISHED)
         self._left[arm] -= 1
         self._arm[trial_id] = arm
@@ -58,6 +62,8 @@ class Arms(Searcher):
         self._searches[self._arm[trial_id]].on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
+        if self._clock is not None and self._names[trial_id] in self._clock.cut:
+            return
         if not error or self._begun(self._names[trial_id]):
             self._searches[self._arm[trial_id]].on_trial_complete(trial_id, result, error)
 
@@ -93,11 +99,11 @@ class Search(OptunaSearch):
         super().on_trial_complete(trial_id, ended if ended.get(FINISHED) else None, failed)
 
 
-def searcher(run: RunDir, space: SearchSpace, left: Mapping[str, int]) -> Arms:
+def searcher(run: RunDir, space: SearchSpace, left: Mapping[str, int], clock: Clock | None = None) -> Arms:
     """The searcher of a study with `left` trials to run per arm; it goes on where the Optuna studies ended."""
     storage = optuna.storages.RDBStorage(run.optuna)
     searches = {arm: _search(run, space, arm, storage) for arm in left}
-    return Arms(searches, left, space.objective.mode, run.has_begun, storage)
+    return Arms(searches, left, space.objective.mode, run.has_begun, storage, clock)
 
 
 def _search(run: RunDir, space: SearchSpace, arm: str, storage: optuna.storages.BaseStorage) -> Search:

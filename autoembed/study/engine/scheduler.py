@@ -16,7 +16,19 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from autoembed.space import SearchSpace
-from autoembed.study.engine.worker import ERROR, GRACE, OBJECTIVE, PEERS, PROXY, PROXY_FIRST, RUNG, SEARCH_RUNG, Result
+from autoembed.study.engine.clock import Clock
+from autoembed.study.engine.worker import (
+    ENDS,
+    ERROR,
+    GRACE,
+    OBJECTIVE,
+    PEERS,
+    PROXY,
+    PROXY_FIRST,
+    RUNG,
+    SEARCH_RUNG,
+    Result,
+)
 
 FACTOR = 3
 SEARCH_FACTOR = 1.5  # stops the worst third, once: how good a search's model is tells little of the retrained one
@@ -27,11 +39,13 @@ class PerArm(FIFOScheduler):
     baseline never stops a search or the other way round; and an ASHA with a single rung for each kind of peers.
 
     An arm with no more trials than `FACTOR` is left alone, and so are the first `FACTOR` of its peers: there are too
-    few to compare. `reasons` tells why a trial was stopped, by its id.
+    few to compare. `reasons` tells why a trial was stopped, by its id. When the `clock` says that it is late,
+    every trial is cut off at its next report.
     """
 
-    def __init__(self, trials: Mapping[str, int], space: SearchSpace) -> None:
+    def __init__(self, trials: Mapping[str, int], space: SearchSpace, clock: Clock | None = None) -> None:
         super().__init__()
+        self._clock = clock
         own = space.scheduler.name != "none" and not space.objective.cost
         self._space = space
         self._arms: dict[str, TrialScheduler] = {
@@ -51,6 +65,9 @@ class PerArm(FIFOScheduler):
 
     def on_trial_result(self, controller: TuneController, trial: Trial, result: Result) -> str:
         scheduler = self._of(trial)
+        if self._clock is not None and self._clock.late and not any(result.get(end) for end in ENDS):
+            self._clock.cut.add(trial.config["trial"])
+            return str(TrialScheduler.STOP)
         if scheduler is None:
             return str(TrialScheduler.CONTINUE)
         if PROXY in result:

@@ -19,6 +19,7 @@ from autoembed.errors import StudyError, first_line, option
 from autoembed.fast import takes
 from autoembed.space import SearchSpace
 from autoembed.study.engine import forkserver
+from autoembed.study.engine.clock import Clock
 from autoembed.study.engine.guard import guarded, quiet
 from autoembed.study.engine.last_word import last_word
 from autoembed.study.engine.ray_access import LOOPBACK, guard_token, on_loopback
@@ -156,9 +157,14 @@ def _last_line(error: BaseException) -> str:
 
 
 def run_trials(
-    run: RunDir, space: SearchSpace, dataset: Dataset, left: Mapping[str, int], watchers: Sequence[Watcher]
+    run: RunDir,
+    space: SearchSpace,
+    dataset: Dataset,
+    left: Mapping[str, int],
+    watchers: Sequence[Watcher],
+    clock: Clock | None = None,
 ) -> None:
-    """Runs `left` more trials of each arm and returns when they have ended.
+    """Runs `left` more trials of each arm and returns when they have ended, or when the `clock` is over.
 
     A trial that fails is recorded as failed and does not end the study. One whose process was lost is run again; one
     that had no process yet, since that died between two trials, is left to run.
@@ -169,8 +175,8 @@ def run_trials(
         tune.with_parameters(work, run=run.path, space=space, dataset=dataset.path),
         {"cpu": budget.cpus_per_trial, "gpu": budget.gpus_per_trial},
     )
-    scheduler, search = PerArm(left, space), searcher(run, space, left)
-    recorder = Recorder(run, watchers, scheduler.reasons)
+    scheduler, search = PerArm(left, space, clock), searcher(run, space, left, clock)
+    recorder = Recorder(run, watchers, scheduler.reasons, clock.cut if clock else frozenset())
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

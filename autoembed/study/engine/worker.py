@@ -31,6 +31,7 @@ FAILED = "failed"
 NO_SPACE = "no_space"
 RUNG = "rung"
 STOPPED = "stopped"
+ENDS = (FINISHED, FAILED, STOPPED, NO_SPACE)  # what the last report of a trial has one of
 # What searches are compared by, never together with OBJECTIVE and RUNG.
 PROXY = "proxy"
 PROXY_FIRST = "proxy_first"  # the task's first metric, which tells whether anything was learnt

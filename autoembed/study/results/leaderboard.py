@@ -62,13 +62,14 @@ class Group(_Frozen):
 
 
 class Leaderboard(_Frozen):
-    """One row per arm; `winner` is the trial with the best objective on valid."""
+    """One row per arm; `winner` is the trial with the best objective on valid, `note` tells of a study cut short."""
 
     metric: Monitor
     winner: str
     rows: tuple[Row, ...]
     groups: tuple[Group, ...] = ()
     best_test_auc: float | None = None
+    note: str | None = None
 
     @classmethod
     def read(cls, run: RunDir, *, rebuilt: bool = False) -> Leaderboard | None:
@@ -134,7 +135,7 @@ def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
     return ranked[0]
 
 
-def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
+def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = None) -> Leaderboard:
     """Compares the arms, and reads the test split for each arm's best trial, once: what was read before is kept."""
     before = Leaderboard.read(run, rebuilt=True)
     known = {row.trial: row.test for row in before.rows} if before else {}
@@ -173,6 +174,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset) -> Leaderboard:
         rows=tuple(rows),
         groups=groups(truth, dataset, searched.result.architecture) if truth and searched else (),
         best_test_auc=truth.get("best_auc", {}).get("test"),
+        note=note,
     )
     run.write_json(FILE, board.model_dump(mode="json"))
     return board

@@ -48,6 +48,8 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
         console.print(f"  No model can expect a test AUC above {board.best_test_auc:.4f} on these planted data.\n")
     _show_groups(console, board)
     show_failures(console, run.ended())
+    if board.note:
+        console.print(f"  {board.note}\n", style="yellow", soft_wrap=True)
     console.print(f"  best trial   {run.trial(board.winner)}", soft_wrap=True)
     if run.best.is_dir():
         console.print(f"  best bundle  {run.best}", soft_wrap=True)

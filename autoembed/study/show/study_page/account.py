@@ -70,6 +70,7 @@ def costs(facts: Facts) -> Html:
         each = (search + retrain) / len(own) if own else 0.0
         rows.append([legible(arm), len(own), _time(search), _time(retrain), _time(each)])
     parts: list[object] = [
+        prose(facts.board.note) if facts.board.note else None,
         table("costs", ["arm", "trials that ended well", "searching", "retraining", "each trial"], rows),
     ]
     if facts.seconds is not None:
