@@ -98,7 +98,8 @@ def commands_page() -> str:
         "# Command line",
         "",
         "Every command with its arguments and options, made from the source by `python tests/reference.py`. All "
-        "commands end with status 0, with 2 and one line on stderr after an error, or with 130 after Ctrl-C.",
+        "commands end with status 0, with 2 and one line on stderr after an error, or with 130 after Ctrl-C; `doctor` "
+        "ends with 1 if it finds a problem.",
         "",
     ]
     root = get_command(app)

@@ -16,6 +16,9 @@ from autoembed import __version__
 from autoembed.cli import init, study
 
 # isort: split
+from autoembed.cli import show
+
+# isort: split
 from autoembed.cli import report, watch
 
 # isort: split
@@ -34,7 +37,21 @@ from autoembed.cli import doctor
 from autoembed.cli.options import INTERRUPTED, app
 from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
-__all__ = ["app", "doctor", "init", "jobs", "main", "predict", "rank", "refresh", "report", "serve", "study", "watch"]
+__all__ = [
+    "app",
+    "doctor",
+    "init",
+    "jobs",
+    "main",
+    "predict",
+    "rank",
+    "refresh",
+    "report",
+    "serve",
+    "show",
+    "study",
+    "watch",
+]
 
 
 def _version(wanted: bool) -> None:

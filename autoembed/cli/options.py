@@ -17,7 +17,7 @@ app = typer.Typer(
     name="autoembed",
     help="Find the features, embedding widths and interactions a click model needs, and take it to production.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

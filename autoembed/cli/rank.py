@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import Data, Runs, Settings, app, opening, settings_of
+from autoembed.cli.options import Data, Json, Runs, Settings, app, opening, print_json, settings_of
 from autoembed.errors import DataError, StudyError
 from autoembed.writing import beside
 
@@ -55,6 +55,7 @@ def rank(
     out: Annotated[Path | None, typer.Option(help="Write the ranking as Parquet.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="Write the ranking as one HTML page.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    json: Json = False,
     settings: Settings = None,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -64,7 +65,7 @@ def rank(
     how much worse the model is on valid without them; --data, --top, --out and --runs are its options.
     """
     if model is not None:
-        _rank_fields(context, model, runs, data, top, out)
+        _rank_fields(context, model, runs, data, top, out, json)
         return
     if source is None:
         raise DataError("rank needs SOURCE, a table or a search-space file, or --model RUN")
@@ -86,20 +87,26 @@ def rank(
         ranking = _rank_table(source, label, _separators(multi or []), settings_of(settings or []), options)
         rows = "all rows"
     title = f"{len(ranking.table)} columns by {score}, {rows}"
-    _print(ranking, title, criterion, top)
+    if json:
+        from autoembed.study.show.plain import of_ranking
+
+        print_json(of_ranking(ranking, title, top))
+    else:
+        _print(ranking, title, criterion, top)
+    say = partial(_say, aside=json)
     if out is not None:
         ranking.write(out)
-        _say(f"written to {out}")
+        say(f"written to {out}")
     if page is not None:
         from autoembed.study.show.page import write_page
 
         write_page(page, ranking, f"{Path(source).name}: {title}")
-        _say(f"written to {page}")
+        say(f"written to {page}")
     if cross is not None:
         from autoembed.study.show.crossing import write_crossed
 
         write_crossed(space, source, data, label, ranking.top_pairs(cross))
-        _say(f"crossed columns for `autoembed search {space}`")
+        say(f"crossed columns for `autoembed search {space}`")
     gc.freeze()  # nor need the end of the process look for any
 
 
@@ -159,14 +166,18 @@ def _print(ranking: Ranking, title: str, criterion: str, top: int | None) -> Non
         _say(note)
 
 
-def _say(line: str) -> None:
+def _say(line: str, *, aside: bool = False) -> None:
+    """Prints a line, on stderr if it is `aside`."""
+    if aside:
+        print(f"  {line}", file=sys.stderr)
+        return
     from autoembed.study.show.tables import stdout
 
     stdout().print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def _rank_fields(
-    context: typer.Context, model: Path, runs: Path, data: str | None, top: int | None, out: Path | None
+    context: typer.Context, model: Path, runs: Path, data: str | None, top: int | None, out: Path | None, json: bool
 ) -> None:
     from autoembed.study.results.fields import score_fields
     from autoembed.study.show.progress import Bar
@@ -176,22 +187,25 @@ def _rank_fields(
     others = [
         option.opts[0]
         for option in context.command.params
-        if option.name not in (None, "model", "runs", "data", "top", "out")
+        if option.name not in (None, "model", "runs", "data", "top", "out", "json")
         and str(context.get_parameter_source(str(option.name))).endswith("COMMANDLINE")
     ]
     if others:
-        raise DataError(f"--model goes with --data, --top, --out and --runs only, but got {', '.join(others)}")
+        raise DataError(f"--model goes with --data, --top, --out, --runs and --json only, but got {', '.join(others)}")
     if top is not None and top < 1:
         raise DataError(f"--top must be at least 1, but got {top}")
     from autoembed.plugins import without_imports
 
     with Bar() as bar, without_imports():
         table, title = score_fields(model, runs, data, bar)
-    show_fields(stdout(), table, title, top)
+    if json:
+        print_json({"title": title, "fields": (table if top is None else table.head(top)).to_dicts()})
+    else:
+        show_fields(stdout(), table, title, top)
     if out is not None:
         with beside(out) as temporary:
             table.write_parquet(temporary)
-        stdout().print(f"  written to {out}", soft_wrap=True)
+        _say(f"written to {out}", aside=json)
 
 
 def _separators(multi: list[str]) -> dict[str, str]:
@@ -212,6 +226,7 @@ def compare(
     label: Annotated[str, typer.Option(help="The label column of a table.")] = "label",
     depth: Annotated[float, typer.Option(help="p of the overlap: the first 1 / (1 - p) ranks weigh most.")] = 0.9,
     top: Annotated[int | None, typer.Option(help="Print only the largest moves.")] = None,
+    json: Json = False,
 ) -> None:
     """Compare two studies arm by arm, or the order of columns in two tables.
 
@@ -221,6 +236,11 @@ def compare(
     from autoembed.study.show.tables import stdout
 
     studies = [path for path in (first, second) if is_study(path)]
+    if len(studies) == 2 and json:
+        from autoembed.study.show.plain import of_compared
+
+        print_json(of_compared(first, second))
+        return
     if len(studies) == 2:
         show_compared(stdout(), first, second)
         return
@@ -239,4 +259,8 @@ def compare(
         for path in (first, second)
     )
     overlap = rank_biased_overlap(one["feature"].to_list(), other["feature"].to_list(), depth)
-    show_moves(stdout(), compared(one, other), f"rank-biased overlap {overlap:.4f} (p = {depth:g})", top)
+    moves = compared(one, other)
+    if json:
+        print_json({"overlap": overlap, "depth": depth, "moves": moves.head(top or len(moves)).to_dicts()})
+        return
+    show_moves(stdout(), moves, f"rank-biased overlap {overlap:.4f} (p = {depth:g})", top)

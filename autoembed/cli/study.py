@@ -1,4 +1,4 @@
-"""Studies: search, show, retrain, export, resize, frontier, sync, ui."""
+"""Studies: search, retrain, export, resize, frontier, sync, ui."""
 
 from __future__ import annotations
 
@@ -23,14 +23,9 @@ from autoembed.cli.options import (
     space_of,
 )
 from autoembed.errors import DataError, StudyError
-from autoembed.writing import beside
 
 if TYPE_CHECKING:
-    import polars as pl
-    from rich.console import Console
-
-    from autoembed.architecture import Architecture
-    from autoembed.study.study import Study
+    pass
 
 
 @app.command()
@@ -51,18 +46,22 @@ def search(
         str | None, typer.Option(help="A running Ray cluster; one of the study's own by default.")
     ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="A line for each trial that has ended, for logs.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the leaderboard, warnings and errors.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, how long and how large.")] = False,
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
     if dry_run:
         tell_estimate(space, data, runs, trials, cpus)
         return
+    from autoembed.cli.show import show_board
     from autoembed.study.engine.run import Request, run_study
-    from autoembed.study.show.progress import Bar
+    from autoembed.study.show.progress import Bar, Quiet
     from autoembed.study.show.report import show_unfinished
     from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
+    if quiet and lines:
+        raise StudyError("--quiet and --lines say opposite things: give one of them")
     request = Request(
         space=space_of(space),
         data=data,
@@ -78,12 +77,12 @@ def search(
         again=_again(),
     )
     try:
-        run, _ = run_study(request, Bar(lines=lines))
+        run, _ = run_study(request, Quiet() if quiet else Bar(lines=lines))
     except KeyboardInterrupt:
         if request.run.ended():
             show_unfinished(stdout(), request.run)
         raise
-    _show_board(stdout(), Study(run))
+    show_board(stdout(), Study(run))
 
 
 def _again() -> tuple[str, ...]:
@@ -323,113 +322,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise StudyError(f"--bytes must be whole numbers with commas between them, but got {text!r}")
     return tuple(map(int, parts))
-
-
-@app.command()
-@opening
-def show(
-    path: Annotated[Path, typer.Argument(help="A study's folder, a bundle, or an architecture's JSON file.")],
-    trial: Which = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw what is done with each pair: .png, .svg or .pdf.")] = None,
-) -> None:
-    """Show a study's leaderboard, a bundle, or which dims an architecture keeps."""
-    from autoembed.architecture import Architecture
-    from autoembed.bundle import load_bundle
-    from autoembed.study.show import architectures
-    from autoembed.study.show.tables import stdout
-    from autoembed.study.study import Study
-
-    console = stdout()
-    shown: Architecture | None = None
-    synergy = None
-    file = path if path.is_file() else path / "architecture.json"
-    if (path / "manifest.json").is_file():
-        bundle = load_bundle(path)
-        shown = bundle.architecture
-        architectures.show_bundle(console, bundle)
-    elif file.is_file():
-        shown = Architecture.read(file)
-        architectures.show_architecture(console, shown, str(path))
-    elif not path.exists():
-        raise StudyError(f"{path} does not exist: name a study's folder, a bundle or an architecture's JSON file")
-    else:
-        study = Study.open(path)
-        shown, synergy = _show_study(console, study, trial), study.run.synergy()
-    if shown is not None:
-        architectures.show_choices(console, shown, synergy)
-    if picture is not None:
-        _draw(shown, synergy, picture)
-        console.print(f"  drawn to {picture}", soft_wrap=True)
-
-
-def _show_study(console: Console, study: Study, trial: str | None) -> Architecture | None:
-    """Prints a study's leaderboard and its best architecture, or that of a trial."""
-    from autoembed.study.show import architectures, report
-
-    if trial is None and not study.finished:
-        report.show_unfinished(console, study.run)
-        return None
-    if trial is None:
-        _show_board(console, study)
-    chosen = study.trial(trial)
-    architectures.show_architecture(console, chosen.architecture, f"{study.name}: trial {chosen.id}")
-    for note in chosen.result.notes:
-        console.print(f"  note: {note}", style="yellow", soft_wrap=True)
-    return chosen.architecture
-
-
-def _show_board(console: Console, study: Study) -> None:
-    from autoembed.study.results.retrain import ARMS
-    from autoembed.study.show import report
-
-    report.show_leaderboard(console, study.run, study.leaderboard)
-    arms = study.run.read_json(ARMS)
-    if arms is not None:
-        report.show_arms(console, arms, study.path / ARMS)
-    if study.space.objective.cost:
-        report.show_front(console, study.pareto.kept, study.space)
-
-
-def _draw(architecture: Architecture | None, synergy: pl.DataFrame | None, picture: Path) -> None:
-    from autoembed.study.show.page import choice_matrix
-
-    if picture.suffix not in (".png", ".svg", ".pdf"):
-        raise DataError(f"--picture must end in .png, .svg or .pdf, but got {picture}")
-    if architecture is None or not architecture.pairs:
-        raise StudyError("there are no pairs to draw: the study has no features.pairs")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    with beside(picture) as temporary:
-        choice_matrix(architecture, synergy).savefig(temporary, dpi=120)
-
-
-@app.command()
-@opening
-def explain(
-    run: Run,
-    trial: Which = None,
-    data: Data = None,
-    device: Device = None,
-    top: Annotated[int | None, typer.Option(help="Print only the first.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the table: .parquet or .csv.")] = None,
-) -> None:
-    """Show what each column brings: rank, kept dims and bytes, and what the model loses without it."""
-    from autoembed.study.show.progress import Bar
-    from autoembed.study.show.rankings import show_explained
-    from autoembed.study.show.tables import stdout
-    from autoembed.study.study import Study
-
-    if out is not None and out.suffix not in (".parquet", ".csv"):
-        raise DataError(f"--out must end in .parquet or .csv, but got {out}")
-    with Bar() as bar:
-        study = Study.open(run, data=data, shown=bar)
-        chosen = study.trial(trial)
-        table = study.explain(chosen.id, device=device)
-    title = f"{study.name}: what each column brings to {chosen.id}, by how much the loss on valid rises without it"
-    show_explained(stdout(), table, title, top)
-    if out is not None:
-        with beside(out) as temporary:
-            table.write_parquet(temporary) if out.suffix == ".parquet" else table.write_csv(temporary)
-        stdout().print(f"  written to {out}", soft_wrap=True)
 
 
 @app.command()

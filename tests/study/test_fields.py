@@ -39,7 +39,7 @@ def test_what_is_wrong_is_one_line(cli, finished, tmp_path):
         (("rank",), "rank needs SOURCE, a table or a search-space file, or --model RUN"),
         (
             (*model, "--pairs", "3", "--html", tmp_path / "x.html"),
-            "--model goes with --data, --top, --out and --runs only, but got --pairs, --html",
+            "--model goes with --data, --top, --out, --runs and --json only, but got --pairs, --html",
         ),
         ((*model, "table.csv", "--score", "mi"), "only, but got source, --score"),
         ((*model, "--top", "0"), "--top must be at least 1, but got 0"),

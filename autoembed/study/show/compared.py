@@ -24,8 +24,7 @@ def show_compared(console: Console, first: Path, second: Path) -> None:
 
     StudyError if one of them has no leaderboard yet.
     """
-    runs = RunDir(first), RunDir(second)
-    boards = [_board(run) for run in runs]
+    runs, boards = boards_of(first, second)
     rows = [{row.arm: row for row in board.rows} for board in boards]
     names = [run.name if runs[0].name != runs[1].name else str(run.path) for run in runs]
     metric = task_of(boards[0].metric).metrics[0]
@@ -41,6 +40,12 @@ def show_compared(console: Console, first: Path, second: Path) -> None:
         console.print(f"  the best of {name} is {board.winner}", soft_wrap=True)
     for line in differences(*runs):
         console.print(f"  {line}", style="yellow", soft_wrap=True)
+
+
+def boards_of(first: Path, second: Path) -> tuple[tuple[RunDir, RunDir], list[Leaderboard]]:
+    """The folders and leaderboards of two studies; StudyError if one of them has none yet."""
+    runs = RunDir(first), RunDir(second)
+    return runs, [_board(run) for run in runs]
 
 
 def _board(run: RunDir) -> Leaderboard:

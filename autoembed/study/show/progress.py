@@ -80,6 +80,13 @@ class Log:
         self._logger.info("trial %s has ended", trial)
 
 
+class Quiet(Log):
+    """Shows warnings and nothing else."""
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def display(progress: bool) -> Display:
     """Bars on a terminal if `progress` is asked for, else the log."""
     return Bar() if progress else Log()
