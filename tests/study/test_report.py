@@ -123,6 +123,19 @@ def test_names_from_data_are_text_and_nothing_else(facts):
     assert "1 pairs: 1 naive" in text
 
 
+def test_a_page_of_many_trials_and_columns_stays_small(facts):
+    trials = [dataclasses.replace(one, id=f"{one.arm}-{n}") for n in range(1000) for one in facts.trials]
+    ended = [
+        dataclasses.replace(facts.ended[0], id=f"a-{n}", state="failed", reason=f"{n} {EVIL * 20}") for n in range(4000)
+    ]
+    wide = pl.concat([facts.ranking.table] * 200).with_columns(feature=pl.lit("<" * 300))
+    explained = pl.concat([facts.explained] * 200).with_columns(field=pl.lit("<" * 300))
+    ranking = dataclasses.replace(facts.ranking, table=wide)
+    page = render(dataclasses.replace(facts, trials=trials, ended=ended, ranking=ranking, explained=explained))
+    read(page)
+    assert len(page) < 3_000_000
+
+
 def test_markup_escapes_all_but_markup():
     assert tag("td", "<b>", Html("<br>"), None, title='"') == '<td title="&quot;">&lt;b&gt;<br></td>'
     assert tag("p", "a\x00b\nc") == "<p>a\\x00b\nc</p>"
@@ -144,6 +157,7 @@ def test_an_axis_puts_its_ends_at_its_ends():
     axis = Axis(low=100, high=10_000, start=0, end=200, log=True)
     assert [axis.at(value) for value in (100, 1000, 10_000)] == [0, 100, 200]
     assert axis.ticks() == [100, 200, 500, 1000, 2000, 5000, 10_000]
+    assert Axis(low=0.5, high=2.5, start=0, end=1, whole=True).ticks() == [1, 2]
     assert Axis(low=0.71, high=0.75, start=100, end=0).ticks() == pytest.approx([0.71, 0.72, 0.73, 0.74, 0.75])
 
 

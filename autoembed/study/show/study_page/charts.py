@@ -46,13 +46,17 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         low, high, here = (math.log(one) if self.log else one for one in (self.low, self.high, value))
         return round(self.start + (here - low) / (high - low) * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
-        return _log_ticks(self.low, self.high) if self.log else _even_ticks(self.low, self.high)
+        if self.log:
+            return _log_ticks(self.low, self.high)
+        found = _even_ticks(self.low, self.high)
+        return [value for value in found if not self.whole or abs(value - round(value)) < 1e-9]
 
 
 def scatter(
@@ -78,9 +82,10 @@ def scatter(
 
 
 def curves(series: Mapping[str, Sequence[Mark]], x_title: str, y_title: str) -> Html:
-    """A line for each series, with its points."""
+    """A line for each series, with its points; x are whole numbers."""
     marks = [mark for own in series.values() for mark in own]
-    x = _padded([mark.x for mark in marks], _LEFT, _WIDTH - _RIGHT)
+    ends = [mark.x for mark in marks]
+    x = Axis(low=min(ends) - 0.5, high=max(ends) + 0.5, start=_LEFT, end=_WIDTH - _RIGHT, whole=True)
     y = _padded([mark.y for mark in marks], _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(x, y, x_title, y_title, _short)]
     for number, own in enumerate(series.values()):

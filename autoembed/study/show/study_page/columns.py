@@ -82,7 +82,8 @@ def brought(facts: Facts) -> Html | None:
     found = facts.explained
     if found is None:
         return None
-    measured = "logloss_rise" in found.columns
+    asked = "logloss_rise" in found.columns
+    measured = asked and found["logloss_rise"].null_count() < len(found)
     most = float(found["logloss_rise"].max() or 0.0) if measured else float(found["bytes"].max() or 0)  # type: ignore[arg-type]
     rows = []
     for row in found.head(_MOST).iter_rows(named=True):
@@ -98,6 +99,8 @@ def brought(facts: Facts) -> Html | None:
         f"How much worse {facts.best.id} is on valid without the column (± one standard error). A column with many "
         "bytes and a rise of about 0 is one to look at."
         if measured
+        else "What is lost without each column is not measured for a model with clusters. Where the bytes went."
+        if asked
         else "Where the bytes went. `autoembed report RUN --explain` also measures what is lost without each column."
     )
     return join([prose(how, quiet=True), _folded("what columns bring", [*heads, ""], rows, left=2)])

@@ -47,7 +47,7 @@ def join(parts: Iterable[object]) -> Html:
 
 def code(content: object) -> Html:
     """A name from the data or the search space."""
-    return tag("code", text(content, 120))
+    return tag("code", text(content, 120), title=text(content, 400))
 
 
 def prose(content: str, *, quiet: bool = False) -> Html:

@@ -50,6 +50,8 @@ svg .mark:hover { stroke-width: 5 }
 dt { color: var(--mute) } dd { margin: 0; overflow-wrap: anywhere } details { margin: .6rem 0 }
 summary { cursor: pointer; color: var(--link) }
 @media (max-width: 40rem) { body { padding: 1rem .75rem 3rem } th, td { padding: .25rem .45rem }
+  table code { display: inline-block; max-width: 9rem; overflow: hidden; text-overflow: ellipsis;
+    vertical-align: bottom }
   dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem } }
 @media print { nav, .skip { display: none } .scroll { overflow: visible } }
 """ + "".join(
