@@ -46,6 +46,11 @@ class Row(_Frozen):
     search_seconds: float | None = None
     retrain_seconds: float | None = None
 
+    @property
+    def test_error(self) -> float | None:
+        """The standard error of the task's first metric on test."""
+        return self.test_auc_error
+
 
 class Group(_Frozen):
     """What was planted in a group of columns, and what was found of it.
@@ -70,6 +75,11 @@ class Leaderboard(_Frozen):
     groups: tuple[Group, ...] = ()
     best_test_auc: float | None = None
     note: str | None = None
+
+    @property
+    def bound(self) -> float | None:
+        """The best that any model can expect of the task's first metric on test, on planted data."""
+        return self.best_test_auc
 
     @classmethod
     def read(cls, run: RunDir, *, rebuilt: bool = False) -> Leaderboard | None:

@@ -48,7 +48,7 @@ def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None
         console.print(f"  and {len(table) - len(shown)} more: --top {len(table)} shows all")
 
 
-def _head(column: str) -> str:
+def headed(column: str) -> str:
     """A column of field scores as people read it: AUC fall."""
     name, _, rest = column.partition("_")
     return f"{titled(f'_{name}').lstrip()} {rest}" if rest else column
@@ -56,7 +56,7 @@ def _head(column: str) -> str:
 
 def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:
     """Prints the fields of a model by what it takes from them."""
-    heads = ("se" if name.endswith("_se") else _head(name) for name in table.columns[1:])
+    heads = ("se" if name.endswith("_se") else headed(name) for name in table.columns[1:])
     out = make_table(title, "#", "field", *heads, left=2)
     shown = table if top is None else table.head(top)
     for place, (name, *scores) in enumerate(shown.iter_rows(), 1):
@@ -72,7 +72,7 @@ def show_explained(console: Console, table: pl.DataFrame, title: str, top: int |
     forms |= {"bytes": ",", "share": ".1%"}
     scores = [name for name in table.columns if name not in ("field", "kind", "fate", "saliency", *forms)]
     first, rest = list(forms)[:4], list(forms)[4:]
-    heads = ("se" if name.endswith("_se") else _head(name) for name in scores)
+    heads = ("se" if name.endswith("_se") else headed(name) for name in scores)
     out = make_table(title, "field", *first, "fate", *rest, *heads)
     forms |= dict.fromkeys(scores, ".5f")
     shown = table if top is None else table.head(top)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autoembed.ranking.quality import Finding
+from autoembed.study.show.rankings import headed
 from autoembed.study.show.study_page.charts import bar
 from autoembed.study.show.study_page.facts import Facts
 from autoembed.study.show.study_page.markup import Html, code, details, join, prose, table, tag
@@ -82,19 +83,21 @@ def brought(facts: Facts) -> Html | None:
     found = facts.explained
     if found is None:
         return None
-    asked = "logloss_rise" in found.columns
-    measured = asked and found["logloss_rise"].null_count() < len(found)
-    most = float(found["logloss_rise"].max() or 0.0) if measured else float(found["bytes"].max() or 0)  # type: ignore[arg-type]
+    loss = facts.space.data.task.criterion
+    rise, se = f"{loss.name}_rise", f"{loss.name}_se"
+    others = [name for name in found.columns if name.endswith(("_rise", "_fall")) and name != rise]
+    asked = rise in found.columns
+    measured = asked and found[rise].null_count() < len(found)
+    sizes = [size or 0.0 for size in found[rise if measured else "bytes"]]
     rows = []
-    for row in found.head(_MOST).iter_rows(named=True):
+    for row, size in zip(found.head(_MOST).iter_rows(named=True), sizes, strict=False):
         cells = [code(row["field"]), row["fate"], row["place"], *(_of(row, *one) for one in _FORMS.items())]
         if measured:
-            loss, se = row["logloss_rise"], row["logloss_se"]
-            cells += ["–" if loss is None else f"{loss:.5f} ± {se:.5f}", _of(row, "auc_fall", ".5f")]
-        size = row["logloss_rise"] if measured else row["bytes"]
-        rows.append([*cells, tag("span", bar(size or 0.0, most), class_="text")])
+            cells.append("–" if row[rise] is None else f"{row[rise]:.5f} ± {row[se]:.5f}")
+            cells += [_of(row, name, ".5f") for name in others]
+        rows.append([*cells, tag("span", bar(size, max(sizes)), class_="text")])
     heads = ["column", "what became of it", "place in ranking", "mean dims", "mean bits", "bytes", "share"]
-    heads += ["logloss rise without it", "AUC fall"] if measured else []
+    heads += [f"{loss.title} rise without it", *map(headed, others)] if measured else []
     how = (
         f"How much worse {facts.best.id} is on valid without the column (± one standard error). A column with many "
         "bytes and a rise of about 0 is one to look at."

@@ -89,9 +89,11 @@ def _seeds(facts: Facts) -> Html | None:
 
 
 def _bound(facts: Facts) -> Html | None:
-    found = facts.board.best_test_auc
+    found, first = facts.board.bound, task_of(facts.board.metric).metrics[0]
     return (
-        None if found is None else tag("p", f"No model can expect a test AUC above {found:.4f} on these planted data.")
+        None
+        if found is None
+        else tag("p", f"No model can expect a test {first.title} above {found:.4f} on these planted data.")
     )
 
 

@@ -41,10 +41,10 @@ def holm(found: Mapping[str, Gap]) -> dict[str, float]:
 
 def interval(row: Row, name: str) -> tuple[float, float, float] | None:
     """The first metric on test with the ends of its 95 % interval by the rows of test; None if it is not known."""
-    if row.test is None or row.test_auc_error is None:
+    if row.test is None or row.test_error is None:
         return None
     value = row.test[name]
-    return value, value - WIDE * row.test_auc_error, value + WIDE * row.test_auc_error
+    return value, value - WIDE * row.test_error, value + WIDE * row.test_error
 
 
 def _quality(board: Leaderboard, winner: Row) -> str:
@@ -71,9 +71,9 @@ def _certainty(board: Leaderboard, winner: Row, arms: ArmsContent | None) -> str
     assert winner.test is not None
     ahead = {row.arm: first.figure(winner.test) - first.figure(row.test) for row in rivals if row.test is not None}
     errors = {
-        row.arm: WIDE * math.hypot(winner.test_auc_error, row.test_auc_error)
+        row.arm: WIDE * math.hypot(winner.test_error, row.test_error)
         for row in rivals
-        if row.test_auc_error is not None and winner.test_auc_error is not None
+        if row.test_error is not None and winner.test_error is not None
     }
     level = [arm for arm in errors if abs(ahead[arm]) <= errors[arm]]
     behind = [arm for arm in ahead if ahead[arm] < 0 and arm not in level]
