@@ -19,7 +19,7 @@ from autoembed.cli import init, study
 from autoembed.cli import rank
 
 # isort: split
-from autoembed.cli import predict, refresh, serve
+from autoembed.cli import export, predict, refresh, serve
 
 # isort: split
 from autoembed.cli import jobs
@@ -28,7 +28,7 @@ from autoembed.cli import jobs
 from autoembed.cli.options import INTERRUPTED, app
 from autoembed.errors import AutoembedError, StudyError, in_one_line, printable, speak_of_flags
 
-__all__ = ["app", "init", "jobs", "main", "predict", "rank", "refresh", "serve", "study"]
+__all__ = ["app", "export", "init", "jobs", "main", "predict", "rank", "refresh", "serve", "study"]
 
 
 def _version(wanted: bool) -> None:

@@ -20,7 +20,7 @@ from autoembed.export.scorer import Scorer
 onnx = pytest.importorskip("onnx", reason="needs the package onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
 
-NAMES = "bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec"
+NAMES = "onnx, torch, aoti, numpy, tables, fuxictr or torchrec"
 HERE = ("onnx", "torch", "numpy", "tables")  # the others have files of their own
 
 
@@ -196,7 +196,7 @@ def test_an_export_says_how_to_score(exports, name):
 
 
 def test_what_cannot_be_exported_is_refused(bundle, exports, tmp_path):
-    assert set(NAMES.replace(" or ", ", ").split(", ")) == {"bundle", *FORMATS}
+    assert NAMES.replace(" or ", ", ").split(", ") == [*FORMATS]
     with pytest.raises(BundleError, match=f"format must be {NAMES}, but got 'torchscript'"):
         export_bundle(bundle, tmp_path / "out", "torchscript")
     with pytest.raises(BundleError, match="exists and is not empty"):
@@ -227,7 +227,7 @@ def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path, cli):
     assert "64 stored predictions are the same" in cli("verify", tmp_path / "copy")[1]
     status, _, err = cli("export", bundle.path, tmp_path / "other", "--format", "pmml")
     assert status == 2
-    assert err.strip() == f"error: --format must be {NAMES}, but got 'pmml'"
+    assert err.strip().startswith(f"error: --format must be bundle, {NAMES}, several of them with commas, or all")
     status, _, err = cli("export", bundle.path, tmp_path / "other", "--format", "onnx", "--pick", "knee")
     assert status == 2
     assert "is a bundle" in err
