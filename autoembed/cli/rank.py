@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import Data, Runs, Settings, app, opening, settings_of
+from autoembed.cli.options import Data, Runs, Settings, app, opening, say, settings_of
 from autoembed.errors import DataError, StudyError
+from autoembed.shipped import space_or_data
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def rank(
     context: typer.Context,
     source: Annotated[
-        str | None, typer.Argument(help="A table or directory, or a search-space file for its data section.")
+        str | None,
+        typer.Argument(help="A table or directory, or a search space for its data: a file, or one that ships."),
     ] = None,
     model: Annotated[
         Path | None,
@@ -80,7 +82,8 @@ def rank(
         "stability": stability,
         "threads": threads,
     }
-    if source.endswith((".yaml", ".yml")):
+    source, is_space = space_or_data(source, say)
+    if is_space:
         ranking, rows = _rank_space(Path(source), data, runs, settings or [], options)
     else:
         ranking = _rank_table(source, label, _separators(multi or []), settings_of(settings or []), options)

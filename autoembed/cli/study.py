@@ -52,7 +52,7 @@ def search(
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
     if dry_run:
-        tell_estimate(space, data, runs, trials, cpus)
+        tell_estimate(space_of(space), data, runs, trials, cpus)
         return
     from autoembed.study.engine.run import Request, run_study
     from autoembed.study.show.progress import Bar
