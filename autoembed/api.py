@@ -12,6 +12,7 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import DataError
 from autoembed.ranking import ranking
 from autoembed.ranking.ranking import Pairs, Ranking
+from autoembed.shipped import space_or_data
 from autoembed.space import SearchSpace
 
 
@@ -33,8 +34,8 @@ def rank(
     All rows of a table are ranked; of a search space's data, the train split, with rare values pooled.
 
     Args:
-        source: a frame of Polars or pandas; a file, a pattern or a directory; a `SearchSpace`, its YAML file, or a
-            `DataSpec`.
+        source: a frame of Polars or pandas; a file, a pattern or a directory; a `SearchSpace`, its YAML file, the name
+            of one that ships such as "quickstart", or a `DataSpec`.
         label: the label column of a table.
         score: adjusted_mi, mi, ami, rotation, pearson, coverage, permutation, logistic, tree or lightgbm.
         pairs: how many pairs to rank by synergy, "all", or names of pairs.
@@ -56,8 +57,9 @@ def rank(
         "stability": stability,
         "threads": threads,
     }
-    if isinstance(source, (str, Path)) and str(source).endswith((".yaml", ".yml")):
-        source = SearchSpace.read(Path(source))
+    if isinstance(source, (str, Path)):
+        source, is_space = space_or_data(str(source))
+        source = SearchSpace.read(source) if is_space else source
     if isinstance(source, SearchSpace):
         source = source.data
     if isinstance(source, DataSpec):

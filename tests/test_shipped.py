@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+import autoembed as ae
 import autoembed.cli
 from autoembed import shipped
 from autoembed.errors import SpaceError
@@ -58,3 +60,60 @@ def test_the_command_line_tells_which_file_it_reads(tmp_path, monkeypatch, capsy
             autoembed.cli.main()
         assert ended.value.code == 2
         assert line in capsys.readouterr().err
+
+
+def ranked(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["autoembed", *words])
+    with pytest.raises(SystemExit) as ended:
+        autoembed.cli.main()
+    return ended.value.code or 0, *capsys.readouterr()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A package that ships one space, `tiny`, and an empty folder to work in."""
+    (tmp_path / "package" / "search_spaces").mkdir(parents=True)
+    file = tmp_path / "package" / "search_spaces" / "tiny.yaml"
+    file.write_text(
+        "data: {planted: {rows: 500, marginal: [5], xor: [], low_rank: [], noise: [9]}}\nstages: [{method: uniform}]\n"
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "package")
+    monkeypatch.chdir(tmp_path / "here")
+    return file
+
+
+def test_a_name_is_ranked_and_dry_run_as_the_file_is(small, monkeypatch, capsys):
+    status, out, err = ranked(monkeypatch, capsys, "rank", "tiny")
+    assert (status, err) == (0, f"search space tiny: {small}\n")
+    assert "marginal_0" in out
+    status, out, err = ranked(monkeypatch, capsys, "search", "tiny", "--dry-run", "--trials", "1")
+    assert status == 0, err
+    assert f"search space tiny: {small}" in err
+    assert "uniform: 1 trial" in out
+    assert ranked(monkeypatch, capsys, "rank", "tinny") == (
+        2,
+        "",
+        "error: there is no file tinny here; unknown search space 'tinny': must be one of tiny\n",
+    )
+
+
+def test_a_folder_a_file_or_a_pattern_is_data_still(small, monkeypatch, capsys):
+    Path("tiny").mkdir()
+    pl.DataFrame({"a": [1, 2] * 50, "label": [0, 1] * 50}).write_parquet("tiny/t.parquet")
+    pl.DataFrame({"b": [1, 2] * 50, "label": [0, 1] * 50}).write_csv("t.csv")
+    assert "a" in ranked(monkeypatch, capsys, "rank", "tiny")[1].split()
+    assert "b" in ranked(monkeypatch, capsys, "rank", "t*")[1].split()
+    assert "no such file or directory" in ranked(monkeypatch, capsys, "rank", "other.csv")[2]
+
+
+def test_python_knows_the_names_and_tells_the_log(small, caplog):
+    caplog.set_level("INFO", "autoembed")
+    assert ae.SearchSpace.read("tiny") == ae.SearchSpace.read(small) == ae.SearchSpace.read(str(small))
+    assert caplog.messages == [f"search space tiny: {small}"]
+    assert set(ae.rank("tiny").table["feature"]) == {"marginal_0", "noise_0"}
+    with pytest.raises(SpaceError, match="unknown search space 'tinny': must be one of tiny"):
+        ae.search("tinny")
+    with pytest.raises(ae.StudyError, match="trials must be at least 1, but got 0"):
+        ae.search("tiny", trials=0)
+    assert caplog.messages[-1] == f"search space tiny: {small}"

@@ -25,7 +25,7 @@ from autoembed.cli import report, watch
 from autoembed.cli import rank
 
 # isort: split
-from autoembed.cli import predict, refresh, serve
+from autoembed.cli import export, predict, refresh, serve
 
 # isort: split
 from autoembed.cli import jobs
@@ -40,6 +40,7 @@ from autoembed.errors import AutoembedError, StudyError, in_one_line, printable,
 __all__ = [
     "app",
     "doctor",
+    "export",
     "init",
     "jobs",
     "main",

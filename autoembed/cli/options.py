@@ -70,10 +70,12 @@ def space_of(named: Path) -> Path:
     """The file of a search space, which may be one that ships with the package: then it says which file that is."""
     from autoembed.shipped import space_file
 
-    found = space_file(named)
-    if found != named:
-        print(f"search space {named}: {found}", file=sys.stderr)
-    return found
+    return space_file(named, say)
+
+
+def say(line: str) -> None:
+    """Prints a line on stderr: what was taken."""
+    print(line, file=sys.stderr)
 
 
 def settings_of(options: list[str], flag: str = "--set") -> dict[str, object]:

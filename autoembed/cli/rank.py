@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoembed.cli.options import Data, Json, Runs, Settings, app, opening, print_json, settings_of
+from autoembed.cli.options import Data, Json, Runs, Settings, app, opening, print_json, say, settings_of
 from autoembed.errors import DataError, StudyError
+from autoembed.shipped import space_or_data
 from autoembed.writing import beside
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def rank(
     context: typer.Context,
     source: Annotated[
-        str | None, typer.Argument(help="A table or directory, or a search-space file for its data section.")
+        str | None,
+        typer.Argument(help="A table or directory, or a search space for its data: a file, or one that ships."),
     ] = None,
     model: Annotated[
         Path | None,
@@ -81,7 +83,8 @@ def rank(
         "stability": stability,
         "threads": threads,
     }
-    if source.endswith((".yaml", ".yml")):
+    source, is_space = space_or_data(source, say)
+    if is_space:
         ranking, rows = _rank_space(Path(source), data, runs, settings or [], options)
     else:
         ranking = _rank_table(source, label, _separators(multi or []), settings_of(settings or []), options)
@@ -93,20 +96,20 @@ def rank(
         print_json(of_ranking(ranking, title, top))
     else:
         _print(ranking, title, criterion, top)
-    say = partial(_say, aside=json)
+    told = partial(_say, aside=json)
     if out is not None:
         ranking.write(out)
-        say(f"written to {out}")
+        told(f"written to {out}")
     if page is not None:
         from autoembed.study.show.page import write_page
 
         write_page(page, ranking, f"{Path(source).name}: {title}")
-        say(f"written to {page}")
+        told(f"written to {page}")
     if cross is not None:
         from autoembed.study.show.crossing import write_crossed
 
         write_crossed(space, source, data, label, ranking.top_pairs(cross))
-        say(f"crossed columns for `autoembed search {space}`")
+        told(f"crossed columns for `autoembed search {space}`")
     gc.freeze()  # nor need the end of the process look for any
 
 

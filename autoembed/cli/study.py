@@ -1,4 +1,4 @@
-"""Studies: search, retrain, export, resize, frontier, sync, ui."""
+"""Studies: search, retrain, resize, frontier, sync, ui."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def search(
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
     if dry_run:
-        tell_estimate(space, data, runs, trials, cpus)
+        tell_estimate(space_of(space), data, runs, trials, cpus)
         return
     from autoembed.cli.show import show_board
     from autoembed.study.engine.run import Request, run_study
@@ -192,54 +192,6 @@ def _train_architecture(
         soft_wrap=True,
     )
     console.print(f"bundle written to {out}", soft_wrap=True)
-
-
-@app.command()
-@opening
-def export(
-    run: Annotated[Path, typer.Argument(help="A study's folder, such as runs/quickstart, or a bundle.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    trial: Which = None,
-    pick: Annotated[
-        str | None,
-        typer.Option(help="From the Pareto front: knee, 'smallest-within 0.001' (of the best metric), or an id."),
-    ] = None,
-    data: Data = None,
-    format: Annotated[
-        str, typer.Option(help="bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec.")
-    ] = "bundle",
-) -> None:
-    """Write the best architecture, its weights and vocabulary as a bundle that predicts, or in another format."""
-    from autoembed.bundle import copy_bundle, load_bundle
-    from autoembed.study.show.progress import Bar
-    from autoembed.study.show.tables import stdout
-    from autoembed.study.study import Study
-    from autoembed.writing import scratch
-
-    is_bundle = (run / "manifest.json").is_file()
-    if is_bundle and (trial or pick):
-        raise StudyError(f"--trial and --pick choose from a study, but {run} is a bundle")
-    if format == "bundle":
-        with Bar() as bar:
-            bundle = (
-                load_bundle(copy_bundle(run, out))
-                if is_bundle
-                else Study.open(run, data=data, shown=bar).export(out, trial, pick=pick)
-            )
-        of = bundle.manifest.provenance.get("trial") or run
-        stdout().print(f"bundle of {of} written to {bundle.path}", soft_wrap=True, markup=False)
-        return
-    from autoembed.export.formats import export_bundle
-
-    with Bar() as bar, scratch() as temporary:
-        if is_bundle:
-            bundle = load_bundle(run)
-        else:
-            bundle = Study.open(run, data=data, shown=bar).export(temporary / "bundle", trial, pick=pick)
-        bar.step(f"export to {format}", 0, 1)
-        made = export_bundle(bundle, out, format)
-        bar.step(f"export to {format}", 1, 1)
-    stdout().print(f"{format} model written to {made.path} ({made.bytes:,} bytes)", soft_wrap=True)
 
 
 @app.command()

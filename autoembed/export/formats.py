@@ -83,11 +83,9 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
     path = Path(out)
     if format not in FORMATS:
         raise BundleError(
-            f"{option('format')} must be bundle, onnx, torch, aoti, numpy, tables, fuxictr or torchrec, "
-            f"but got {format!r}"
+            f"{option('format')} must be onnx, torch, aoti, numpy, tables, fuxictr or torchrec, but got {format!r}"
         )
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise BundleError(f"{path} exists and is not empty: choose another place")
+    require_empty(path)
     module = import_module(f"autoembed.export.{FORMATS[format]}")
     write: Callable[[Bundle, Path], str | None] = module.write
     with scratch(path.parent) as temporary:
@@ -112,6 +110,12 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
             path.rmdir()
         folder.rename(path)
     return Export(path=path, format=format, bytes=sum(file.stat().st_size for file in _files(path)))
+
+
+def require_empty(path: Path) -> None:
+    """BundleError unless a folder is new or empty."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is not empty: choose another place")
 
 
 def _files(folder: Path) -> list[Path]:

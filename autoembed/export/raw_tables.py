@@ -18,6 +18,7 @@ from autoembed.export.lookups import write_lookups
 from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.model import CTRModel, members
 from autoembed.nn.rows import PackedRows, Rows, lowest
+from autoembed.plans import Input
 from autoembed.storage import PLANES, first_order_bits
 
 REQUIREMENTS = ("safetensors", "numpy")
@@ -48,7 +49,7 @@ def write(bundle: Bundle, folder: Path) -> None:
 
 
 def _described(model: CTRModel, prefix: str) -> dict[str, object]:
-    """One model: its tables, and for each field the blocks of its ids."""
+    """One model: its tables, and for each field the blocks of its ids, and the fields that read them too."""
     own, architecture = model.embedding, model.architecture
     assert isinstance(own, MixedEmbedding)
     names = [f"{prefix}embedding.tables.{number}" for number in range(len(own.tables))]
@@ -67,10 +68,15 @@ def _described(model: CTRModel, prefix: str) -> dict[str, object]:
             }
         blocks[int(field_of[block])].append(entry)
     fields = [
-        {"name": field.name, "blocks": own} | ({"pool": field.pool.model_dump()} if field.pool else {})
+        {**_input(field), "blocks": own} | ({"readers": [*map(_input, field.readers)]} if field.readers else {})
         for field, own in zip(architecture.fields, blocks, strict=True)
     ]
     return {"dim": architecture.dim, "first_order": model.first_order, "fields": fields, "tables": tables}
+
+
+def _input(field: Input) -> dict[str, object]:
+    """The name of a field, or of one that reads its table, and how several values a row become one embedding."""
+    return {"name": field.name} | ({"pool": field.pool.model_dump()} if field.pool else {})
 
 
 def _table(name: str, rows: object) -> dict[str, object]:

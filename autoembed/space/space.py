@@ -13,6 +13,7 @@ from autoembed.budget import Limit
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, first_line, hinted, unknown
 from autoembed.methods.method import load
+from autoembed.shipped import space_file
 from autoembed.space.leaves import Range, filled, is_range, method_of, numbered, ranges_in
 from autoembed.space.sections import Budget, FeatureSpec, Final, Objective, Scheduler, Variant, placed
 from autoembed.space.text import load_yaml
@@ -85,8 +86,12 @@ class SearchSpace(BaseModel):
         return stages
 
     @classmethod
-    def read(cls, path: Path) -> SearchSpace:
-        """The space in a YAML file; SpaceError names the file and the rule that it breaks."""
+    def read(cls, path: str | Path) -> SearchSpace:
+        """The space in a YAML file, or one that ships, such as "quickstart".
+
+        SpaceError names the file and the rule that it breaks, or lists the names that ship.
+        """
+        path = space_file(Path(path))
         try:
             node = load_yaml(path.read_text())
         except OSError as error:

@@ -13,6 +13,7 @@ from autoembed.bundle import Bundle, copy_bundle, load_bundle
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
 from autoembed.plugins import without_imports
+from autoembed.shipped import space_file
 from autoembed.space import SearchSpace
 from autoembed.study.engine.run import Request, prepare, run_study
 from autoembed.study.results import bundles, pareto
@@ -235,7 +236,7 @@ def search(
     """Searches architectures, retrains them, and compares them with the baselines.
 
     Args:
-        space: a search space, or its YAML file.
+        space: a search space, its YAML file, or the name of one that ships, such as "quickstart".
         data: in place of `data.path`: a file, a directory, or a frame of Polars or pandas, of which the study's folder
             keeps a copy.
         runs: the folder of the studies.
@@ -256,8 +257,9 @@ def search(
     """
     from autoembed.study.show.progress import display
 
+    shown = display(progress)
     request = Request(
-        space=space if isinstance(space, SearchSpace) else Path(space),
+        space=space if isinstance(space, SearchSpace) else space_file(Path(space), shown.tell),
         data=data,
         runs=Path(runs),
         name=name,
@@ -269,6 +271,5 @@ def search(
         cpus=cpus,
         address=address,
     )
-    shown = display(progress)
     run, _ = run_study(request, shown)
     return Study(run, shown=shown, imports=True)

@@ -189,3 +189,42 @@ def sample():
         return np.array(node["ids"]), np.array(node["click"])
 
     return read
+
+
+@pytest.fixture(scope="session")
+def read():
+    """`read(model, field, id, tensors)` reads raw tables by their description, as another language would."""
+    return _read
+
+
+def _read(model, field, value, tensors):
+    """The embedding of an id, and its first-order weight behind it."""
+    out = np.zeros(model["dim"] + model["first_order"])
+    block = next(one for one in field["blocks"] if one["first_id"] <= value < one["end_id"])
+    if block["table"] is None:
+        return out
+    table = model["tables"][block["table"]]
+    row = value - block["first_id"] + block["row_of_first_id"]
+    if "numbers" in table:
+        numbers = tensors[table["numbers"]][row].astype(float)
+        out[block["dims"]] = numbers[: table["width"]]
+        if table["first_order"]:
+            out[-1] = numbers[-1]
+        return out
+    codes, start, done = np.zeros(table["width"]), 0, 0
+    for plane in table["planes"]:
+        size = -(-table["width"] * plane // 8)
+        bits = np.unpackbits(tensors[table["codes"]][row, start : start + size], bitorder="little")
+        each = bits[: table["width"] * plane].reshape(-1, plane)
+        codes += each @ (2 ** np.arange(plane)) * 2**done
+        start, done = start + size, done + plane
+    step = np.asarray(
+        tensors[table["step"]][row if table["step_of"] == "row" else block["block_of_table"]], dtype=float
+    )
+    out[block["dims"]] = (codes + table["lowest"]) * step
+    if table["first_order"]:
+        first = table["first"]
+        byte = int(tensors[first["codes"]][row * first["bits"] // 8])
+        code = (byte >> (row * first["bits"] % 8)) & (2 ** first["bits"] - 1)
+        out[-1] = (code + first["lowest"]) * float(tensors[first["step"]][block["block_of_table"], 0])
+    return out
