@@ -203,6 +203,7 @@ def test_pruning_by_rank_reaches_the_model(write_space, ray_here, tmp_path):
     assert pl.read_parquet(run.path / "ranking.parquet").height == 8
 
 
+@pytest.mark.slow  # kills at many moments are in test_kills
 def test_a_killed_study_loses_only_its_running_trials(write_space, tmp_path):
     """SIGKILL of the driver mid-study, then --resume: finished trials stay, and MLflow has no run left RUNNING."""
     space = write_space(
