@@ -33,7 +33,7 @@ from autoembed.card import SAMPLE_ROWS, card, sample_ids
 from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.readers import DataSpec, clean
 from autoembed.data.schema import FeatureSchema
-from autoembed.data.values import col
+from autoembed.data.values import col, is_missing
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import AutoembedError, BundleError, first_line
 from autoembed.nn.model import Model, build_model
@@ -115,8 +115,13 @@ class Bundle:
         present = rows_of.collect_schema().names()
         needed = [name for name in self.vocabulary.columns if name in present]
         lazy = clean(rows_of.select(col(name) for name in needed), self.spec)
-        missing = np.array([self.vocabulary.missing(name) if name in needed else 0 for name in self.vocabulary.names])
-        counted = np.zeros((3, len(missing)), dtype=np.int64)
+        counted = np.zeros((3, len(self.vocabulary.names)), dtype=np.int64)
+        # A missing value without an id of its own is told from an unknown one by the table alone.
+        by_table = {
+            at: name
+            for at, name in enumerate(self.vocabulary.names)
+            if name in needed and not self.vocabulary.missing(name)
+        }
         if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
         scores = np.empty(0, dtype=np.float32)
@@ -126,8 +131,8 @@ class Bundle:
             scores.resize(place + rows.height, refcheck=False)
             encoded = self.vocabulary.encode(rows)
             counted += self.vocabulary.gaps(encoded)
-            for at in np.flatnonzero(missing == 0):
-                counted[1, at] += _gone(rows, self.vocabulary.names[at])
+            for at, name in by_table.items():
+                counted[1, at] += is_missing(rows[name]).sum()
             ids = torch.from_numpy(encoded).to(where)
             for start in range(0, rows.height, batch):
                 part = self.schema.task.link(model(ids[start : start + batch])).float().cpu().numpy()
@@ -331,16 +336,6 @@ def _predicted(schema: FeatureSchema, model: Model, ids: Array) -> Array:
     device = next(model.parameters()).device
     found: Array = schema.task.link(model(torch.from_numpy(ids).to(device))).float().cpu().numpy()
     return found
-
-
-def _gone(rows: pl.DataFrame, name: str) -> int:
-    """How many rows have no value in a column, 0 if the column is not there."""
-    if name not in rows.columns:
-        return 0
-    column = rows[name]
-    if isinstance(column.dtype, pl.List):
-        return int((column.list.len().fill_null(0) == 0).sum())
-    return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 
 def _chunks(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter, process_time
@@ -12,6 +11,7 @@ import torch
 from autoembed.budget import Limit
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
+from autoembed.fast import cores
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig, configure
 from autoembed.nn.model import CTRModel, cost_of
 from autoembed.space import SearchSpace
@@ -52,8 +52,7 @@ def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> E
 
     A few steps of the full-width model are trained and thrown away.
     """
-    cpus = cpus or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = max(1, int(cpus / space.budget.cpus_per_trial))
+    at_once = max(1, int((cpus or cores()) / space.budget.cpus_per_trial))
     if space.budget.concurrent is not None:
         at_once = min(at_once, space.budget.concurrent)
     trials, work = {}, 0.0

@@ -24,3 +24,8 @@ def takes(path: str) -> bool:
         if name not in PATHS:
             raise SpaceError(f"{VARIABLE}: {unknown('path', name, list(PATHS))}")
     return path not in plain
+
+
+def cores() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,6 +24,13 @@ def col(name: str) -> pl.Expr:
     return pl.col(name)
 
 
+def is_missing(column: pl.Series) -> pl.Series:
+    """Which rows have no value, bool [N]: null, NaN, or a list of none."""
+    if isinstance(column.dtype, pl.List):
+        return column.list.len().fill_null(0) == 0
+    return column.is_null() | column.is_nan().fill_null(True) if column.dtype.is_float() else column.is_null()
+
+
 def tidy(text: pl.Expr) -> pl.Expr:
     """Text that names a whole number, a truth value or a moment, written in one way: '2.0' is '2', 'True' is 'true', ''
     null, and '2024-01-01T10:30:00+09:00' is '2024-01-01 01:30:00'."""

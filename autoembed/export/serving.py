@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
-from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
+from autoembed.nn.embedding import FieldEmbedding, MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.model import CTRModel, Model, RoutedModel, apply
 from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.router import Router
@@ -94,10 +94,9 @@ def _pairs(pairs: PairEmbedding) -> nn.Module:
     return pairs
 
 
-class _Mixed(nn.Module):
+class _Mixed(FieldEmbedding):
     """`MixedEmbedding` with static shapes: ids int64 [B, V] -> float [B, F, columns]."""
 
-    starts: Tensor
     shift: Tensor
     group: Tensor
     slot: Tensor
@@ -105,10 +104,9 @@ class _Mixed(nn.Module):
     gather: Tensor
 
     def __init__(self, own: MixedEmbedding, architecture: Architecture) -> None:
-        super().__init__()
+        super().__init__(architecture)
         field, group = architecture.field_of_block(), own.group.numpy().astype(np.int64)
         field_of_column = np.repeat(np.arange(len(architecture.fields)), architecture.lengths)
-        self.pool = own.pool
         self.tables = nn.ModuleList(table_of(rows) for rows in own.tables)
         self.widths, self.columns = own.widths, own.columns
         served = [
@@ -123,12 +121,6 @@ class _Mixed(nn.Module):
         self.register_buffer("group", torch.from_numpy(group))
         self.register_buffer("slot", own.slot.long() if own.steps else torch.zeros(len(group), dtype=torch.int64))
         self.register_buffer("gather", torch.from_numpy(_places(served, len(field_of_column))))
-
-    def forward(self, ids_BV: Tensor) -> Tensor:
-        if self.pool is None:
-            return self.lookup(ids_BV)
-        out: Tensor = self.pool(self.lookup(ids_BV.clamp_min(0)), ids_BV)
-        return out
 
     def lookup(self, ids_BV: Tensor) -> Tensor:
         """Ids int64 [B, V] -> what each value has, float [B, V, columns]."""

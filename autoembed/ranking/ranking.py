@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 import polars as pl
 
 from autoembed.errors import DataError
+from autoembed.fast import cores
 from autoembed.ranking.quality import Finding, drift, findings, ordered
 from autoembed.ranking.scores import NEEDS_ROWS, Column, Score, measure, require, score
 from autoembed.ranking.selection import select as take
@@ -198,7 +198,7 @@ def rank(
         DataError: an unknown score or column, or pairs with a label of more than two classes.
     """
     require(score)
-    threads = threads or _cores()
+    threads = threads or cores()
     table = from_dataset(source, _keeps(score, pairs, select), threads, progress)
     ranking = _ranked(table, score, pairs, select, stability, threads, progress)
     return replace(ranking, findings=tuple(ordered([*ranking.findings, *drift(source)])))
@@ -224,13 +224,9 @@ def rank_table(
     `separators` names with what stands between their values, are counted per value; they take no part in pairs.
     """
     require(score)
-    threads = threads or _cores()
+    threads = threads or cores()
     table = read_table(source, label, _keeps(score, pairs, select), threads, progress, separators, settings)
     return _ranked(table, score, pairs, select, stability, threads, progress)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keeps(score: str, pairs: Pairs, select: tuple[str, int] | None) -> bool:

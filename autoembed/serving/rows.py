@@ -14,7 +14,7 @@ import pyarrow as pa
 from autoembed.bundle import Bundle
 from autoembed.data.multi import is_list
 from autoembed.data.readers import clean
-from autoembed.data.values import col
+from autoembed.data.values import col, is_missing
 from autoembed.errors import DataError, first_line
 from autoembed.export.lookups import lookups_of
 from autoembed.serving.values import GONE, BadValueError, CategoricalField, Field, MultiField, NumericField
@@ -154,7 +154,7 @@ class RowReader:
             raise RefusedError(422, str(error)) from None
         for name in self.columns:
             if not self.bundle.vocabulary.missing(name):
-                ids[_gone(rows[name]), self.bundle.schema.columns([name])[0]] = GONE
+                ids[is_missing(rows[name]).to_numpy(), self.bundle.schema.columns([name])[0]] = GONE
         return ids
 
     def _check_size(self, rows: int) -> None:
@@ -177,14 +177,6 @@ def _is_plain(dtype: pl.DataType) -> bool:
     if isinstance(dtype, pl.List):
         return _is_plain(cast(pl.DataType, dtype.inner))
     return dtype.is_integer() or dtype in _PLAIN
-
-
-def _gone(column: pl.Series) -> Array:
-    """Which rows have no value, bool [N]."""
-    if isinstance(column.dtype, pl.List):
-        return (column.list.len().fill_null(0) == 0).to_numpy()
-    gone = column.is_null()
-    return (gone | column.is_nan() if column.dtype.is_float() else gone).fill_null(True).to_numpy()
 
 
 def _blame(field: Field, values: Sequence[object], *, sure: bool = True) -> None:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+import autoembed.cli
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.crosses import CrossSpec
@@ -17,9 +18,10 @@ from autoembed.data.dataset import build_dataset
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import DataSpec
 from autoembed.data.vocabulary import Vocabulary
-from autoembed.nn.model import build_model, pack, start_rounding
+from autoembed.nn.model import build_model
 from autoembed.storage import SharedStorage
 from autoembed.trial import check, run_trial
+from tests.export.written import written
 
 ROWS = 3000
 VALUES = {"site": 40, "item": 90, "hour": 12, "kind": 3}
@@ -86,6 +88,19 @@ def bundle(raw, tmp_path_factory):
 
 
 @pytest.fixture
+def cli(monkeypatch, capsys):
+    """Calls the command line in this process: (status, what it printed, its errors)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["autoembed", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            autoembed.cli.main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
 def drawn(tmp_path):
     """Makes a bundle of drawn weights: `drawn(backbone, mixed=..., bits=..., storage=...)`."""
 
@@ -115,18 +130,7 @@ def drawn(tmp_path):
                     buffer.add_(0.1 * torch.randn_like(buffer))
                 elif "running_var" in name:
                     buffer.mul_(0.1 + 0.1 * torch.rand_like(buffer))
-        start_rounding(model)
-        folder = write_bundle(
-            tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}",
-            schema=schema,
-            vocabulary=vocabulary,
-            architecture=architecture,
-            model=pack(model, schema).eval(),
-            data={"label": "label"},
-            metrics={},
-            provenance={},
-        )
-        return load_bundle(folder)
+        return written(tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}", schema, vocabulary, model)
 
     return make
 

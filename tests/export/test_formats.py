@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 import torch
 
-import autoembed.cli
 from autoembed.card import sample_ids
 from autoembed.errors import BundleError
 from autoembed.export.formats import FORMATS, export_bundle
@@ -169,19 +168,6 @@ def test_what_cannot_be_exported_is_refused(bundle, exports, tmp_path):
     with pytest.raises(BundleError, match="exists and is not empty"):
         export_bundle(bundle, exports["numpy"].path, "numpy")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Calls the command line in this process: (status, what it printed, its errors)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["autoembed", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            autoembed.cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def test_the_command_line_exports_and_verifies_a_bundle(bundle, tmp_path, cli):

@@ -1,6 +1,5 @@
 """What FuxiCTR is given: files that it reads, and weights that score in its layers as the bundle does."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,12 +10,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from autoembed.architecture import Architecture
-from autoembed.data.schema import FeatureSchema, Multi
 from autoembed.errors import BundleError
 from autoembed.export.formats import export_bundle
 from autoembed.export.fuxictr_config import FLAT, MODELS, write_table
-from autoembed.nn.model import build_model
 
 READS = json.loads(Path(__file__).with_name("fuxictr_reads.json").read_text())
 SMALL = {"hidden": [8, 6], "dropout": 0.1}
@@ -104,28 +100,6 @@ def test_the_weights_give_the_predictions_by_the_formulas_of_fuxictrs_layers(dra
             x = np.maximum(x * norm["weight"] + norm["bias"], 0)
     np.testing.assert_allclose(1 / (1 + np.exp(-logits - x[:, 0])), click, atol=1e-5)
     assert np.ptp(click) > 0.01
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"multi": Multi(length=2)}, "multi-valued columns"),
-        ({"shares": "site", "cardinality": 41}, "columns that share a table"),
-    ],
-)
-def test_columns_of_other_kinds_are_refused(drawn, tmp_path, change, what):
-    bundle = drawn("dnn", hidden=[8])
-    schema = FeatureSchema(
-        fields=(*bundle.schema.fields[:3], bundle.schema.fields[3].model_copy(update=change)),
-        label="label",
-    )
-    counts = [bundle.vocabulary.counts(name) for name in schema.names]
-    backbone = dict(bundle.architecture.backbone)
-    architecture = Architecture.full(schema, counts, dim=4, blocks=1, backbone=backbone)
-    model = build_model(schema, architecture)
-    other = dataclasses.replace(bundle, schema=schema, architecture=architecture, model=model)
-    with pytest.raises(BundleError, match=f"no form for the {what}"):
-        export_bundle(other, tmp_path / "out", "fuxictr")
 
 
 @pytest.mark.slow

@@ -5,25 +5,11 @@ import sys
 import pytest
 import torch
 
-import autoembed.cli
 from autoembed.bundle import verify_bundle
 from autoembed.errors import BundleError
 from autoembed.export.formats import FORMATS
 from autoembed.export.scorer import Scorer
 from autoembed.export.several import export_several, formats_of
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Calls the command line in this process: (status, what it printed, its errors)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["autoembed", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            autoembed.cli.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def folders(path):

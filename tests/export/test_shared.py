@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from autoembed.architecture import Architecture
-from autoembed.bundle import load_bundle, write_bundle
 from autoembed.data.schema import FeatureSchema, Field, Multi
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.export.formats import export_bundle
 from autoembed.export.program import quiet
 from autoembed.export.scorer import Scorer
-from autoembed.nn.model import build_model, pack, start_rounding
+from autoembed.nn.model import build_model
+from tests.export.written import written
 
 ITEMS = [f"i{n}" for n in range(60)]
 
@@ -49,19 +49,8 @@ def made(folder, *, lists):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    start_rounding(model)
-    folder = write_bundle(
-        folder,
-        schema=schema,
-        vocabulary=vocabulary,
-        architecture=architecture,
-        model=pack(model, schema).eval(),
-        data={"label": "label"},
-        metrics={},
-        provenance={},
-    )
     unknown = table.with_columns(last=pl.when(pl.int_range(pl.len()) < 5).then(pl.lit("new")).otherwise("last"))
-    return load_bundle(folder), unknown.head(200)
+    return written(folder, schema, vocabulary, model), unknown.head(200)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from autoembed.architecture import Architecture
-from autoembed.data.schema import FeatureSchema, Multi
 from autoembed.errors import BundleError
 from autoembed.export.formats import export_bundle
 from autoembed.nn.model import build_model, pack, start_rounding
@@ -77,28 +75,6 @@ def test_other_storage_is_refused(drawn, tmp_path):
     bundle = drawn("dnn", storage="shared", hidden=[8])
     with pytest.raises(BundleError, match="no form for the storage of kind shared of this bundle: use onnx or torch"):
         export_bundle(bundle, tmp_path / "out", "torchrec")
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"multi": Multi(length=2)}, "multi-valued columns"),
-        ({"shares": "site", "cardinality": 41}, "columns that share a table"),
-    ],
-)
-def test_columns_of_other_kinds_are_refused(drawn, tmp_path, change, what):
-    bundle = drawn("dnn", hidden=[8])
-    schema = FeatureSchema(
-        fields=(*bundle.schema.fields[:3], bundle.schema.fields[3].model_copy(update=change)),
-        label="label",
-    )
-    counts = [bundle.vocabulary.counts(name) for name in schema.names]
-    backbone = dict(bundle.architecture.backbone)
-    architecture = Architecture.full(schema, counts, dim=4, blocks=1, backbone=backbone)
-    model = build_model(schema, architecture)
-    other = dataclasses.replace(bundle, schema=schema, architecture=architecture, model=model)
-    with pytest.raises(BundleError, match=f"no form for the {what}"):
-        export_bundle(other, tmp_path / "out", "torchrec")
 
 
 @pytest.mark.slow

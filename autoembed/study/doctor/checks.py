@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 from autoembed import __version__
 from autoembed.errors import first_line
+from autoembed.fast import cores
 from autoembed.study.doctor.own_ray import try_ray
 
 State = Literal["OK", "warning", "problem"]
@@ -139,8 +140,7 @@ def _extra(name: str) -> Check:
 
 
 def _cpus() -> Check:
-    there = os.cpu_count() or 1
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    there, own = os.cpu_count() or 1, cores()
     quota = _quota()
     found = f"{own} of {there} may be used" if own < there else f"{there}"
     if quota is not None and quota < own - 0.01:
