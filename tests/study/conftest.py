@@ -1,6 +1,8 @@
 import contextlib
 import os
+import shutil
 import socket
+from pathlib import Path
 
 import psutil
 import pytest
@@ -8,6 +10,7 @@ import yaml
 
 import autoembed.study  # noqa: F401  (before any test module imports ray, which reads its environment once)
 from autoembed.cli import main
+from autoembed.study.run_dir import RunDir
 
 SPACE = {
     "data": {
@@ -77,6 +80,25 @@ def finished(tmp_path_factory, ray_here):
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))
     return run_study(Request(space=folder / "tiny.yaml", runs=folder / "runs"))
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished study's folder in another place, for changes: (run folder, leaderboard)."""
+    run, board = finished
+    return RunDir(Path(shutil.copytree(run.path, tmp_path / "runs" / run.name))), board
+
+
+@pytest.fixture(autouse=True)
+def _finished_stays_as_it_was(request):
+    """The finished study is shared: a test that changes it would decide by the order of tests what others find."""
+    if "finished" not in request.fixturenames:
+        yield
+        return
+    run, _ = request.getfixturevalue("finished")
+    before = sorted(run.path.rglob("*"))
+    yield
+    assert sorted(run.path.rglob("*")) == before
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def test_usage_errors_have_status_2(cli):
     assert cli("serch")[0] == 2
 
 
-def test_show_export_predict_and_retrain_on_a_finished_study(cli, finished, tmp_path):
-    run, board = finished
+def test_show_export_predict_and_retrain_on_a_finished_study(cli, copied, tmp_path):
+    run, board = copied
     status, out, _ = cli("show", run.path)
     assert status == 0
     for words in ("dnis", "uniform", "noise", "share of", board.winner, "autoembed ui"):

@@ -23,19 +23,11 @@ from mlflow import MlflowClient
 from autoembed.bundle import load_bundle
 from autoembed.space import SearchSpace
 from autoembed.study.engine.run import Request, run_study
-from autoembed.study.run_dir import RunDir
 from autoembed.study.show.progress import Bar
 from autoembed.study.trackers.mlflow import tracker as tracking
 from autoembed.study.trackers.mlflow.mirror import Mirror
 from autoembed.study.trackers.mlflow.store import mend_moved
 from autoembed.study.trackers.mlflow.view import SAVED_VIEW
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """The finished study's folder in another place: (run folder, leaderboard)."""
-    run, board = finished
-    return RunDir(Path(shutil.copytree(run.path, tmp_path / "runs" / run.name))), board
 
 
 def content(uri, run):

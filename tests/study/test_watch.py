@@ -13,7 +13,6 @@ from rich.console import Console
 
 from autoembed.study.overview import look, size_of, studies
 from autoembed.study.processes import memory_of
-from autoembed.study.run_dir import RunDir
 from autoembed.study.show import watching
 from autoembed.study.show.watching import sparkline
 
@@ -31,10 +30,8 @@ with FileLock(run / ".lock"):
 
 
 @pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of the finished study, for changes."""
-    shutil.copytree(finished[0].path, tmp_path / "runs" / "tiny")
-    return RunDir(tmp_path / "runs" / "tiny")
+def copied(copied):
+    return copied[0]
 
 
 @pytest.fixture
