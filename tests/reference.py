@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from cures import cure
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, DOCS = ROOT / "autoembed", ROOT / "docs"
 AREAS = {
@@ -74,16 +76,15 @@ def messages_page() -> str:
         "# Messages",
         "",
         "Every message of an error, made from the source by `python tests/reference.py`; … stands for a name or a "
-        "value. A message says the rule, the value that breaks it and what to do. "
+        "value. Most messages name what to do; where one cannot, the second column does. "
         "[troubleshooting.md](troubleshooting.md) says more about those that people meet most. On the command line a "
         "message is one line on stderr, and the status is 2.",
         "",
     ]
     for area, rows in by_area().items():
-        lines += [f"## {area}", "", "| message | from |", "|---|---|"]
+        lines += [f"## {area}", "", "| message | what helps | from |", "|---|---|---|"]
         for text, own in rows:
-            shown = text.replace("|", "\\|").replace("<", "&lt;")
-            lines.append(f"| {shown} | `{own}` |")
+            lines.append(f"| {_cell(text)} | {cure(text)} | `{own}` |")
         lines.append("")
     return "\n".join(lines)
 

@@ -10,7 +10,8 @@ import pytest
 import autoembed
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import commands_page, messages_page
+from cures import cure, unused
+from reference import by_area, commands_page, messages_page
 
 PACKAGE = Path(autoembed.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "troubleshooting.md"
@@ -53,6 +54,14 @@ def test_the_page_tells_what_the_package_says(runs):
 
 def test_the_list_of_messages_is_that_of_the_source():
     assert (PAGE.parent / "messages.md").read_text() == messages_page(), "run: python tests/reference.py"
+
+
+def test_each_message_has_a_cure():
+    texts = [text for rows in by_area().values() for text, _ in rows]
+    assert all(map(cure, texts))
+    assert unused(texts) == []
+    with pytest.raises(AssertionError, match="no cure for: nothing works"):
+        cure("nothing works")
 
 
 def test_the_list_of_commands_is_that_of_the_source():
