@@ -23,7 +23,7 @@ from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import BundleError, SpaceError
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.nn.model import build_model
-from autoembed.training import Ensemble, Teacher, TrainConfig, batches, fit
+from autoembed.training import Teacher, TeacherEnsemble, TrainConfig, batches, fit
 from autoembed.types import Array
 
 _BATCH = 16384
@@ -73,7 +73,7 @@ def prepared(
     if distill is None or distill.weight == 0 or distill.teacher == "search":
         return None
     logits = _file(dataset)
-    if isinstance(distill.teacher, Ensemble):
+    if isinstance(distill.teacher, TeacherEnsemble):
         members, epochs = distill.teacher.ensemble, count(1)
 
         def told(event: EpochEnd) -> None:

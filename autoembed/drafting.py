@@ -21,7 +21,7 @@ from autoembed.data.readers import clean, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col, key
 from autoembed.errors import DataError, option
-from autoembed.estimating import Estimate, estimate
+from autoembed.estimating import StudyEstimate, estimate
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace, load_mapping
 from autoembed.types import Progress
@@ -49,7 +49,7 @@ class Draft:
 
     text: str
     notes: tuple[str, ...]
-    estimate: Estimate
+    estimate: StudyEstimate
 
 
 def draft(
@@ -342,7 +342,7 @@ def _flow(node: Node) -> str:
     ]
 
 
-def _headed(text: str, dataset: Dataset, taken: Estimate) -> str:
+def _headed(text: str, dataset: Dataset, taken: StudyEstimate) -> str:
     """The text below what a study of it will take."""
     rows = ", ".join(f"{dataset.rows(split):,} {split}" for split in dataset.splits)
     rate = float(np.mean(dataset.labels("train")))
@@ -353,7 +353,7 @@ def _headed(text: str, dataset: Dataset, taken: Estimate) -> str:
     )
 
 
-def told_estimate(taken: Estimate) -> str:
+def told_estimate(taken: StudyEstimate) -> str:
     """What a study will take, in a sentence."""
     return (
         f"{sum(taken.trials.values())} trials in about {told_seconds(taken.seconds)}, {taken.at_once} at a time, with "

@@ -27,7 +27,7 @@ _WARM, _GATES, _READING, _REACHED, _ROUNDING = 1.1, 2.2, 2.0, 0.7, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class StudyEstimate:
     """What a study will take.
 
     Attributes:
@@ -47,7 +47,7 @@ class Estimate:
     at_once: int
 
 
-def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> Estimate:
+def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> StudyEstimate:
     """What a study on these data will take; SpaceError if an arm has no valid configuration.
 
     A few steps of the full-width model are trained and thrown away.
@@ -71,7 +71,7 @@ def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> E
     disk = sum(path.stat().st_size for path in dataset.path.iterdir() if path.is_file())
     memory = _PROCESS * (2 + together) + together * 4 * size + disk
     seconds = work / together
-    return Estimate(trials=trials, seconds=seconds, memory=memory, disk=disk, bytes=size, at_once=together)
+    return StudyEstimate(trials=trials, seconds=seconds, memory=memory, disk=disk, bytes=size, at_once=together)
 
 
 def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:

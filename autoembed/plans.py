@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from autoembed.data.strict import with_new_names
+
 BlockCut = Literal["geometric", "equal"]
 Choice = Literal["open", "memorize", "factorize", "naive"]
 Bits = Literal[32, 16, 8, 4, 3, 2, 1]
@@ -173,15 +175,20 @@ class Ensemble(Frozen):
     share: Literal["all", "tables", "none"] = "all"
 
 
-class Tower(Frozen):
+class TowerOptions(Frozen):
     """What is done about the bytes of a backbone's linear layers.
 
-    `bits` is what their weights are served in. With `widths: search`, hidden layers may become narrower where a limit
-    on the whole model's bytes is better spent on embeddings.
+    `bits` is what their weights are served in. With `units: search`, hidden layers may get fewer units where a limit on
+    the whole model's bytes is better spent on embeddings.
     """
 
     bits: TowerBits = 32
-    widths: Literal["fixed", "search"] = "fixed"
+    units: Literal["fixed", "search"] = "fixed"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: object) -> object:
+        return with_new_names(values, {"widths": "units"})
 
 
 class Cost(Frozen):

@@ -14,7 +14,7 @@ from autoembed.types import Array
 ROUNDS = 6
 
 
-class Rows(Protocol):
+class RowOrder(Protocol):
     """Row numbers in some order, int [N]; an array is one."""
 
     def __len__(self) -> int: ...
@@ -32,7 +32,7 @@ class Shuffle:
     likely; from hundreds on they look as random as a shuffle in memory.
     """
 
-    def __init__(self, rows: int | Rows, seed: int | Sequence[int]) -> None:
+    def __init__(self, rows: int | RowOrder, seed: int | Sequence[int]) -> None:
         self.rows = None if isinstance(rows, int) else rows
         self.total = rows if isinstance(rows, int) else len(rows)
         self.left = isqrt(max(self.total - 1, 0)) + 1
@@ -72,7 +72,7 @@ def _add(a: Array, b: Array, modulus: int) -> Array:
 class Stretch:
     """The rows at the places from `start` to `stop` of others."""
 
-    rows: Rows
+    rows: RowOrder
     start: int
     stop: int
 

@@ -21,12 +21,12 @@ from autoembed.events import EpochEnd, EpochReport
 from autoembed.fast import takes
 from autoembed.metrics import Metrics
 from autoembed.nn.model import ClickModel
-from autoembed.shuffle import Rows, Shuffle
+from autoembed.shuffle import RowOrder, Shuffle
 from autoembed.task import Metric, metric_in
 from autoembed.types import Array
 
 
-class Ensemble(BaseModel):
+class TeacherEnsemble(BaseModel):
     """A teacher made of so many models of the root's full width."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +44,7 @@ class Distill(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    teacher: Ensemble | str
+    teacher: TeacherEnsemble | str
     weight: float = Field(default=0.5, ge=0, le=1)
 
 
@@ -210,7 +210,7 @@ def batches(
     size: int,
     device: torch.device,
     *,
-    rows: Rows | None = None,
+    rows: RowOrder | None = None,
     least: int = 1,
     columns: Sequence[Array] = (),
 ) -> Iterator[tuple[Tensor, ...]]:
@@ -236,7 +236,7 @@ def batches(
         yield tuple(column.to(device, non_blocking=True) for column in batch)
 
 
-def sampled(dataset: Dataset, rows: int | Rows, share: float, seed: Sequence[int]) -> int | Rows:
+def sampled(dataset: Dataset, rows: int | RowOrder, share: float, seed: Sequence[int]) -> int | RowOrder:
     """The rows of train, or those below a whole number, with a click and a random share of the others."""
     if share == 1:
         return rows
@@ -339,7 +339,7 @@ def fit(
     device: torch.device,
     seed: int,
     report: EpochReport,
-    rows: Rows | None = None,
+    rows: RowOrder | None = None,
     monitor: str | None = None,
     start: Metrics | None = None,
     teacher: Teacher | None = None,

@@ -31,7 +31,7 @@ from autoembed.nn.model import (
 )
 from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
-from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Pooling, Tower
+from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Pooling, TowerOptions
 from autoembed.retraining import latency, retrain
 from autoembed.storage import Step
 from autoembed.task import CLICKS, Monitor, TaskMetrics, metric_of
@@ -84,7 +84,7 @@ class TrialConfig(BaseModel):
     embedding: EmbeddingConfig = EmbeddingConfig()
     backbone: dict[str, JsonValue] = {"name": "deepfm"}
     ensemble: Ensemble = Ensemble()
-    tower: Tower = Tower()
+    tower: TowerOptions = TowerOptions()
     train: TrainConfig = TrainConfig()
     monitor: Monitor = CLICKS.metrics[0].monitor
     limit: Limit = Limit()
@@ -198,7 +198,7 @@ def _run(
             notes += [f"{net.config.method}: {note}" for note in answer.notes]
         method = configure(stage)
         net = load(method.method).Supernet(dataset.schema, architecture, method, dataset.counts, config.seed).to(device)
-        if config.tower.widths == "search":
+        if config.tower.units == "search":
             tower.order(net)
         if isinstance(method, SearchConfig):
             if trained is not None and method.carry:
@@ -333,7 +333,7 @@ def check(config: Mapping[str, object]) -> TrialConfig:
         searches = isinstance(method, SearchConfig)
         if load(method.method).Supernet.chooses_pairs:
             base.require_pairs(str(trial.backbone["name"]), method.method)
-    if trial.tower.widths == "search":
+    if trial.tower.units == "search":
         tower.require(trial.backbone)
     if trial.tower.bits < 32:
         with torch.device("meta"):

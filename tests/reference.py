@@ -1,6 +1,6 @@
 """Pages of docs/ that are made from the source.
 
-python tests/reference.py      writes docs/messages.md, docs/cli.md and the JSON Schemas; tests say if that is needed
+python tests/reference.py      writes messages, cli, keys, api and the JSON Schemas; tests say if that is needed
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cures import cure
+from reference_api import api_page, keys_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, DOCS = ROOT / "autoembed", ROOT / "docs"
@@ -133,5 +134,7 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     (DOCS / "messages.md").write_text(messages_page())
     (DOCS / "cli.md").write_text(commands_page())
+    (DOCS / "keys.md").write_text(keys_page())
+    (DOCS / "api.md").write_text(api_page())
     for name, schema in schemas().items():
         (DOCS / name).write_text(json.dumps(schema, indent=1) + "\n")

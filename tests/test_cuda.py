@@ -106,7 +106,7 @@ def test_an_ensemble_predicts_what_it_does_on_the_cpu(planted, share, bits):
 @pytest.mark.parametrize("bits", [16, 8])
 def test_a_tower_of_searched_widths_is_served_in_few_bits(planted, bits):
     stage = {"method": "magnitude", "warm_epochs": 1}
-    tower = {"bits": bits, "widths": "search"}
+    tower = {"bits": bits, "units": "search"}
     result, model = run(planted, stage, tower=tower, limit={"bytes": 14_000})
     assert result.cost.bytes <= 14_000
     there = predict(model, planted, "valid", CUDA)
@@ -128,7 +128,7 @@ def as_on_the_cpu(dataset, trial):
 @pytest.mark.parametrize("backbone", ["deepfm", "dnn", "dcn", "pnn", "autoint", "finalmlp"])
 @pytest.mark.parametrize("kind", kinds.SOME)
 def test_every_kind_under_backbones(planted_pairs, kind, backbone):
-    limit = {"bytes": 60_000} if "widths" in kind else None
+    limit = {"bytes": 60_000} if "units" in kind else None
     if reason := kinds.refused_by_backbone(kind, backbone):
         with pytest.raises(SpaceError, match=reason):
             kinds.config(kind, backbone=backbone, device="cuda")
@@ -145,7 +145,7 @@ def test_further_kinds(planted_pairs, kind):
 @pytest.mark.parametrize("kind", kinds.SOME)
 def test_every_kind_beside_clusters_and_pairs(planted_pairs, kind, company):
     def run():
-        limit = {"bytes": 400_000} if "widths" in kind else {"width": 16}
+        limit = {"bytes": 400_000} if "units" in kind else {"width": 16}
         as_on_the_cpu(planted_pairs, kinds.config(kind, *kinds.COMPANY[company], device="cuda", limit=limit))
 
     if reason := kinds.refused_in_company(kind, company):

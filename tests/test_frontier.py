@@ -17,8 +17,8 @@ from autoembed.cli import main
 from autoembed.errors import StudyError, TrialError
 from autoembed.frontier import points, run
 from autoembed.frontier.curves import Curves, paired
-from autoembed.frontier.points import FrontierPlan, Point, measure
-from autoembed.frontier.tables import Facts, markdown
+from autoembed.frontier.points import FrontierPlan, FrontierPoint, measure
+from autoembed.frontier.tables import Measured, markdown
 from autoembed.metrics import Metrics
 from autoembed.space import SearchSpace
 
@@ -66,7 +66,9 @@ def call(monkeypatch, capsys):
 def measured(tmp_path_factory):
     """A finished frontier: its folder, made anew for each test by `finished`."""
     folder = tmp_path_factory.mktemp("frontier")
-    request = run.Request(space=write(folder), sizes=SIZES, seeds=2, runs=folder / "runs", command="autoembed ...")
+    request = run.FrontierRequest(
+        space=write(folder), sizes=SIZES, seeds=2, runs=folder / "runs", command="autoembed ..."
+    )
     run.run_frontier(request, lambda *_: None, lambda *_: None, lambda _: None)
     return folder
 
@@ -202,7 +204,9 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, call, monkeypatch):
 )
 def test_another_space_or_plan_is_refused(finished, call, monkeypatch, changes, more, line):
     write(finished, **changes)
-    monkeypatch.setattr(run, "measure", lambda space, arm, *_: [Point(arm=arm, seed=0, size=n, gap="-") for n in SIZES])
+    monkeypatch.setattr(
+        run, "measure", lambda space, arm, *_: [FrontierPoint(arm=arm, seed=0, size=n, gap="-") for n in SIZES]
+    )
     status, _, err = call(*words(finished, *(word.format(folder=finished) for word in more)))
     assert status == (0 if line is None else 2)
     if line is not None:
@@ -299,9 +303,9 @@ def test_how_few_bytes_are_enough(finished):
     space = SearchSpace.read(write(finished, objective={"minimize": "valid.logloss"}))
     aucs = {"magnitude": (0.800, 0.8195, 0.820), "uniform": (None, 0.81, 0.8185), "uniform-2": (0.81, 0.809, 0.805)}
     made = [
-        Point(arm=arm, seed=seed, size=size, gap="too small")
+        FrontierPoint(arm=arm, seed=seed, size=size, gap="too small")
         if auc is None or (arm, size, seed) == ("uniform-2", 4000, 1)
-        else Point(
+        else FrontierPoint(
             arm=arm,
             seed=seed,
             size=size,
@@ -328,7 +332,7 @@ def test_how_few_bytes_are_enough(finished):
     # Seeds are .01 apart in every arm, in logloss .001: nothing of that is left in the band.
     assert curves.levels[1] - curves.levels[0] == pytest.approx(0.001)
     assert curves.spread("magnitude", 700) == pytest.approx(0, abs=1e-12)
-    facts = Facts(title="t", command="c", fields=1, values=2, rows={"train": 3}, planted=False, threads=1, jobs=1)
+    facts = Measured(title="t", command="c", fields=1, values=2, rows={"train": 3}, planted=False, threads=1, jobs=1)
     page = markdown(curves, facts)
     assert "Below 0 is better" in page
     assert "- uniform-2 (bits 4) at 4,000 bytes, 1 of 2 seeds: too small" in page
@@ -357,7 +361,7 @@ def test_a_paired_difference_without_spread_or_with_one_seed():
 def test_two_commands_do_not_share_a_folder(finished):
     from autoembed.frontier.store import locked
 
-    request = run.Request(space=finished / "tiny.yaml", sizes=SIZES, runs=finished / "runs")
+    request = run.FrontierRequest(space=finished / "tiny.yaml", sizes=SIZES, runs=finished / "runs")
     silent = partial(run.run_frontier, request, lambda *_: None, lambda *_: None, lambda _: None)
     with locked(results(finished)), pytest.raises(StudyError, match="another process is at work"):
         silent()

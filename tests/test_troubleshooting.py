@@ -12,6 +12,7 @@ import autoembed
 sys.path.insert(0, str(Path(__file__).parent))
 from cures import cure, unused
 from reference import by_area, commands_page, messages_page
+from reference_api import api_page, keys_page
 
 PACKAGE = Path(autoembed.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "troubleshooting.md"
@@ -64,5 +65,10 @@ def test_each_message_has_a_cure():
         cure("nothing works")
 
 
-def test_the_list_of_commands_is_that_of_the_source():
-    assert (PAGE.parent / "cli.md").read_text() == commands_page(), "run: python tests/reference.py"
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [("cli.md", commands_page), ("keys.md", keys_page), ("api.md", api_page)],
+    ids=lambda one: str(one),
+)
+def test_a_page_of_the_reference_is_that_of_the_source(page, made):
+    assert (PAGE.parent / page).read_text() == made(), "run: python tests/reference.py"

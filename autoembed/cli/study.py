@@ -47,6 +47,8 @@ def search(
     ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="A line for each trial that has ended, for logs.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the leaderboard, warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="A line for each step and epoch, with the time.")] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Serve Ray's dashboard while the study runs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, how long and how large.")] = False,
 ) -> None:
     """Search architectures, retrain them, and compare them with the baselines."""
@@ -55,13 +57,13 @@ def search(
         return
     from autoembed.cli.show import show_board
     from autoembed.study.engine.run import Request, run_study
-    from autoembed.study.show.progress import Bar, Quiet
+    from autoembed.study.show.progress import Bar, Quiet, Verbose
     from autoembed.study.show.report import show_unfinished
     from autoembed.study.show.tables import stdout
     from autoembed.study.study import Study
 
-    if quiet and lines:
-        raise StudyError("--quiet and --lines say opposite things: give one of them")
+    if quiet + lines + verbose > 1:
+        raise StudyError("--quiet, --lines and --verbose say different things: give one of them")
     request = Request(
         space=space_of(space),
         data=data,
@@ -74,10 +76,11 @@ def search(
         device=device,
         cpus=cpus,
         address=address,
+        dashboard=dashboard,
         again=_again(),
     )
     try:
-        run, _ = run_study(request, Quiet() if quiet else Bar(lines=lines))
+        run, _ = run_study(request, Quiet() if quiet else Verbose() if verbose else Bar(lines=lines))
     except KeyboardInterrupt:
         if request.run.ended():
             show_unfinished(stdout(), request.run)
@@ -239,12 +242,12 @@ def frontier(
     """
     import shlex
 
-    from autoembed.frontier.run import Request, run_frontier
+    from autoembed.frontier.run import FrontierRequest, run_frontier
     from autoembed.study.show.progress import Bar
     from autoembed.study.show.report import show_frontier
     from autoembed.study.show.tables import stdout
 
-    request = Request(
+    request = FrontierRequest(
         space=space_of(space),
         sizes=_sizes(sizes),
         of=of,

@@ -25,7 +25,7 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import SPLITS, DataSpec, Split
 from autoembed.data.values import col
 from autoembed.data.vocabulary import ENCODING, Vocabulary
-from autoembed.data.writer import LAYOUT, Facts, Labels, Writer, fingerprint_of
+from autoembed.data.writer import LAYOUT, DatasetFacts, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
 from autoembed.task import Task
 from autoembed.types import Array, Progress
@@ -37,7 +37,7 @@ _CHUNK = 1 << 18
 class Dataset:
     """Encoded rows per split and what they mean; open one with `build_dataset` or `Dataset.open`."""
 
-    def __init__(self, path: Path, schema: FeatureSchema, facts: Facts) -> None:
+    def __init__(self, path: Path, schema: FeatureSchema, facts: DatasetFacts) -> None:
         self.path = path
         self.schema = schema
         self.fingerprint = facts["fingerprint"]

@@ -10,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from autoembed.errors import DataError, first_line
 
 
+def with_new_names(values: object, renamed: Mapping[str, str]) -> object:
+    """The values under the names that keys have today; `renamed` maps earlier ones, which stored files keep."""
+    if not isinstance(values, Mapping):
+        return values
+    for old, new in renamed.items():
+        if old in values and new in values:
+            raise ValueError(f"{old} is the earlier name of {new}: give one of them")
+    return {renamed.get(key, key): value for key, value in values.items()}
+
+
 class StrictModel(BaseModel):
     """A frozen pydantic model whose error for an unknown key says which keys exist."""
 

@@ -24,7 +24,7 @@ Labels = npt.NDArray[np.float32]
 LAYOUT = 2
 
 
-class Facts(TypedDict):
+class DatasetFacts(TypedDict):
     """The content of dataset.json; the last two may be missing in one that an earlier version wrote."""
 
     layout: int
@@ -78,7 +78,7 @@ class Writer:
         (self.folder / "schema.json").write_text(self.schema.model_dump_json(indent=1) + "\n")
         hashes = [digest.hexdigest() for split in SPLITS for digest in self._hashes[split]]
         fingerprint = fingerprint_of(self.schema, vocabulary, hashes)
-        facts: Facts = {
+        facts: DatasetFacts = {
             "layout": LAYOUT,
             "fingerprint": fingerprint,
             "rows": self.rows,

@@ -78,7 +78,7 @@ def _cross(backbone: dcn.Backbone, kept: Kept) -> State:
     """DCN-V2, whose last layer reads the cross layers and the tower at once where they stand side by side."""
     state, size = State(), int(kept.mask.sum())
     for number, layer in enumerate(backbone.cross):
-        assert isinstance(layer, dcn.Cross)
+        assert isinstance(layer, dcn.CrossLayer)
         at, weight = kept.columns(layer), torch.zeros(size, size)
         weight[at[:, None], at] = _weight(layer.linear)
         state[f"crossnet.cross_layers.{number}.weight"] = weight

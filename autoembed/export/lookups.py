@@ -25,7 +25,7 @@ class Categorical(TypedDict):
     buckets: NotRequired[int]
 
 
-class Multi(TypedDict):
+class MultiLookup(TypedDict):
     """As categorical, of each value of a list, or of a text split at `separator`.
 
     Of a row with more than `length` values, the `first` or the `last` are kept; one with fewer has -1 behind them, and
@@ -66,7 +66,7 @@ class Crossed(TypedDict):
     ids: list[int]
 
 
-Lookup = Categorical | Multi | Numeric | Crossed
+Lookup = Categorical | MultiLookup | Numeric | Crossed
 
 
 def lookups_of(vocabulary: Vocabulary) -> list[Lookup]:
@@ -89,7 +89,7 @@ def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) ->
     if kind == "multi":
         how = vocabulary.multi(name)
         assert how is not None
-        several = Multi(
+        several = MultiLookup(
             name=name,
             kind="multi",
             missing=missing,

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import polars as pl
 
-from autoembed.frontier.points import FrontierPlan, Point
+from autoembed.frontier.points import FrontierPlan, FrontierPoint
 from autoembed.space import SearchSpace
 from autoembed.task import Metric, columns
 
@@ -43,7 +43,7 @@ class Curves:
 
     space: SearchSpace
     plan: FrontierPlan
-    points: list[Point]
+    points: list[FrontierPoint]
     seconds: dict[tuple[str, int], float]
 
     @property
@@ -81,7 +81,7 @@ class Curves:
             found[arm] = f"{arm} ({', '.join(differ)})" if differ else arm
         return found
 
-    def at(self, arm: str, size: int) -> list[Point]:
+    def at(self, arm: str, size: int) -> list[FrontierPoint]:
         """The points of an arm and a size that are no gaps, by seed."""
         found = [p for p in self.points if p.arm == arm and p.size == size and p.gap is None]
         return sorted(found, key=lambda point: point.seed)
@@ -115,7 +115,7 @@ class Curves:
                 found.setdefault(point.seed, []).append(value)
         return {seed: statistics.mean(values) for seed, values in found.items()}
 
-    def _with_points(self, arm: str, size: int) -> list[tuple[float, Point]]:
+    def _with_points(self, arm: str, size: int) -> list[tuple[float, FrontierPoint]]:
         return list(zip(self.values(arm, size, self.metric), self.at(arm, size), strict=True))
 
     def sizes_of(self, arm: str) -> list[int]:

@@ -23,7 +23,7 @@ Of = Literal["embeddings", "model"]
 OF: tuple[Of, ...] = ("embeddings", "model")
 
 
-class Point(BaseModel):
+class FrontierPoint(BaseModel):
     """An arm, a seed and a size in bytes, and what was measured there; numbers are None in a gap of the curve.
 
     `search_seconds` are of the one search that all sizes of a draw share, `values` what was drawn for the ranges, and
@@ -89,7 +89,7 @@ class FrontierPlan:
 
 def measure(
     space: SearchSpace, arm: str, dataset: Dataset, seed: int, plan: FrontierPlan, warm: WarmStarts | None = None
-) -> list[Point]:
+) -> list[FrontierPoint]:
     """The points of an arm and a seed, by rising size.
 
     For each size the draw with the best objective on valid is taken, and test is read once, for that one. A draw whose
@@ -119,12 +119,12 @@ def measure(
     points = []
     for size in sorted(plan.sizes):
         if size not in best:
-            points.append(Point(arm=arm, seed=seed, size=size, gap=gaps[size], notes=tuple(left_out)))
+            points.append(FrontierPoint(arm=arm, seed=seed, size=size, gap=gaps[size], notes=tuple(left_out)))
             continue
         result, model, values = best[size]
         test = metrics_on(model, dataset, "test", pick_device(result.config.device))
         points.append(
-            Point(
+            FrontierPoint(
                 arm=arm,
                 seed=seed,
                 size=size,

@@ -19,9 +19,9 @@ from autoembed.draws import prepare
 from autoembed.errors import StudyError, TrialError, option
 from autoembed.frontier.curves import Curves
 from autoembed.frontier.picture import draw_curves
-from autoembed.frontier.points import OF, FrontierPlan, Of, Point, measure
-from autoembed.frontier.store import Store, locked
-from autoembed.frontier.tables import Facts, markdown
+from autoembed.frontier.points import OF, FrontierPlan, FrontierPoint, Of, measure
+from autoembed.frontier.store import PointStore, locked
+from autoembed.frontier.tables import Measured, markdown
 from autoembed.methods.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.types import Progress
@@ -32,7 +32,7 @@ PICTURES = ("png", "svg")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class FrontierRequest:
     """What the user asked for on the command line; `command` is how, for the page."""
 
     space: Path
@@ -68,7 +68,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ArmSeed:
     """An arm and a seed, with all that another process needs to measure them."""
 
     space: SearchSpace
@@ -80,7 +80,9 @@ class Task:
     warm: Path
 
 
-def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callable[[str], None]) -> tuple[Path, Curves]:
+def run_frontier(
+    request: FrontierRequest, progress: Progress, tell: Tell, line: Callable[[str], None]
+) -> tuple[Path, Curves]:
     """Measures what is still missing, and writes table, page and pictures; the folder and the curves.
 
     Args:
@@ -97,13 +99,13 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
         space = space.model_copy(update={"device": request.device})
     folder, seeds = request.folder, range(request.first_seed, request.first_seed + request.seeds)
     with locked(folder):
-        store = Store(folder, space, plan)
+        store = PointStore(folder, space, plan)
         datasets = {seed: prepare(space, request.data, seed, request.runs / ".cache", progress) for seed in seeds}
         for seed, dataset in datasets.items():
             store.check_data(seed, dataset)
         keys = [(arm, seed) for seed in seeds for arm in space.arms()]
         tasks = [
-            Task(
+            ArmSeed(
                 space=space,
                 arm=arm,
                 seed=seed,
@@ -118,7 +120,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
         done = len(keys) - len(tasks)
         tell(done, len(keys), "")
 
-        def started(task: Task) -> None:
+        def started(task: ArmSeed) -> None:
             tell(done, len(keys), f"seed {task.seed} {task.arm}")
 
         for task, points, seconds in _results(tasks, request.jobs, started):
@@ -134,7 +136,7 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
             seconds={key: store.seconds[key] for key in keys},
         )
         first = datasets[seeds[0]]
-        facts = Facts(
+        facts = Measured(
             title=request.space.stem,
             command=request.command,
             fields=len(first.schema.fields),
@@ -155,15 +157,15 @@ def run_frontier(request: Request, progress: Progress, tell: Tell, line: Callabl
     return folder, curves
 
 
-def _short(points: list[Point], space: SearchSpace) -> str:
+def _short(points: list[FrontierPoint], space: SearchSpace) -> str:
     """The first metric on test by size, in a line."""
     name = space.data.task.metrics[0].name
     return ", ".join(f"{p.size:,} {'gap' if p.test is None else f'{p.test[name]:.4f}'}" for p in points)
 
 
 def _results(
-    tasks: list[Task], jobs: int, started: Callable[[Task], None]
-) -> Iterator[tuple[Task, list[Point], float]]:
+    tasks: list[ArmSeed], jobs: int, started: Callable[[ArmSeed], None]
+) -> Iterator[tuple[ArmSeed, list[FrontierPoint], float]]:
     """Each task with its points and seconds as it is done, in this process or in `jobs` others."""
     if jobs == 1 or len(tasks) < 2:
         for task in tasks:
@@ -209,7 +211,7 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _measured(task: Task) -> tuple[list[Point], float]:
+def _measured(task: ArmSeed) -> tuple[list[FrontierPoint], float]:
     start = perf_counter()
     points = measure(
         task.space, task.arm, Dataset.open(task.dataset), task.seed, task.plan, WarmStarts(folder=task.warm)

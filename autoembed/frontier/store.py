@@ -15,7 +15,7 @@ from autoembed import __version__
 from autoembed.data.dataset import Dataset, data_changed
 from autoembed.data.vocabulary import ENCODING
 from autoembed.errors import StudyError
-from autoembed.frontier.points import FrontierPlan, Point
+from autoembed.frontier.points import FrontierPlan, FrontierPoint
 from autoembed.space import SearchSpace
 
 FILE = "frontier.jsonl"
@@ -29,7 +29,7 @@ _FREE: Mapping[str, set[str] | bool] = {
 }
 
 
-class Store:
+class PointStore:
     """`frontier.jsonl` in a folder: first what is measured, then the points of each arm and seed.
 
     Attributes:
@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, folder: Path, space: SearchSpace, plan: FrontierPlan) -> None:
         self.path = folder / FILE
-        self.points: dict[tuple[str, int], list[Point]] = {}
+        self.points: dict[tuple[str, int], list[FrontierPoint]] = {}
         self.seconds: dict[tuple[str, int], float] = {}
         self._data: dict[int, tuple[str, int | None]] = {}
         head = {"version of autoembed": __version__, **_plan_of(space, plan)}
@@ -60,7 +60,7 @@ class Store:
                 self._check(lines[0], head)
             for line in lines[1:]:
                 key = line["arm"], line["seed"]
-                self.points[key] = [Point.model_validate(point) for point in line["points"]]
+                self.points[key] = [FrontierPoint.model_validate(point) for point in line["points"]]
                 self.seconds[key] = line["seconds"]
                 self._data[line["seed"]] = line["data"], line.get("encoding")
         except (ValueError, KeyError, TypeError, ValidationError) as error:
@@ -80,7 +80,7 @@ class Store:
             reason = data_changed(self.path, dataset, before, encoding)
             raise StudyError(f"{reason}: restore them or that version, or choose another folder")
 
-    def add(self, arm: str, seed: int, points: list[Point], seconds: float, fingerprint: str) -> None:
+    def add(self, arm: str, seed: int, points: list[FrontierPoint], seconds: float, fingerprint: str) -> None:
         """Keeps the points of an arm and a seed."""
         self.points[arm, seed], self.seconds[arm, seed] = points, seconds
         self._data[seed] = fingerprint, ENCODING

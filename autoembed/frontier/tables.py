@@ -20,7 +20,7 @@ _NOTES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class Measured:
     """What the page says of the data and the machine."""
 
     title: str
@@ -33,7 +33,7 @@ class Facts:
     jobs: int
 
 
-def markdown(curves: Curves, facts: Facts) -> str:
+def markdown(curves: Curves, facts: Measured) -> str:
     """The page as text."""
     plan, seeds, labels = curves.plan, curves.seeds, curves.labels()
     first, *baselines = curves.space.arms()
@@ -60,7 +60,7 @@ def markdown(curves: Curves, facts: Facts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _intro(curves: Curves, facts: Facts) -> str:
+def _intro(curves: Curves, facts: Measured) -> str:
     plan, space = curves.plan, curves.space
     draws = {plan.draws(space, arm) for arm in space.arms()}
     drawn = (

@@ -23,7 +23,7 @@ from autoembed.events import EpochEnd, EpochReport, Phase, Report, SearchEnd
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig
 from autoembed.methods.supernet import Supernet
 from autoembed.methods.warm import WarmStarts
-from autoembed.shuffle import Rows, Shuffle, Stretch
+from autoembed.shuffle import RowOrder, Shuffle, Stretch
 from autoembed.task import metric_in
 from autoembed.training import (
     Optimiser,
@@ -103,7 +103,7 @@ def search(
     return perf_counter() - start
 
 
-def _held(dataset: Dataset, device: torch.device, rows: Rows | None) -> tuple[Tensor, Tensor]:
+def _held(dataset: Dataset, device: torch.device, rows: RowOrder | None) -> tuple[Tensor, Tensor]:
     """Ids int [N, F] and labels float [N] of rows to compare answers by.
 
     These are `rows` of train that no weight is trained on, if there are any, so that valid, by which the retrained
@@ -122,7 +122,9 @@ def _of_phase(report: Report, phase: Phase) -> EpochReport:
     return lambda event: report(replace(event, phase=phase))
 
 
-def _cycle(dataset: Dataset, size: int, device: torch.device, held: Rows, seed: int) -> Iterator[tuple[Tensor, ...]]:
+def _cycle(
+    dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
     """Held-out batches without end, shuffled anew each time round."""
     size = min(size, len(held))
     for turn in count():
@@ -133,8 +135,8 @@ def _move_gates(
     net: Supernet,
     dataset: Dataset,
     train: TrainConfig,
-    rows: Rows,
-    held: Rows,
+    rows: RowOrder,
+    held: RowOrder,
     *,
     device: torch.device,
     seed: int,
@@ -190,7 +192,7 @@ def _prune(
     net: Supernet,
     dataset: Dataset,
     train: TrainConfig,
-    rows: Rows | None,
+    rows: RowOrder | None,
     *,
     device: torch.device,
     seed: int,

@@ -24,7 +24,7 @@ from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.methods import supernet
 from autoembed.methods.method import WidthConfig
-from autoembed.methods.rises import Estimate, Options
+from autoembed.methods.rises import LossEstimate, Options
 from autoembed.nn.rows import rounded_blocks
 from autoembed.plans import Bits
 from autoembed.types import Array
@@ -163,7 +163,9 @@ class Supernet(supernet.Supernet):
             return table
         return rounded_blocks(table, dim, rows.tolist(), bits, self.parent.mixed().step)
 
-    def estimate(self, tables: list[Tensor], options: Options, state: Array, *, rows: int | None = None) -> Estimate:
+    def estimate(
+        self, tables: list[Tensor], options: Options, state: Array, *, rows: int | None = None
+    ) -> LossEstimate:
         """Measures logits and gradients where each block has its option of `state` int [S], on so many held-out rows.
 
         They are all that fit in memory without `rows`.
@@ -185,7 +187,7 @@ class Supernet(supernet.Supernet):
             changes.append(change)
             blocks.append(torch.where(own >= 0, block, -1))
         self.train(training)
-        return Estimate(
+        return LossEstimate(
             torch.cat(logits).cpu().numpy(),
             labels.cpu().numpy(),
             torch.cat(changes).cpu().numpy(),

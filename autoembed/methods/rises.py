@@ -33,7 +33,7 @@ class Options:
         return int(self.bytes[np.arange(len(state)), state].sum())
 
 
-class Estimate:
+class LossEstimate:
     """The loss of held-out rows when blocks change their options, by what was measured at one point.
 
     Args:

@@ -1,8 +1,8 @@
-"""How wide a backbone's hidden layers should be, where a limit on bytes holds them and the embeddings together.
+"""How many units a backbone's hidden layers should have, where a limit on bytes holds them and the embeddings together.
 
 While a supernet is trained, every second batch sees a prefix of each hidden layer only, so that units are ordered and
 any prefix is a tower: nested dropout (Rippel et al., ICML 2014), as for the dims of a nested basis. After the search, a
-few widths are tried. Each leaves the other bytes to the embeddings, and the one with the least loss on held-out rows,
+few sizes are tried. Each leaves the other bytes to the embeddings, and the one with the least loss on held-out rows,
 by the supernet's own weights, is the answer.
 """
 
@@ -31,7 +31,7 @@ Ask = Callable[[int | None], Answer]  # an answer within so many bytes of embedd
 PARTS = (1.0, 0.75, 0.5, 0.25, 0.125)
 
 
-def widths(hidden: Sequence[int], part: float) -> list[int]:
+def units_of(hidden: Sequence[int], part: float) -> list[int]:
     """So large a part of each hidden layer, rounded up."""
     return [-int(-size * part // 1) for size in hidden]
 
@@ -40,7 +40,7 @@ class Prefixes:
     """Lets a part of each hidden layer of a backbone through, the first units.
 
     Attributes:
-        hidden: the widths of the layers.
+        hidden: the units of the layers.
         part: what passes in evaluation.
     """
 
@@ -59,7 +59,7 @@ class Prefixes:
             self.drawn = PARTS[int(torch.randint(len(PARTS), ()))]
 
     def _cut(self, size: int, layer: nn.Module, inputs: object, x: Tensor) -> Tensor:
-        (kept,) = widths([size], self.drawn)
+        (kept,) = units_of([size], self.drawn)
         return x if kept == size else x * (torch.arange(size, device=x.device) < kept)
 
     @contextmanager
@@ -88,13 +88,13 @@ def stacks(backbone: nn.Module) -> list[nn.Sequential]:
 
 
 def require(options: Mapping[str, object]) -> None:
-    """SpaceError unless a backbone has one tower, whose widths can be searched."""
+    """SpaceError unless a backbone has one tower, whose units can be searched."""
     config = configure(options)
     with torch.device("meta"):
         backbone = build(options, np.ones((2, 1), dtype=bool)) if isinstance(config, DeepConfig) else nn.Module()
     if len(stacks(backbone)) != 1:
         raise SpaceError(
-            f"tower.widths: search needs a backbone with one tower, such as deepfm, dnn or dcn, but got {config.name}"
+            f"tower.units: search needs a backbone with one tower, such as deepfm, dnn or dcn, but got {config.name}"
         )
 
 
@@ -107,7 +107,7 @@ def order(net: Supernet) -> None:
 
 
 def choose(net: Supernet, find: Callable[[Ask], Answer], limit: Limit) -> Answer:
-    """The answer with the least loss on held-out rows among towers of several widths.
+    """The answer with the least loss on held-out rows among towers of several sizes.
 
     Args:
         net: the searched net; if its units are not ordered, the tower stays as it is.
@@ -121,10 +121,10 @@ def choose(net: Supernet, find: Callable[[Ask], Answer], limit: Limit) -> Answer
     if prefixes is None:
         return find(net.answer)
     if limit.bytes is None:
-        raise SpaceError("tower.widths: search needs a limit on the whole model: set budget.bytes")
+        raise SpaceError("tower.units: search needs a limit on the whole model: set budget.bytes")
     tried: list[tuple[float, list[int], Answer]] = []
     for part in PARTS:
-        hidden = widths(prefixes.hidden, part)
+        hidden = units_of(prefixes.hidden, part)
         with prefixes.at(part):
             try:
                 found = find(_narrowing(net.answer, hidden))
@@ -146,7 +146,7 @@ def like(net: Supernet, ask: Ask, architecture: Architecture) -> Ask:
     if prefixes is None:
         return ask
     hidden = cast(list[int], architecture.backbone["hidden"])
-    part = next(part for part in PARTS if widths(prefixes.hidden, part) == list(hidden))
+    part = next(part for part in PARTS if units_of(prefixes.hidden, part) == list(hidden))
 
     def asked(limit: int | None) -> Answer:
         with prefixes.at(part):

@@ -13,7 +13,7 @@ import polars as pl
 from autoembed.errors import DataError
 from autoembed.fast import cores
 from autoembed.ranking.quality import Finding, drift, findings, ordered
-from autoembed.ranking.scores import NEEDS_ROWS, Column, Score, measure, require, score
+from autoembed.ranking.scores import NEEDS_ROWS, Score, ScoredColumn, measure, require, score
 from autoembed.ranking.selection import select as take
 from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
@@ -264,10 +264,10 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     """`Ranking.table` from counts."""
     require(name)
     rows: list[dict[str, object]] = []
-    columns: list[Column] = []
+    columns: list[ScoredColumn] = []
     scores: list[Score] = []
 
-    def add(feature: str, kind: str, coverage: float, column: Column) -> None:
+    def add(feature: str, kind: str, coverage: float, column: ScoredColumn) -> None:
         found = score(column.table)
         columns.append(column)
         scores.append(found)
@@ -286,7 +286,7 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
 
     for place, counts in enumerate(table.counts.tables):
         missing = table.missing[place]
-        column = Column(
+        column = ScoredColumn(
             table=counts,
             missing=missing,
             places=table.places[place],
@@ -297,7 +297,7 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     for multi in table.multi:
         if name in NEEDS_ROWS:
             raise DataError(f"the score {name} needs one value a row, and {multi.name!r} holds several: drop it")
-        add(multi.name, "multi-valued", multi.coverage, Column(table=multi.table, rows=_no_rows))
+        add(multi.name, "multi-valued", multi.coverage, ScoredColumn(table=multi.table, rows=_no_rows))
     ranked = pl.DataFrame(
         [{**row, "score": value} for row, value in zip(rows, measure(name, columns, scores), strict=True)],
         schema=_COLUMNS,

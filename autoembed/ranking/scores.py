@@ -57,7 +57,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class ScoredColumn:
     """What a score may look at: the table [K, L], and the code of missing (-1: none).
 
     `places` says where each code stands in the order of values, [K], or None if values have no order. `rows` gives the
@@ -208,7 +208,7 @@ def _normal_moments(sizes: Counts, rows: int, total: int, both: bool) -> Floats:
     return np.stack([mean, slope**2 * var_k + bend, slope * var_k, var_k])
 
 
-def _ami(column: Column, found: Score) -> float:
+def _ami(column: ScoredColumn, found: Score) -> float:
     """scikit-learn's adjusted_mutual_info_score: (MI - E) / (mean of both entropies - E)."""
     n = column.table.sum(axis=1)
     entropy = float(np.log(n.sum()) - xlogx(n).sum() / n.sum())
@@ -216,7 +216,7 @@ def _ami(column: Column, found: Score) -> float:
     return found.score / room if abs(room) > _NO_SPREAD else 0.0
 
 
-def _pearson(column: Column, found: Score) -> float:
+def _pearson(column: ScoredColumn, found: Score) -> float:
     """|correlation| of the place of a value in the order of values with the class number; 0 where values have none."""
     if column.places is None:
         return 0.0
@@ -229,19 +229,19 @@ def _pearson(column: Column, found: Score) -> float:
     return abs(float(off_x @ table @ off_y) / total) / float(np.sqrt(spread)) if spread > 0 else 0.0
 
 
-def _coverage(column: Column, found: Score) -> float:
+def _coverage(column: ScoredColumn, found: Score) -> float:
     """The share of rows of the most frequent value."""
     n = column.table.sum(axis=1)
     return float(n.max() / n.sum())
 
 
-def _rotation(column: Column, found: Score) -> float:
+def _rotation(column: ScoredColumn, found: Score) -> float:
     """MI less that of the column rotated by half its rows: OutRank's null, for comparison; it depends on row order."""
     codes, labels = column.rows()
     return found.mi - mutual_information(_table_of(np.roll(codes, len(codes) // 2), labels, column.table.shape))
 
 
-def _permutation(column: Column, found: Score) -> float:
+def _permutation(column: ScoredColumn, found: Score) -> float:
     """z of MI among 30 permuted labels (seeded): the check of the exact null."""
     codes, labels = column.rows()
     rng = np.random.default_rng(0)
@@ -256,7 +256,7 @@ def _table_of(codes: Array, labels: Array, shape: tuple[int, ...]) -> Table:
     return np.bincount(codes * np.int64(shape[1]) + labels, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def _curves(columns: Sequence[Column], norm: int) -> list[float]:
+def _curves(columns: Sequence[ScoredColumn], norm: int) -> list[float]:
     """A norm of each column's curve in one additive model; 0 where values have no order."""
     found, labels = [0.0] * len(columns), None
     ordered, curves = [], []
@@ -276,11 +276,11 @@ def _curves(columns: Sequence[Column], norm: int) -> list[float]:
 
 
 # Scores of all columns together, from one model.
-JOINT: dict[str, Callable[[Sequence[Column]], list[float]]] = {
+JOINT: dict[str, Callable[[Sequence[ScoredColumn]], list[float]]] = {
     "kan_l1": lambda columns: _curves(columns, 0),
     "kan_l2": lambda columns: _curves(columns, 1),
 }
-SCORES: dict[str, Callable[[Column, Score], float]] = {
+SCORES: dict[str, Callable[[ScoredColumn, Score], float]] = {
     "adjusted_mi": lambda column, found: found.score,
     "mi": lambda column, found: found.mi,
     "ami": _ami,
@@ -301,7 +301,7 @@ def require(name: str) -> None:
         raise DataError(f"unknown score {name!r}: must be one of {', '.join([*SCORES, *JOINT])}")
 
 
-def measure(name: str, columns: Sequence[Column], found: Sequence[Score]) -> list[float]:
+def measure(name: str, columns: Sequence[ScoredColumn], found: Sequence[Score]) -> list[float]:
     """The score of that name of each column, whose adjusted information is `found`."""
     if name in JOINT:
         return JOINT[name](columns)

@@ -45,7 +45,7 @@ _MOST_CLASSES = 255
 _SEEN = 1000  # rows that show whether a text column holds several values
 
 
-class Store:
+class Spill:
     """Arrays in the order in which they were added, the later ones in a temporary file once memory is full."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class CodedTable:
     counts: LabelCounts
     labels: Labels
     fingerprint: str
-    store: Store | None
+    store: Spill | None
     recode: tuple[Codes | None, ...]
     multi: tuple[MultiColumn, ...] = ()
     notes: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress 
     columns = schema.columns(names)
     own = slice(None) if not several else columns
     multi = {field.name: np.zeros((field.cardinality, 2), np.int64) for field in several}
-    store = Store() if keep else None
+    store = Spill() if keep else None
     counts = LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes), squares=0.0)
     step = max(1, _CHUNK_CELLS // max(1, len(sizes)))
     for start in range(0, len(ids), step):
@@ -290,7 +290,7 @@ class CodingPlan:
         sizes = [int(codes.max(initial=0)) + 1 for codes in columns]
         return count_columns(columns, labels, sizes, len(set(self.classes.values())), threads=threads, rows=self.rows)
 
-    def finish(self, counts: LabelCounts, labels: Labels, store: Store | None, fingerprint: str) -> CodedTable:
+    def finish(self, counts: LabelCounts, labels: Labels, store: Spill | None, fingerprint: str) -> CodedTable:
         """The table from the counts of all chunks: values that are the same become one, and every code is in use."""
         check_classes(counts.tables[0].sum(axis=0), self.label)
         tables, recode, missing = [], [], []
@@ -325,7 +325,7 @@ def _read(
     frame: pl.LazyFrame, label: str, keep: bool, threads: int, progress: Progress | None, fingerprint: str
 ) -> CodedTable:
     plan = CodingPlan.of(frame, label)
-    store = Store() if keep else None
+    store = Spill() if keep else None
     counts: LabelCounts | None = None
     labels = np.empty(plan.rows, np.uint8)
     step = max(_LEAST_CHUNK, _CHUNK_CELLS // len(plan.names))

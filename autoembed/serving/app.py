@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autoembed.serving.metrics import MEDIA, Metrics
+from autoembed.serving.metrics import MEDIA, ServerMetrics
 from autoembed.serving.rows import RefusedError
 from autoembed.serving.state import Loaded, State
 from autoembed.types import Array
@@ -65,7 +65,7 @@ class App:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.state, self.limits, self.reload_every, self.started, self.say = state, limits, reload_every, started, say
-        self.metrics, self.running = Metrics(), 0
+        self.metrics, self.running = ServerMetrics(), 0
         self.scorer, self.loader = ThreadPoolExecutor(1, "scorer"), ThreadPoolExecutor(1, "loader")
 
     def asgi(self) -> ASGIApp:

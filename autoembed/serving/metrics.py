@@ -24,7 +24,7 @@ _SHARES = {
 _COUNTS = {"unknown": "Values that the model did not know.", "missing": "Values that were missing."}
 
 
-class Metrics:
+class ServerMetrics:
     """What has been asked and answered since the server started."""
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ class BadValueError(ValueError):
 class CategoricalField:
     """Values of a categorical field -> ids."""
 
-    def __init__(self, field: lookups.Categorical | lookups.Multi, spec: DataSpec) -> None:
+    def __init__(self, field: lookups.Categorical | lookups.MultiLookup, spec: DataSpec) -> None:
         self.name, self.cleaner = field["name"], Cleaner(spec)
         self.known = {text: place for place, text in enumerate(field["values"]) if text is not None}
         self.missing, self.buckets = field["missing"] or GONE, field.get("buckets")
@@ -95,7 +95,7 @@ class CategoricalField:
 class MultiField:
     """Lists of values, or text with a separator between them -> ids, PAD behind those of a row."""
 
-    def __init__(self, field: lookups.Multi, spec: DataSpec) -> None:
+    def __init__(self, field: lookups.MultiLookup, spec: DataSpec) -> None:
         self.name, self.separator, self.length = field["name"], field["separator"], field["length"]
         self.last, self.nulls = field["keep"] == "last", frozenset(spec.null_values)
         self.value = CategoricalField(field, DataSpec())  # the rules of lists are here

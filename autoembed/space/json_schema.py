@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from autoembed.methods import method as methods
 from autoembed.nn.backbones import base as backbones
-from autoembed.plans import Ensemble, Tower
+from autoembed.plans import Ensemble, TowerOptions
 from autoembed.space.leaves import KINDS
 from autoembed.space.space import SearchSpace
 from autoembed.training import TrainConfig
@@ -34,7 +34,7 @@ def json_schema() -> Node:
     sections: Node = {
         "embedding": _section(EmbeddingConfig, defs),
         "ensemble": _section(Ensemble, defs),
-        "tower": _section(Tower, defs),
+        "tower": _section(TowerOptions, defs),
         "train": _section(TrainConfig, defs),
         "backbone": _backbone(defs),
     }

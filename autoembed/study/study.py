@@ -62,10 +62,12 @@ class Study:
 
     @property
     def path(self) -> Path:
+        """Its folder."""
         return self.run.path
 
     @property
     def name(self) -> str:
+        """Its name, that of the folder."""
         return self.run.name
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Towers in 8 bits and of searched widths, at equal bytes of the whole model; and what 8 bits take to run.
+"""Towers in 8 bits and of searched units, at equal bytes of the whole model; and what 8 bits take to run.
 
     python tests/benchmarks/towers.py --adult ../shared/data/adult --out docs/results/towers.md
 
@@ -42,7 +42,7 @@ PLANTED = {
     "split": {"by": "random", "valid": 0.2, "test": 0.2},
 }
 SIZES = {"planted": (18_000, 24_000, 34_000), "Adult": (20_000, 40_000)}
-TOWERS = [{}, {"widths": "search"}, {"bits": 8}, {"bits": 8, "widths": "search"}]
+TOWERS = [{}, {"units": "search"}, {"bits": 8}, {"bits": 8, "units": "search"}]
 L2 = {"planted": 3e-3, "Adult": 1e-4}
 
 

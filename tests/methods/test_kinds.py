@@ -55,11 +55,11 @@ KINDS = {
     **{f"projected, {bits} bits": projected(bits) for bits in (32, 8, 3)},
     "projected ensemble of all": {**projected(4), "ensemble": {"members": 2, "share": "all"}},
     "projected ensemble of none": {**projected(32), **members("none")},
-    "projected, tower of searched widths": {**projected(32), "tower": {"widths": "search"}, "limit": {"bytes": 30_000}},
+    "projected, tower of searched units": {**projected(32), "tower": {"units": "search"}, "limit": {"bytes": 30_000}},
     "tower of 8 bits": {"tower": {"bits": 8}},
     "tower of 16 bits": {"tower": {"bits": 16}},
-    "tower of searched widths": {"tower": {"widths": "search"}, **WIDTHS},
-    "tower of both": {"tower": {"bits": 8, "widths": "search"}, **WIDTHS},
+    "tower of searched units": {"tower": {"units": "search"}, **WIDTHS},
+    "tower of both": {"tower": {"bits": 8, "units": "search"}, **WIDTHS},
     "dnis_bits": {"stage": {"method": "dnis_bits", "warm_epochs": 1, "epochs": 1, "price": 0}},
     "select": {"stage": {"method": "select", "warm_epochs": 1, "rounds": 1}},
 }
@@ -70,7 +70,7 @@ SOME += [
     "ensemble of tables",
     "ensemble of none",
     "tower of 8 bits",
-    "tower of searched widths",
+    "tower of searched units",
     "dnis_bits",
     "select",
 ]
@@ -90,10 +90,10 @@ COMPANY = {
 
 def refused_by_backbone(kind, backbone):
     """Why a kind makes no sense under a backbone, or None."""
-    if "widths" in kind and backbone in MANY_TOWERS:
-        return r"tower\.widths: search needs a backbone with one tower"
+    if "units" in kind and backbone in MANY_TOWERS:
+        return r"tower\.units: search needs a backbone with one tower"
     if kind == "tower of both" and backbone in MANY_TOWERS:
-        return r"tower\.widths: search needs a backbone with one tower"
+        return r"tower\.units: search needs a backbone with one tower"
     if kind.startswith("tower") and backbone in ("lr", "fm"):
         return r"tower\.bits: (8|16) needs a backbone with linear layers"
     if kind.startswith("shared") and backbone == "lr":
@@ -128,7 +128,7 @@ def config(kind, before=(), after=(), backbone="deepfm", device="cpu", limit=Non
         own[0] = {**own[0], "width": 3}
     options = base.find(backbone).Config.model_fields
     hidden = {name: [8] for name in ("hidden", "hidden2") if name in options}
-    hidden |= {"width": 8} if backbone == "autoint" else {}
+    hidden |= {"head_units": 8} if backbone == "autoint" else {}
     beside = {"parameters": 4000} if before or after else {}  # the fields and pairs of two members
     small = {"width": 1 if backbone == "lr" else 2} | changes.get("limit", {})
     node = {

@@ -9,7 +9,7 @@ from autoembed.budget import uniform_bytes
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.methods.bilevel import search
-from autoembed.methods.rises import Estimate, Options
+from autoembed.methods.rises import LossEstimate, Options
 from autoembed.methods.sensitivity import Config, Supernet
 from autoembed.nn.rows import rounded, rounded_blocks
 from autoembed.task import CLICKS
@@ -66,7 +66,7 @@ def test_the_estimate_by_hand():
     """Two rows of one block, one of another; changes are exact where only one block moves."""
     logits, labels = np.array([0.0, 1.0, -1.0]), np.array([1.0, 0.0, 1.0])
     changes = np.array([[[0.0, -1.0]], [[0.0, -2.0]], [[0.0, 3.0]]])
-    estimate = Estimate(logits, labels, changes, np.array([[0], [0], [1]]), task=CLICKS, calibrate=False)
+    estimate = LossEstimate(logits, labels, changes, np.array([[0], [0], [1]]), task=CLICKS, calibrate=False)
     loss = lambda z, y: np.log1p(np.exp(z)) - y * z  # noqa: E731
     rise = (loss(-1.0, 1) - loss(0.0, 1) + loss(-1.0, 0) - loss(1.0, 0)) / 3
     assert estimate.rises(0, np.array([0, 1])) == pytest.approx([0, rise])
@@ -82,7 +82,7 @@ def test_only_the_bytes_that_are_needed_count():
     logits, labels = np.zeros(4), np.array([1.0, 0, 1, 0])
     # Closing the large block costs more loss, but less per byte.
     changes = np.array([[[1.0, 0]], [[-1.0, 0]], [[-0.1, 0]], [[0.1, 0]]]) * [[[-1]]] * 1.0
-    estimate = Estimate(logits, labels, changes, np.array([[0], [0], [1], [1]]), task=CLICKS, calibrate=False)
+    estimate = LossEstimate(logits, labels, changes, np.array([[0], [0], [1], [1]]), task=CLICKS, calibrate=False)
     state = estimate.shrink(np.array([1, 1]), options, 1010, 1010)
     assert state.tolist() == [1, 0]
 

@@ -1,4 +1,4 @@
-"""Towers of several widths: ordered units, what is cut from a net, and whether tight bytes find a smaller tower."""
+"""Towers of several sizes: ordered units, what is cut from a net, and whether tight bytes find a smaller tower."""
 
 import copy
 
@@ -42,14 +42,14 @@ def searched(dataset, backbone):
     return net
 
 
-def config(stage=MAGNITUDE, widths="search", **changes):
+def config(stage=MAGNITUDE, units="search", **changes):
     node = {
         "arm": "x",
         "stages": [stage],
         "embedding": {"dim": 6, "blocks": 3},
         "backbone": {"name": "deepfm", "hidden": [32, 16], "dropout": 0.0},
         "train": {"epochs": 2, "lr": 3e-3, "batch_size": 512},
-        "tower": {"widths": widths},
+        "tower": {"units": units},
         "limit": {"bytes": 30_000},
         "device": "cpu",
     }
@@ -67,7 +67,7 @@ def test_a_narrower_model_is_the_nets_own_prefix(planted, name):
     plain = net.parent_with(mask)
     logits = []
     for part in tower.PARTS:
-        found = plain.replace(backbone={**plain.backbone, "hidden": tower.widths([12, 8], part)})
+        found = plain.replace(backbone={**plain.backbone, "hidden": tower.units_of([12, 8], part)})
         model = tower.compact(net, found).eval()
         assert cost_of(found) == measure(model)
         with torch.no_grad(), net.eval().prefixes.at(part), net.answering(found):
@@ -90,7 +90,7 @@ def test_training_sees_prefixes_and_evaluation_all(planted):
     drawn = [
         tuple(int(torch.nonzero(one).max()) + 1 for one in pair) for pair in zip(seen[::2], seen[1::2], strict=True)
     ]
-    narrow = [tuple(tower.widths([16, 8], part)) for part in tower.PARTS[1:]]
+    narrow = [tuple(tower.units_of([16, 8], part)) for part in tower.PARTS[1:]]
     for first, second in drawn:
         assert any(first <= a and second <= b for a, b in [*narrow, (16, 8)])
     assert 60 < sum(first > 12 for first, _ in drawn) < 150  # a dead unit may hide a few
@@ -115,7 +115,7 @@ def test_choosing_leaves_the_net_as_it_was(planted):
     assert "within 14,000 bytes" in note
     losses = {}
     for part in tower.PARTS:
-        hidden = tower.widths([32, 16], part)
+        hidden = tower.units_of([32, 16], part)
         with net.prefixes.at(part):
             answer = within(tower._narrowing(net.answer, hidden), limit, net.parent)
             losses[tuple(hidden)] = net.loss_of(answer.architecture)
@@ -141,7 +141,7 @@ def test_every_limit_is_held(planted):
 
 
 def test_fewer_bits_and_an_ensemble_stand_beside_it(planted):
-    changes = {"tower": {"widths": "search", "bits": 8}, "ensemble": {"members": 3}, "limit": {"bytes": 10_000}}
+    changes = {"tower": {"units": "search", "bits": 8}, "ensemble": {"members": 3}, "limit": {"bytes": 10_000}}
     result, model = run_trial(config(**changes), planted, lambda values: None)
     assert measure(model) == result.cost
     assert result.cost.bytes <= 10_000
@@ -170,13 +170,15 @@ def test_a_backbone_without_one_tower_is_refused(name):
 def test_ranges_stand_in_a_search_space(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(
-        "stages: [{method: magnitude}]\ntower: {bits: {choice: [32, 8]}, widths: {choice: [fixed, search]}}\n"
+        "stages: [{method: magnitude}]\ntower: {bits: {choice: [32, 8]}, units: {choice: [fixed, search]}}\n"
         "variants: {a: {}, b: {tower: {bits: 16}}}\nbudget: {bytes: 50000}\n"
     )
     space = SearchSpace.read(path)
-    assert {*space.ranges("magnitude@a")} == {"tower.bits", "tower.widths"}
-    found = space.config("magnitude@b", {"tower.widths": "search"}).tower
-    assert (found.bits, found.widths) == (16, "search")
+    assert {*space.ranges("magnitude@a")} == {"tower.bits", "tower.units"}
+    found = space.config("magnitude@b", {"tower.units": "search"}).tower
+    assert (found.bits, found.units) == (16, "search")
+    path.write_text("stages: [{method: magnitude}]\ntower: {widths: search}\nbudget: {bytes: 50000}\n")
+    assert SearchSpace.read(path).config("magnitude", {}).tower.units == "search"  # its earlier name
     path.write_text("stages: [{method: magnitude}]\ntower: {bits: 4}\n")
     with pytest.raises(SpaceError, match=r"tower\.bits"):
         SearchSpace.read(path)
@@ -213,12 +215,12 @@ def test_tight_bytes_find_a_smaller_tower_and_gain_by_it(tmp_path):
     gains = []
     for seed in range(2):
         auc = {}
-        for widths in ("fixed", "search"):
+        for units in ("fixed", "search"):
             stage = {"method": "magnitude", "warm_epochs": 10}
-            result, model = run_trial(config(stage, widths, seed=seed, **changes), dataset, lambda values: None)
+            result, model = run_trial(config(stage, units, seed=seed, **changes), dataset, lambda values: None)
             assert 0.8 * 24_000 < result.cost.bytes <= 24_000
-            auc[widths] = evaluate(dataset.labels("test"), predict(model, dataset, "test", CPU)).auc
-            if widths == "search":
+            auc[units] = evaluate(dataset.labels("test"), predict(model, dataset, "test", CPU)).auc
+            if units == "search":
                 assert result.architecture.backbone["hidden"][0] < 64
         gains.append(auc["search"] - auc["fixed"])
     assert min(gains) > 0.003  # measured with three seeds: .014, .020 and .019

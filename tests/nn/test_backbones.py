@@ -8,7 +8,7 @@ from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones.armnet import Entmax
-from autoembed.nn.backbones.base import build, names
+from autoembed.nn.backbones.base import build, configure, names
 from autoembed.nn.layers import Dropout, PairLinear, inner_products
 from autoembed.testing import BackboneContract
 
@@ -25,13 +25,13 @@ OPTIONS = {
     "deepfm": [SMALL],
     "dcn": [SMALL | {"layers": 2}, SMALL | {"layers": 2, "structure": "stacked"}],
     "pnn": [SMALL, SMALL | {"product": "outer"}],
-    "autoint": [SMALL | {"layers": 2, "heads": 2, "width": 3}, SMALL | {"deep": False, "scale": True}],
+    "autoint": [SMALL | {"layers": 2, "heads": 2, "head_units": 3}, SMALL | {"deep": False, "scale": True}],
     "masknet": [
-        {"hidden": [6, 4], "blocks": 2, "block_width": 5, "aggregation": 3, "dropout": 0.0},
+        {"hidden": [6, 4], "blocks": 2, "block_units": 5, "aggregation": 3, "dropout": 0.0},
         {"hidden": [6, 4], "structure": "serial", "aggregation": 3, "dropout": 0.0},
     ],
     "armnet": [SMALL | {"neurons": 3, "key": 2}, SMALL | {"alpha": 1.0}],
-    "finalmlp": [SMALL | {"hidden2": [8], "heads": 2, "gate_width": 3}, SMALL | {"hidden2": [4], "gates": False}],
+    "finalmlp": [SMALL | {"hidden2": [8], "heads": 2, "gate_units": 3}, SMALL | {"hidden2": [4], "gates": False}],
     "dlrm": [SMALL],
 }
 CASES = [(name, options) for name, many in OPTIONS.items() for options in many]
@@ -138,12 +138,26 @@ def test_pnn_and_dlrm_by_hand():
 
 
 def test_autoint_by_hand():
-    options = {"name": "autoint", "layers": 1, "heads": 1, "width": 1, "deep": False}
+    options = {"name": "autoint", "layers": 1, "heads": 1, "head_units": 1, "deep": False}
     model = constant(build(options, np.ones((2, 1), bool)), 1.0)
     e = torch.tensor([[[0.0], [1.0]]])
     # q = k = v = e. Field 0: equal scores, mean .5, residual 0. Field 1: weights 1/(1+e), e/(1+e); residual 1.
     p = np.e / (1 + np.e)
     assert model(e, None).item() == pytest.approx(0.5 + (p + 1) + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("autoint", "width", "head_units"),
+        ("finalmlp", "gate_width", "gate_units"),
+        ("masknet", "block_width", "block_units"),
+    ],
+)
+def test_options_are_read_under_the_names_of_earlier_versions(name, old, new):
+    assert configure({"name": name, old: 3}) == configure({"name": name, new: 3})
+    with pytest.raises(SpaceError, match=f"{old} is the earlier name of {new}: give one of them"):
+        configure({"name": name, old: 3, new: 3})
 
 
 def test_masknet_by_hand():

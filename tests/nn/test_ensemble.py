@@ -24,8 +24,8 @@ SCHEMA = FeatureSchema(
 OPTIONS = {
     **{name: {"hidden": [6, 4], "dropout": 0.0} for name in names()},
     **{"lr": {}, "fm": {}},
-    "masknet": {"hidden": [6, 4], "blocks": 2, "block_width": 5, "aggregation": 3, "dropout": 0.0},
-    "finalmlp": {"hidden": [6, 4], "hidden2": [8], "heads": 2, "gate_width": 3, "dropout": 0.0},
+    "masknet": {"hidden": [6, 4], "blocks": 2, "block_units": 5, "aggregation": 3, "dropout": 0.0},
+    "finalmlp": {"hidden": [6, 4], "hidden2": [8], "heads": 2, "gate_units": 3, "dropout": 0.0},
 }
 CASES = [
     *OPTIONS.items(),

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from autoembed.errors import DataError
 from autoembed.ranking.scores import (
     SCORES,
-    Column,
+    ScoredColumn,
     label_entropy,
     measure,
     mutual_information,
@@ -27,7 +27,7 @@ def table(k, n):
 def column_of(codes, labels):
     size = (int(codes.max()) + 1, int(labels.max()) + 1)
     counts = np.bincount(codes * size[1] + labels, minlength=size[0] * size[1]).reshape(size)
-    return Column(table=counts, places=np.arange(size[0]), rows=lambda: (codes, labels))
+    return ScoredColumn(table=counts, places=np.arange(size[0]), rows=lambda: (codes, labels))
 
 
 def shuffled(n, positives, times, seed=0):

@@ -12,7 +12,7 @@ from autoembed.study.engine.sampler import make_sampler
 from autoembed.study.engine.scheduler import PerArm
 from autoembed.study.results import pareto
 from autoembed.study.results.leaderboard import best, build
-from autoembed.study.results.pareto import Point, front, pick
+from autoembed.study.results.pareto import ParetoPoint, front, pick
 from autoembed.study.trackers.mlflow.store import store
 
 STAGES = {
@@ -31,7 +31,7 @@ CHANGES = {
 def fake(values):
     """Points named by their place."""
     return [
-        Point(trial=SimpleNamespace(id=str(place), arm="a"), quality=quality, cost=cost)
+        ParetoPoint(trial=SimpleNamespace(id=str(place), arm="a"), quality=quality, cost=cost)
         for place, (quality, cost) in enumerate(values)
     ]
 

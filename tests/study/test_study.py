@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import optuna
 import pandas as pd
 import polars as pl
 import pytest
@@ -61,6 +62,19 @@ run_study(Request(space=Path({str(space)!r}), runs=Path({str(tmp_path / "runs")!
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert len(RunDir(tmp_path / "runs" / "tiny").trials()) == 1
+
+
+def test_optuna_s_store_has_names_that_tell(finished):
+    run, _ = finished
+    storage = optuna.storages.RDBStorage(run.optuna)
+    studies = optuna.get_all_study_summaries(storage)
+    assert [one.study_name for one in studies] == ["dnis", "uniform"]
+    for one in studies:
+        study = optuna.load_study(study_name=one.study_name, storage=storage)
+        assert study.metric_names == ["valid_auc"]
+        for trial in study.trials:
+            assert trial.value == pytest.approx(run.read_trial(trial.user_attrs["trial"]).result.valid["auc"])
+            assert set(trial.params) == {"train.lr"}
 
 
 def test_the_best_bundle_gives_the_reported_test_auc(finished):

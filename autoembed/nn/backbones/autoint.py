@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -13,12 +16,14 @@ from autoembed.types import Array
 
 
 class Config(base.DeepConfig):
-    """`layers` of `heads` heads of `width`; with `scale`, scores are divided by its root; `deep` adds the tower."""
+    """`layers` of `heads` heads of `head_units` each; `scale` divides scores by its root; `deep` adds the tower."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"width": "head_units"}
 
     name: str = "autoint"
     layers: int = Field(default=3, ge=1)
     heads: int = Field(default=2, ge=1)
-    width: int = Field(default=20, ge=1)
+    head_units: int = Field(default=20, ge=1)
     scale: bool = False
     deep: bool = True
 
@@ -26,13 +31,13 @@ class Config(base.DeepConfig):
 class Attention(nn.Module):
     """One interacting layer (eq. 5-8): ReLU(attention + W_res e)."""
 
-    def __init__(self, dim: int, heads: int, width: int, scale: bool) -> None:
+    def __init__(self, dim: int, heads: int, units: int, scale: bool) -> None:
         super().__init__()
-        self.heads, self.scale = heads, width**-0.5 if scale else 1.0
-        self.query, self.key, self.value, self.residual = (nn.Linear(dim, heads * width, bias=False) for _ in range(4))
+        self.heads, self.scale = heads, units**-0.5 if scale else 1.0
+        self.query, self.key, self.value, self.residual = (nn.Linear(dim, heads * units, bias=False) for _ in range(4))
 
     def forward(self, x_BFD: Tensor, alive_F: Tensor) -> Tensor:
-        """[B, F, dim] -> [B, F, heads * width]; fields that are not alive are neither read nor written."""
+        """[B, F, dim] -> [B, F, heads * units]; fields that are not alive are neither read nor written."""
         shape = (*x_BFD.shape[:2], self.heads, -1)
         q, k, v = (map_(x_BFD).view(shape).transpose(1, 2) for map_ in (self.query, self.key, self.value))
         scores = (q @ k.transpose(2, 3)) * self.scale
@@ -47,9 +52,9 @@ class Backbone(base.Backbone):
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)
         fields, dim = active.shape
-        out = config.heads * config.width
+        out = config.heads * config.head_units
         sizes = [dim] + [out] * (config.layers - 1)
-        self.attention = nn.ModuleList(Attention(size, config.heads, config.width, config.scale) for size in sizes)
+        self.attention = nn.ModuleList(Attention(size, config.heads, config.head_units, config.scale) for size in sizes)
         self.output = InputLinear(np.ones((fields, out), dtype=bool), 1)
         self.tower = config.tower(active) if config.deep else None
 

@@ -12,21 +12,31 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from autoembed import errors, plugins
+from autoembed.data.strict import with_new_names
 from autoembed.errors import first_line
 from autoembed.nn.layers import Tower
 from autoembed.types import Array
 
 
 class BackboneConfig(BaseModel):
-    """Options of a backbone; `name` is the name of its file or of its module."""
+    """Options of a backbone; `name` is the name of its file or of its module.
+
+    `renamed` maps the names that options had in earlier versions to those they have: stored files keep the old ones.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: object) -> object:
+        return with_new_names(values, cls.renamed)
 
 
 class DeepConfig(BackboneConfig):

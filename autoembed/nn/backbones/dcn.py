@@ -25,7 +25,7 @@ class Config(base.DeepConfig):
     structure: Literal["parallel", "stacked"] = "parallel"
 
 
-class Cross(Entries):
+class CrossLayer(Entries):
     """One full-rank cross layer on n active entries: n^2 + n weights."""
 
     def __init__(self, active: Array) -> None:
@@ -39,7 +39,7 @@ class Cross(Entries):
 
     @torch.no_grad()
     def inherit(self, source: nn.Module, fields: Sequence[int]) -> None:
-        assert isinstance(source, Cross)
+        assert isinstance(source, CrossLayer)
         own, theirs = self.columns(source, fields)
         self.linear.weight[own[:, None], own] = source.linear.weight[theirs][:, theirs]
         self.linear.bias[own] = source.linear.bias[theirs]
@@ -53,7 +53,7 @@ class Backbone(base.Backbone):
     def __init__(self, config: Config, active: Array) -> None:
         super().__init__(config, active)
         self.parallel = config.structure == "parallel"
-        self.cross = nn.ModuleList(Cross(active) for _ in range(config.layers))
+        self.cross = nn.ModuleList(CrossLayer(active) for _ in range(config.layers))
         self.input = FlatLinear(active, config.hidden[0])
         self.rest = hidden_layers(config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
         self.output = nn.Linear(config.hidden[-1], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -17,15 +18,17 @@ from autoembed.types import Array
 class Config(base.DeepConfig):
     """`hidden` and `hidden2` are the towers' hidden units, each last number a multiple of `heads`.
 
-    With `gates`, each tower sees its entries times 2 sigmoid of a gate network of `gate_width` units, which reads a
+    With `gates`, each tower sees its entries times 2 sigmoid of a gate network of `gate_units` units, which reads a
     learned vector (the paper's choice when no field is named as context).
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"gate_width": "gate_units"}
 
     name: str = "finalmlp"
     hidden2: tuple[int, ...] = Field(default=(400,), min_length=1)
     heads: int = Field(default=1, ge=1)
     gates: bool = True
-    gate_width: int = Field(default=64, ge=1)
+    gate_units: int = Field(default=64, ge=1)
 
 
 class Gate(nn.Module):
@@ -58,7 +61,7 @@ class Backbone(base.Backbone):
             if size % config.heads:
                 raise SpaceError(f"finalmlp's last widths must be multiples of heads={config.heads}, but got {size}")
         self.heads = config.heads
-        self.gates = nn.ModuleList(Gate(active, config.gate_width) for _ in sizes) if config.gates else None
+        self.gates = nn.ModuleList(Gate(active, config.gate_units) for _ in sizes) if config.gates else None
         towers = config.hidden, config.hidden2
         self.streams = nn.ModuleList(_Stream(active, hidden, config) for hidden in towers)
         self.x, self.y = nn.Linear(sizes[0], 1), nn.Linear(sizes[1], 1, bias=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,16 +17,18 @@ from autoembed.types import Array
 
 
 class Config(base.BackboneConfig):
-    """`hidden`: the blocks' units in series, the tower above `blocks` blocks of `block_width` units in parallel.
+    """`hidden`: the blocks' units in series, the tower above `blocks` blocks of `block_units` units in parallel.
 
     `aggregation` is the units of a mask's hidden layer, which the paper gives as a multiple of the mask's own.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"block_width": "block_units"}
 
     name: str = "masknet"
     structure: Literal["serial", "parallel"] = "parallel"
     hidden: tuple[int, ...] = Field(default=(400, 400, 400), min_length=1)
     blocks: int = Field(default=4, ge=1)
-    block_width: int = Field(default=64, ge=1)
+    block_units: int = Field(default=64, ge=1)
     aggregation: int = Field(default=64, ge=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
 
@@ -79,9 +81,9 @@ class Backbone(base.Backbone):
             )
         else:
             self.first = nn.ModuleList(
-                EmbeddingBlock(active, config.block_width, config.aggregation) for _ in range(config.blocks)
+                EmbeddingBlock(active, config.block_units, config.aggregation) for _ in range(config.blocks)
             )
-            self.join = nn.Linear(config.blocks * config.block_width, hidden[0])
+            self.join = nn.Linear(config.blocks * config.block_units, hidden[0])
             self.rest = hidden_layers(hidden, dropout=config.dropout, batch_norm=False)
         self.output = nn.Linear(hidden[-1], 1)
 

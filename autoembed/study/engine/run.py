@@ -59,6 +59,7 @@ class Request:
     device: str | None = None
     cpus: int | None = None
     address: str | None = None
+    dashboard: bool = False
     force: bool = False
     again: tuple[str, ...] | None = None
 
@@ -315,7 +316,11 @@ def _run_trials(
     from autoembed.study.engine import tune
     from autoembed.study.engine.recorder import Told
 
-    resources = tune.Resources(address=request.address, cpus=request.cpus, again=request.again)
+    if request.dashboard and request.address:
+        raise StudyError(f"{option('dashboard', True)} is of a study's own Ray: leave out {option('address')}")
+    resources = tune.Resources(
+        address=request.address, cpus=request.cpus, dashboard=request.dashboard, again=request.again
+    )
     first = space.data.task.metrics[0]
     time = clock.Clock(run, space)
     while True:
@@ -324,7 +329,9 @@ def _run_trials(
         bar.trials(before, before + sum(todo.values()), first, best=done)
         if not any(todo.values()):
             break
-        with tune.cluster(resources):
+        with tune.cluster(resources) as dashboard:
+            if dashboard:
+                bar.tell(f"Ray's dashboard: {dashboard}")
             tune.run_trials(run, space, dataset, todo, [bar, Told(tracker), time], time)
         time.stop()
         if len(run.ended()) == before:  # what is left had no process; if that goes on, it helps nobody

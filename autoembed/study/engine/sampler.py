@@ -110,6 +110,9 @@ def _search(run: RunDir, space: SearchSpace, arm: str, storage: optuna.storages.
     modes = [space.objective.mode, *(["min"] if space.objective.cost else [])]
     directions = ["maximize" if mode == "max" else "minimize" for mode in modes]
     study = optuna.create_study(study_name=arm, storage=storage, directions=directions, load_if_exists=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([name for name in (space.objective.metric, space.objective.cost) if name])
     _reconcile(study, run, space)
     # A sampler seeded alike would draw the first trials once more.
     sampler = make_sampler(space, space.seed + 1000 * len(study.trials))
@@ -137,7 +140,9 @@ def suggester(arm: str, space: SearchSpace) -> Callable[[optuna.Trial], Drawn]:
 
     def suggest(trial: optuna.Trial) -> Drawn:
         values = space.draw(arm, lambda place, leaf: draw(trial, place, leaf))
-        return {"trial": _name(trial, trial.study), "arm": arm, "values": values}
+        name = _name(trial, trial.study)
+        trial.set_user_attr("trial", name)
+        return {"trial": name, "arm": arm, "values": values}
 
     return suggest
 

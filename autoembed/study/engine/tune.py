@@ -38,40 +38,44 @@ ANSWER = 120.0  # seconds that a node may take to start a worker
 class Resources:
     """What a study may use: a running cluster by `address`, or else `cpus` of this machine (all by default).
 
-    `again` is the command that takes this process's place if a Ray of its own dies.
+    `dashboard` serves Ray's dashboard of a Ray of its own, on loopback. `again` is the command that takes this
+    process's place if a Ray of its own dies.
     """
 
     address: str | None = None
     cpus: int | None = None
+    dashboard: bool = False
     again: tuple[str, ...] | None = None
 
 
 @contextmanager
-def cluster(resources: Resources) -> Iterator[None]:
+def cluster(resources: Resources) -> Iterator[str | None]:
     """A Ray of the study's own, or the named one; the own one ends with the block, whatever happens.
 
     A Ray that this process has started already is used as it is. RayLostError if the
-    study's own one dies and there is no command to go on with.
+    study's own one dies and there is no command to go on with. Yields the address of the dashboard that was asked for.
     """
     if ray.is_initialized():
-        yield
+        yield None
         return
     own: dict[str, object] = {}
     if not resources.address:
         own = {"num_cpus": resources.cpus, "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         own["_node_ip_address"] = LOOPBACK
+        if resources.dashboard:
+            own |= {"include_dashboard": True, "dashboard_host": LOOPBACK}
         guard_token()
         if takes("forks") and (forked := forkserver.command()):
             own["runtime_env"] = {"py_executable": forked}
     # Without an address Ray would join any cluster that it finds on the machine.
     options = {"address": resources.address or "local", "log_to_driver": False, "logging_level": "CRITICAL"} | own
-    _start(options, twice=not resources.address)
+    url = _start(options, twice=not resources.address)
     # Tune logs a traceback per failed trial; the reason stands in the trial's error.txt and in the summary.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         # Ray's own handler, which ray.init has just set, would abort the process.
         with quiet(), last_word() as bye, ended_by_sigterm(), _guard(resources, bye):
-            yield
+            yield f"http://{url}" if resources.dashboard and url else None
     finally:
         _end()
 
@@ -80,19 +84,21 @@ def _guard(resources: Resources, bye: Callable[[], None]) -> AbstractContextMana
     return nullcontext() if resources.address else guarded(resources.again, bye)
 
 
-def _start(options: Mapping[str, object], *, twice: bool) -> None:
-    """Starts Ray or joins it, once more if one of our own does not start in time; StudyError if it does not."""
+def _start(options: Mapping[str, object], *, twice: bool) -> str:
+    """Starts Ray or joins it, once more if one of our own does not start in time; StudyError if it does not.
+
+    The address of its dashboard, empty if there is none.
+    """
     try:
         with on_loopback() if options["address"] == "local" else nullcontext():
-            ray.init(**options)
+            return str(ray.init(**options).dashboard_url or "")
     except ValueError as error:  # what it was asked for is wrong, and will be so again
         raise StudyError(f"cannot start Ray: {first_line(error)}") from None
     except Exception as error:  # Ray raises its bare class where a process of its own is late
         ray.shutdown()
         if twice:
             logging.getLogger(__name__).warning("Ray did not start (%s): once more", first_line(error))
-            _start(options, twice=False)
-            return
+            return _start(options, twice=False)
         there = "start Ray" if options["address"] == "local" else f"join the Ray cluster at {options['address']}"
         raise StudyError(f"cannot {there}: {' '.join(str(error).split())[:500]}") from None
 

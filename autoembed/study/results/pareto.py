@@ -24,7 +24,7 @@ PICKS = ("knee", "smallest-within X")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ParetoPoint:
     """A trial, its metric on valid, and its cost by the objective's second part, else in bytes."""
 
     trial: Trial
@@ -32,18 +32,20 @@ class Point:
     cost: float
 
 
-def points(trials: Iterable[Trial], space: SearchSpace) -> list[Point]:
+def points(trials: Iterable[Trial], space: SearchSpace) -> list[ParetoPoint]:
     """Every trial's point."""
     return [
-        Point(trial=trial, quality=space.objective.of(trial.result.valid), cost=space.objective.cost_of(trial.result))
+        ParetoPoint(
+            trial=trial, quality=space.objective.of(trial.result.valid), cost=space.objective.cost_of(trial.result)
+        )
         for trial in trials
     ]
 
 
-def front(found: Sequence[Point], space: SearchSpace) -> list[Point]:
+def front(found: Sequence[ParetoPoint], space: SearchSpace) -> list[ParetoPoint]:
     """The points that no other one matches in quality and cost and beats in one of them, by rising cost."""
     sign = 1 if space.objective.mode == "max" else -1
-    kept: list[Point] = []
+    kept: list[ParetoPoint] = []
     for point in sorted(found, key=lambda point: (point.cost, -sign * point.quality)):
         if not kept or sign * point.quality > sign * kept[-1].quality:
             kept.append(point)
@@ -54,8 +56,8 @@ def front(found: Sequence[Point], space: SearchSpace) -> list[Point]:
 class Front:
     """The Pareto front of a study's trials: all `points`, and those `kept`, by rising cost."""
 
-    points: list[Point]
-    kept: list[Point]
+    points: list[ParetoPoint]
+    kept: list[ParetoPoint]
     metric: str
     cost: str
 
@@ -99,7 +101,7 @@ def write(run: RunDir, space: SearchSpace) -> None:
         found.figure.savefig(temporary, dpi=120)
 
 
-def pick(kept: Sequence[Point], rule: str) -> Trial:
+def pick(kept: Sequence[ParetoPoint], rule: str) -> Trial:
     """A point of a front by rule.
 
     knee: the farthest from the line between both ends, quality and the logarithm of cost scaled to 0..1.

@@ -80,6 +80,25 @@ class Log:
         self._logger.info("trial %s has ended", trial)
 
 
+class Verbose(Log):
+    """Shows all that the logger is told, each epoch of each trial too, as a line with the time on stderr."""
+
+    def __enter__(self) -> Self:
+        self._handler = logging.StreamHandler()
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._logger.addHandler(self._handler)
+        self._before = self._logger.level
+        self._logger.setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self._logger.setLevel(self._before)
+        self._logger.removeHandler(self._handler)
+        return False
+
+
 class Quiet(Log):
     """Shows warnings and nothing else."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autoembed.frontier.curves import Curves
     from autoembed.space import SearchSpace
     from autoembed.study.results.leaderboard import Leaderboard, Row
-    from autoembed.study.results.pareto import Point
+    from autoembed.study.results.pareto import ParetoPoint
     from autoembed.study.results.retrain import ArmsContent
     from autoembed.study.run_dir import Ended, RunDir
     from autoembed.trial import TrialResult
@@ -70,7 +70,7 @@ def show_sizes(console: Console, found: Sequence[tuple[TrialResult, Path]], titl
     print_table(console, table)
 
 
-def show_front(console: Console, kept: Sequence[Point], space: SearchSpace) -> None:
+def show_front(console: Console, kept: Sequence[ParetoPoint], space: SearchSpace) -> None:
     """Prints the Pareto front by rising cost, the knee marked."""
     from autoembed.study.results.pareto import pick
 

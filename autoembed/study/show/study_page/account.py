@@ -6,7 +6,7 @@ import shlex
 
 from autoembed.study.results.retrain import ARMS
 from autoembed.study.show.study_page.charts import bar
-from autoembed.study.show.study_page.facts import Facts, versions
+from autoembed.study.show.study_page.facts import StudyFacts, versions
 from autoembed.study.show.study_page.markup import Html, code, details, join, prose, table, tag
 from autoembed.study.show.tables import legible
 from autoembed.task import titled
@@ -15,7 +15,7 @@ _KINDS = 30  # of reasons
 _ROUGH = 20  # trials below which importance is rough
 
 
-def importance(facts: Facts) -> Html | None:
+def importance(facts: StudyFacts) -> Html | None:
     """How much of the objective's variance each range accounts for, by arm."""
     if not facts.importance:
         return None
@@ -38,7 +38,7 @@ def importance(facts: Facts) -> Html | None:
     return join(parts)
 
 
-def stopped(facts: Facts) -> Html:
+def stopped(facts: StudyFacts) -> Html:
     """Trials that were stopped or failed, equal reasons together."""
     ended = [one for one in facts.ended if one.state != "done"]
     if not ended:
@@ -61,7 +61,7 @@ def stopped(facts: Facts) -> Html:
     return join([tag("p", said), listed])
 
 
-def costs(facts: Facts) -> Html:
+def costs(facts: StudyFacts) -> Html:
     """Seconds of searching and retraining by arm, over the trials that ended well."""
     rows = []
     for arm in facts.space.arms():
@@ -86,7 +86,7 @@ def costs(facts: Facts) -> Html:
     return join(parts)
 
 
-def repeat(facts: Facts) -> Html:
+def repeat(facts: StudyFacts) -> Html:
     """Commands, data, seed and versions."""
     run, data = facts.run, facts.data
     words = ["autoembed", "search", str(run.space), "--name", f"{run.name}-again"]

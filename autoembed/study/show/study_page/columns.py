@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from autoembed.ranking.quality import Finding
 from autoembed.study.show.rankings import headed
 from autoembed.study.show.study_page.charts import bar
-from autoembed.study.show.study_page.facts import Facts
+from autoembed.study.show.study_page.facts import StudyFacts
 from autoembed.study.show.study_page.markup import Html, code, details, join, prose, table, tag
 
 SHOWN = 40
@@ -15,7 +15,7 @@ _MOST = 200
 _FINDINGS = 100
 
 
-def ranking(facts: Facts) -> Html | None:
+def ranking(facts: StudyFacts) -> Html | None:
     """Columns by their score, what is odd about them, and the ranked pairs."""
     found = facts.ranking
     if found is None:
@@ -78,7 +78,7 @@ def _folded(label: str, heads: list[str], rows: list[list[object]], *, left: int
     return join([first, details(f"{len(rows) - SHOWN} more", table(f"more {label}", heads, rows[SHOWN:], left=left))])
 
 
-def brought(facts: Facts) -> Html | None:
+def brought(facts: StudyFacts) -> Html | None:
     """What is kept of each column, at what size, and what the model loses without it if that was measured."""
     found = facts.explained
     if found is None:

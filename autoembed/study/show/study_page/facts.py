@@ -29,7 +29,7 @@ PACKAGES = ("torch", "ray", "optuna", "polars", "numpy", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class StudyFacts:
     """A finished study as its folder has it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Facts:
     study: dict[str, Any] = field(default_factory=dict)
 
 
-def gather(run: RunDir, space: SearchSpace, explained: pl.DataFrame | None = None) -> Facts:
+def gather(run: RunDir, space: SearchSpace, explained: pl.DataFrame | None = None) -> StudyFacts:
     """Reads a study; StudyError if it has no leaderboard yet.
 
     `explained` is what the study's best trial loses without each column, if that was measured.
@@ -78,7 +78,7 @@ def gather(run: RunDir, space: SearchSpace, explained: pl.DataFrame | None = Non
     path = run.path / "ranking.parquet"
     if explained is None and path.is_file():
         explained = described(run, best, [one.name for one in fields])
-    return Facts(
+    return StudyFacts(
         run=run,
         space=space,
         board=board,

@@ -12,7 +12,7 @@ from autoembed.study.results import pareto
 from autoembed.study.results.leaderboard import eligible
 from autoembed.study.show.page import dims_panels
 from autoembed.study.show.study_page.charts import Mark, curves, scatter, whisker
-from autoembed.study.show.study_page.facts import Facts
+from autoembed.study.show.study_page.facts import StudyFacts
 from autoembed.study.show.study_page.markup import Html, code, details, join, prose, table, tag
 from autoembed.study.show.study_page.verdict import holm, interval
 from autoembed.study.show.tables import legible
@@ -23,7 +23,7 @@ POINTS = 1500  # of a plot
 _PAIRS = 60
 
 
-def leaderboard(facts: Facts) -> Html:
+def leaderboard(facts: StudyFacts) -> Html:
     """Each arm's best trial with the interval of its first metric on test."""
     board = facts.board
     first, *others = task_of(board.metric).metrics
@@ -64,7 +64,7 @@ def leaderboard(facts: Facts) -> Html:
     )
 
 
-def _seeds(facts: Facts) -> Html | None:
+def _seeds(facts: StudyFacts) -> Html | None:
     """Mean and sd over seeds, and the paired tests."""
     found = facts.arms
     if found is None:
@@ -88,7 +88,7 @@ def _seeds(facts: Facts) -> Html | None:
     return join([title, table("arms over seeds", heads, rows, left=2, best=best)])
 
 
-def _bound(facts: Facts) -> Html | None:
+def _bound(facts: StudyFacts) -> Html | None:
     found, first = facts.board.bound, task_of(facts.board.metric).metrics[0]
     return (
         None
@@ -97,7 +97,7 @@ def _bound(facts: Facts) -> Html | None:
     )
 
 
-def _groups(facts: Facts) -> Html | None:
+def _groups(facts: StudyFacts) -> Html | None:
     groups = facts.board.groups
     if not groups:
         return None
@@ -109,7 +109,7 @@ def _groups(facts: Facts) -> Html | None:
     return join([title, table("planted and found", heads, rows)])
 
 
-def plot(facts: Facts) -> Html:
+def plot(facts: StudyFacts) -> Html:
     """All trials by bytes and the objective's metric, and the front."""
     space = facts.space
     kind = space.objective.cost or "bytes"
@@ -135,7 +135,7 @@ def plot(facts: Facts) -> Html:
     return join([prose(note, quiet=True), chart, details(f"The front: {len(front)} trials", listed)])
 
 
-def heatmap(facts: Facts) -> Html:
+def heatmap(facts: StudyFacts) -> Html:
     """Dims times bits that each field keeps by block, for each cluster."""
     architecture = facts.best.architecture
     note = (
@@ -193,7 +193,7 @@ def _kinds(architecture: Architecture) -> Html:
     return tag("p", f"Backbone {'; '.join(said)}.")
 
 
-def _pairs(facts: Facts) -> Html | None:
+def _pairs(facts: StudyFacts) -> Html | None:
     """What is done with each pair of columns."""
     architecture = facts.best.architecture
     if not architecture.pairs:
@@ -218,7 +218,7 @@ def _pairs(facts: Facts) -> Html | None:
     return join([tag("h3", title), table("pairs", heads, rows, left=3), more])
 
 
-def training(facts: Facts) -> Html | None:
+def training(facts: StudyFacts) -> Html | None:
     """The metric on valid of each arm's best trial, epoch by epoch: searching, and retraining."""
     monitor = facts.board.metric
     phases = {"searching (warm start, then search)": ("warm_", "search_", "refit_"), "retraining": ("",)}

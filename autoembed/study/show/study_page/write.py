@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoembed.study.show.report import PAGE
 from autoembed.study.show.study_page import account, columns, results
-from autoembed.study.show.study_page.facts import Facts, gather
+from autoembed.study.show.study_page.facts import StudyFacts, gather
 from autoembed.study.show.study_page.markup import Html, page, prose, tag
 from autoembed.study.show.study_page.verdict import verdict
 from autoembed.study.show.tables import legible
@@ -52,7 +52,7 @@ def write_report(
     return target
 
 
-def render(facts: Facts) -> Html:
+def render(facts: StudyFacts) -> Html:
     """The page of a study."""
     said = (prose(sentence) for sentence in verdict(facts.board, facts.arms, facts.plain))
     head = tag("div", tag("h1", legible(facts.run.name)), tag("div", *said, class_="verdict"))
