@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import NoReturn, cast
 
 import numpy as np
@@ -50,6 +51,7 @@ class RowReader:
         self.bundle, self.max_rows, self.strict = bundle, max_rows, strict
         self.columns = bundle.vocabulary.columns
         self.known = frozenset(self.columns)
+        self._cells = itemgetter(*self.columns) if len(self.columns) > 1 else lambda row: (row[self.columns[0]],)
         self.fields: dict[str, Field] = {}
         for lookup in lookups_of(bundle.vocabulary):
             if lookup["kind"] == "categorical":
@@ -110,7 +112,7 @@ class RowReader:
         out: Array = np.array([column for name in names for column in found[name]], dtype=np.int32).T
         return out
 
-    def _of_rows(self, rows: object) -> list[list[object]]:
+    def _of_rows(self, rows: object) -> list[Sequence[object]]:
         if not isinstance(rows, list):
             raise RefusedError(422, f"rows must be a list of objects, but got {_kind(rows)}")
         self._check_size(len(rows))
@@ -120,7 +122,7 @@ class RowReader:
             if len(row) != len(self.known):
                 self._check_names(row, number)
         try:
-            return [[row[name] for row in rows] for name in self.columns]
+            return list(zip(*map(self._cells, rows), strict=True)) or [()] * len(self.columns)
         except KeyError:
             for number, row in enumerate(rows):
                 self._check_names(row, number)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -22,6 +21,7 @@ from autoembed.data.spec import DataSpec
 from autoembed.data.values import MISSING, as_text, numbers, tidy
 from autoembed.errors import DataError
 from autoembed.export import lookups
+from autoembed.types import Array
 
 GONE = PAD - 1  # a missing value that has no id of its own: the model reads it as id 0
 _EXACT = 2.0**53
@@ -61,18 +61,21 @@ class CategoricalField:
         if self.cleaner.strip or self.cleaner.nulls:
             self.direct = {text: place for text, place in self.known.items() if self.cleaner.text(text) == text}
 
-    def columns(self, values: Sequence[object]) -> list[list[int]]:
+    def columns(self, values: Sequence[object]) -> list[Sequence[int] | Array]:
         """Its one column of the encoded table; BadValueError if a value is a list or an object."""
         return [self.ids(values)]
 
-    def ids(self, values: Sequence[object]) -> list[int]:
+    def ids(self, values: Sequence[object]) -> Sequence[int] | Array:
         """The id of each value."""
+        texts: Iterable[object] = values
+        if values and type(values[0]) is int and set(map(type, values)) == {int}:
+            texts = map(str, values)
         try:
-            found = list(map(self.direct.get, values))  # type: ignore[arg-type]  # None for what is no text
-        except TypeError:  # a list or an object cannot be looked up
-            return [self._id(value) for value in values]
-        if None not in found:
-            return cast(list[int], found)
+            # What is no known text gives None, and a list or an object cannot be looked up: both are TypeErrors here.
+            return np.fromiter(map(self.direct.get, texts), np.int32, len(values))  # type: ignore[arg-type]
+        except TypeError:
+            pass
+        found = [self.direct.get(value) if type(value) is str else None for value in values]
         return [self._id(value) if at is None else at for value, at in zip(values, found, strict=True)]
 
     def _id(self, value: object) -> int:
@@ -113,7 +116,7 @@ class MultiField:
         texts = [text for one in value or () if (text := self._text(one)) is not None]
         kept = texts[-self.length :] if self.last else texts[: self.length]
         ids = self.value.ids(kept) if kept else [self.value.missing]
-        return ids + [PAD] * (self.length - len(ids))
+        return [*ids, *[PAD] * (self.length - len(ids))]
 
     def _text(self, value: object) -> str | None:
         written = value.strip(_BLANK) if isinstance(value, str) else text_of(value)
