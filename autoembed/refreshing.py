@@ -19,7 +19,7 @@ from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
 from autoembed.metrics import Metrics
-from autoembed.reuse import carried, fitted, known_recipe, refuse_crossed, with_weights_of, written
+from autoembed.reuse import averaged, carried, fitted, known_recipe, refuse_crossed, with_weights_of, written
 from autoembed.scoring import coverage_warnings
 from autoembed.task import Metric, metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
@@ -70,7 +70,7 @@ def refresh(
     data: Where,
     out: str | Path | None = None,
     *,
-    epochs: int = 1,
+    epochs: int = 2,
     vocabulary: Rule = "grow",
     min_count: int | None = None,
     evict: float = 1.0,
@@ -145,7 +145,8 @@ def refresh(
     plan = carried(bundle.architecture, dataset.schema)
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
-    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor, progress)
+    mean = averaged(bundle, start, dataset, memory)
+    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor, progress, mean)
     coverage = _coverage(bundle, known)
     result = Refreshed(
         bundle=bundle,

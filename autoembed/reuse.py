@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from pydantic import JsonValue, ValidationError
+from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.bundle import Bundle, load_bundle, write_bundle
@@ -190,10 +193,11 @@ def fitted(
     start: CTRModel | None,
     monitor: str,
     progress: Progress | None = None,
+    mean: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
 ) -> tuple[Model, Metrics, Metrics]:
     """An architecture trained on a dataset, on the CPU, with its metrics on valid and on test.
 
-    `progress` is called with ("train", epochs done, epochs at most).
+    `mean` is as in `retrain`. `progress` is called with ("train", epochs done, epochs at most).
     """
     tell = progress or (lambda *_: None)
 
@@ -201,7 +205,7 @@ def fitted(
         tell("train", min(event.epoch, recipe.epochs - 1), recipe.epochs)
 
     tell("train", 0, recipe.epochs)
-    model, fit = retrain(plan, dataset, recipe, where, seed, told, start, monitor=monitor)
+    model, fit = retrain(plan, dataset, recipe, where, seed, told, start, monitor=monitor, mean=mean)
     tell("train", recipe.epochs, recipe.epochs)
     test = metrics_on(model, dataset, "test", where)
     return model.cpu(), fit.valid, test
@@ -288,6 +292,50 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     model.embedding.load_dense(dense, plan)
     inherit(old.backbone, model.backbone, range(len(plan.inputs)))
     return model
+
+
+def averaged(
+    bundle: Bundle, start: CTRModel, dataset: Dataset, memory: float
+) -> Callable[[nn.Module], Mapping[str, Tensor]]:
+    """Gives the mean of a model's weights and those that it started from, each by the rows that it has seen.
+
+    A value that had n rows, `memory` of which count, and has m in the log takes m / (m + memory n) of its new
+    embedding; a new value takes all of it. The backbone takes its share by all rows. So what is known well moves less
+    than by one log's noise, as in the mean of a stream.
+
+    Args:
+        bundle: the model of before, whose vocabulary says how many rows its values had.
+        start: the weights to average with, which stay as they are.
+        dataset: the log.
+        memory: how much a row of before counts beside one of the log.
+    """
+    before, ids = copy.deepcopy(start), dataset.ids("train")
+    shares, seen = {}, 0
+    for number, field in enumerate(start.architecture.fields):
+        new = np.zeros(field.cardinality, dtype=np.int64)
+        for one in field.inputs:
+            for column in dataset.schema.columns([one.name]):
+                new += np.bincount(ids[:, column][ids[:, column] >= 0], minlength=len(new))
+        old, counted = _old_ids(bundle, dataset, field.name), bundle.vocabulary.counts(field.name)
+        seen = max(seen, int(counted.sum()))
+        known = (old > 0) | (np.arange(len(old)) == 0)
+        had = memory * np.where(known, counted[np.maximum(old, 0)], 0)
+        share = np.divide(new, new + had, out=np.ones(len(old)), where=new + had > 0)
+        shares[number] = torch.from_numpy(share).float()[:, None].expand(-1, start.architecture.dim + 1)
+    of_rows = copy.deepcopy(start.embedding)
+    assert isinstance(of_rows, MixedEmbedding)
+    of_rows.load_dense(shares, start.architecture)
+    by_row = {f"embedding.{name}": tensor for name, tensor in of_rows.state_dict().items()}
+    whole = len(ids) / (len(ids) + memory * seen)
+
+    def mean(model: nn.Module) -> Mapping[str, Tensor]:
+        old, found = before.state_dict(), {}
+        for name, tensor in model.state_dict().items():
+            share = by_row[name] if name in by_row and tensor.is_floating_point() else whole
+            found[name] = old[name].lerp(tensor, share) if tensor.is_floating_point() else tensor
+        return found
+
+    return mean
 
 
 def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from time import perf_counter
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -331,6 +331,16 @@ def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float
     return dataset.task.evaluate(dataset.labels("valid"), predictions)
 
 
+class Keeper(Protocol):
+    """Judges a model after each epoch in place of the best epoch on valid."""
+
+    def see(self, epoch: int) -> Metrics:
+        """Judges an epoch; its metrics on valid. The model goes on from the weights that it has."""
+
+    def kept(self) -> tuple[int, Metrics, dict[str, Tensor]]:
+        """The epoch whose weights stay, their metrics on valid, and the weights."""
+
+
 def fit(
     model: ClickModel,
     dataset: Dataset,
@@ -343,6 +353,7 @@ def fit(
     monitor: str | None = None,
     start: Metrics | None = None,
     teacher: Teacher | None = None,
+    keeper: Keeper | None = None,
 ) -> Fit:
     """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
 
@@ -351,6 +362,8 @@ def fit(
     which epoch is kept. With `start`, the metrics of the weights as they are, these are epoch 0 and stay if no epoch is
     better. With a `teacher`, its logits count as labels with their share of the loss; `positive_weight` is of the
     labels alone, since a teacher's logits have its own in them.
+
+    A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained.
 
     TrialError if the loss is not finite. `report` gets an `EpochEnd` after each epoch, of the phase "retrain".
     """
@@ -364,7 +377,7 @@ def fit(
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
     plateau, state = Plateau(metric_in(task, monitor), config.min_gain), {}
     if start is not None and plateau.see(0, start):
-        state = _copy(model)
+        state = copy_of(model)
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
@@ -388,18 +401,25 @@ def fit(
             total += loss.detach()
             steps += 1
         mean = check_finite(total / max(steps, 1), config.lr, f"epoch {epoch}")
+        if keeper is not None:
+            report(EpochEnd(epoch=epoch, loss=mean, valid=keeper.see(epoch)))
+            continue
         valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
         report(EpochEnd(epoch=epoch, loss=mean, valid=valid))
         if plateau.see(epoch, valid):
-            state = _copy(model)
+            state = copy_of(model)
         if plateau.idle >= config.patience:
             break
         if plateau.idle:
             optimiser.scale_lr(config.decay)
+    if keeper is not None:
+        number, valid, state = keeper.kept()
+        model.load_state_dict(state)
+        return Fit(epoch=number, valid=valid, seconds=perf_counter() - begin)
     assert plateau.best is not None
     model.load_state_dict(state)
     return Fit(epoch=plateau.epoch, valid=plateau.best, seconds=perf_counter() - begin)
 
 
-def _copy(model: nn.Module) -> dict[str, Tensor]:
+def copy_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -1,15 +1,21 @@
 """A bundle is trained on with later logs: daily, its values come and go."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import autoembed as ae
+from autoembed.data.dataset import build_dataset
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.vocabulary import Vocabulary
+from autoembed.following import Candidate, Follower
 from autoembed.metrics import evaluate
-from autoembed.refreshing import refresh
-from autoembed.reuse import train_architecture
+from autoembed.refreshing import _other, refresh
+from autoembed.reuse import averaged, carried, train_architecture, with_weights_of
 
 RECIPE = {"epochs": 4, "lr": 5e-3, "batch_size": 512}
 SPLIT = {"split": {"by": "random", "valid": 0.1, "test": 0.1}}
@@ -105,6 +111,44 @@ def test_a_value_keeps_its_embedding(first, tmp_path, rule):
     assert np.allclose(done.bundle.predict(shared), ae.load_bundle(first / "bundle").predict(shared), atol=1e-5)
 
 
+def test_weights_are_averaged_by_the_rows_that_they_have_seen(first, tmp_path):
+    """Of weights that all moved by 1, a value's embedding moves by the log's share of its rows, a new one's by all."""
+    bundle = ae.load_bundle(first / "bundle")
+    spec = bundle.spec.model_copy(update={"path": str(first / "1.parquet")})
+    log = build_dataset(spec, None, tmp_path, vocabulary=_other(bundle, "grow", spec, 1.0, 0.5))
+    start = with_weights_of(bundle, carried(bundle.architecture, log.schema), log)
+    trained, moved = copy.deepcopy(start), copy.deepcopy(start)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight += 1
+    moved.load_state_dict(dict(averaged(bundle, start, log, memory=0.5)(trained)))
+    place = [field.name for field in start.architecture.fields].index("item")
+    values = log.vocabulary.keep(["item"]).table()["value"].to_list()
+    old = bundle.vocabulary.keep(["item"]).table()["value"].to_list()
+    before = dict(zip(old, bundle.vocabulary.counts("item").tolist(), strict=True))
+    seen = np.bincount(log.ids("train")[:, place], minlength=len(values))
+    ids = torch.zeros((len(values), len(start.architecture.fields)), dtype=torch.int32)
+    ids[:, place] = torch.arange(len(values))
+    change = (moved.embedding(ids) - start.embedding(ids))[:, place].abs().amax(1)
+    had = [0.5 * before.get(value, 0) for value in values]
+    wanted = [new / (new + old) if new + old else 1 for new, old in zip(seen.tolist(), had, strict=True)]
+    np.testing.assert_allclose(change.detach(), wanted, atol=1e-5)
+    assert {value for value in values if value not in before}
+    assert min(wanted) == 0  # a value that the log does not have stays where it was
+    assert any(0.4 < one < 0.6 for one in wanted)
+
+
+def test_the_last_epoch_stays_unless_an_earlier_one_is_surely_better():
+    rng = np.random.default_rng(0)
+    losses, noise = rng.exponential(0.5, 400), rng.normal(0, 0.3, 400)
+    for gap, wanted in ((0.0, 2), (-0.05, 2), (0.005, 2), (0.2, 1)):
+        follower = Follower.__new__(Follower)
+        first, last = (Candidate(epoch=n, valid=None, losses=losses, state={}) for n in (1, 2))
+        follower.best = first
+        follower.last = replace(last, losses=losses + gap + noise - noise.mean())
+        assert follower.kept()[0] == wanted, gap
+
+
 def test_a_bundle_is_replaced_by_no_worse_one_only(first, tmp_path):
     old = refresh(first / "bundle", first / "1.parquet", tmp_path / "b", settings=SPLIT).bundle
     noise = logs(1, 6000).with_columns(label=pl.Series(np.random.default_rng(1).integers(0, 2, 6000)))
@@ -178,5 +222,5 @@ def test_over_eight_days_refreshing_is_nearly_as_good_as_training_anew(tmp_path)
     found = daily(tmp_path, days=9, rows=40_000)
     print({name: aucs.round(4).tolist() for name, aucs in found.items()})
     assert (found["refreshed"] > found["frozen"]).all()
-    # Measured: .8144 beside .8165, and .7447 of the frozen one.
-    assert found["refreshed"].mean() > found["anew"].mean() - 0.003
+    # Measured: .8163 beside .8164, and .7447 of the frozen one.
+    assert found["refreshed"].mean() > found["anew"].mean() - 0.002

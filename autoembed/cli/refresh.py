@@ -23,7 +23,7 @@ def refresh(
     out: Annotated[
         Path | None, typer.Option(help="The new bundle; without it the bundle is replaced, if the new one is no worse.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the log.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the log.")] = 2,
     vocabulary: Annotated[
         str, typer.Option(help="keep: the same values; grow: new values come, old ones go; rebuild: the log's alone.")
     ] = "grow",

@@ -1,0 +1,88 @@
+"""What a model keeps that follows a stream of logs, of which each is too short to choose its weights by.
+
+After each epoch its weights are averaged with those of before, and what is judged and kept is the average, while
+training goes on from the weights themselves. The last epoch's stays, unless an earlier one, or the weights of before,
+are surely better on valid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoembed.data.dataset import Dataset
+from autoembed.errors import TrialError
+from autoembed.metrics import Metrics
+from autoembed.training import copy_of, predict
+from autoembed.types import Array
+
+_SURE = 1.645  # standard errors of a one-sided test at 5 %
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Weights with the epoch that they are of, their metrics on valid, and the loss of each row there."""
+
+    epoch: int
+    valid: Metrics
+    losses: Array
+    state: dict[str, Tensor]
+
+
+class Follower:
+    """Which weights a model keeps that follows a stream: the averaged ones of the last epoch, or some surely better.
+
+    Args:
+        model: with the weights of before.
+        dataset: whose valid rows judge.
+        device: of the model.
+        lr: the learning rate, for messages.
+        mean: weights averaged with those of before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        device: torch.device,
+        lr: float,
+        mean: Callable[[nn.Module], Mapping[str, Tensor]],
+    ) -> None:
+        self.model, self.dataset, self.device, self.lr, self.mean = model, dataset, device, lr, mean
+        self.best = self.last = self._candidate(0)
+
+    def see(self, epoch: int) -> Metrics:
+        """Judges an epoch's averaged weights; the model keeps its own, from which training goes on."""
+        own = copy_of(self.model)
+        self.model.load_state_dict(dict(self.mean(self.model)))
+        self.last = self._candidate(epoch)
+        if self.last.losses.mean() < self.best.losses.mean():
+            self.best = self.last
+        self.model.load_state_dict(own)
+        return self.last.valid
+
+    def kept(self) -> tuple[int, Metrics, dict[str, Tensor]]:
+        """The last, unless the best is better by more than chance: by a one-sided paired test at 5 %."""
+        gains = self.last.losses - self.best.losses
+        sure = gains.mean() > _SURE * gains.std() / math.sqrt(len(gains))
+        found = self.best if sure else self.last
+        return found.epoch, found.valid, found.state
+
+    def _candidate(self, epoch: int) -> Candidate:
+        task, labels = self.dataset.task, self.dataset.labels("valid")
+        predictions = predict(self.model, self.dataset, "valid", self.device)
+        if not np.isfinite(predictions).all():
+            raise TrialError(f"predictions must be finite, but epoch {epoch} gave NaN: lower train.lr={self.lr:g}")
+        chances = np.clip(predictions.astype(np.float64), _TINY, 1 - _TINY)
+        return Candidate(
+            epoch=epoch,
+            valid=task.evaluate(labels, predictions),
+            losses=task.losses(labels, np.log(chances / (1 - chances))),
+            state=copy_of(self.model),
+        )
