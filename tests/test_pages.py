@@ -74,3 +74,29 @@ def test_the_python_of_runs_md_predicts(tmp_path, monkeypatch):
     names: dict[str, object] = {}
     exec(compile(text, "runs.md", "exec"), names)
     assert len(names["scores"]) == len(rows)
+
+
+def loose(text):
+    """Lines of lists and tables that Markdown takes for text: a list after text, rows of a table without its head."""
+    lines = BLOCK.sub(lambda block: "\n" * block[0].count("\n"), text).splitlines()
+    for n, line in enumerate(lines):
+        before = lines[n - 1] if n else ""
+        after = lines[n + 1] if n + 1 < len(lines) else ""
+        starts = not before.strip() or before.startswith("#")
+        listed = re.match(r"(\d+\.|[-*]) ", line) and not starts and not re.match(r"\s|(\d+\.|[-*]) ", before)
+        row = line.startswith("|") and not before.startswith("|") and not (starts and re.match(r"\|[-:| ]+$", after))
+        if listed or row:
+            yield f"line {n + 1}: {line[:60]}"
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "docs" / "results").glob("*.md"))], ids=lambda page: page.name
+)
+def test_lists_and_tables_are_rendered_as_such(page):
+    assert list(loose(page.read_text())) == []
+
+
+def test_text_that_is_no_list_is_found():
+    assert list(loose("Each\n1. one\n")) == ["line 2: 1. one"]
+    assert list(loose("| a |\n|---|\n| 1 |\n\n| 2 |\n")) == ["line 5: | 2 |"]
+    assert list(loose("Each\n\n- one\n  more\n- two\n\n| a |\n|---|\n")) == []
