@@ -23,6 +23,9 @@ def submit(
     name: Annotated[str | None, typer.Option(help="The study's name; the file's by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study of that name.")] = False,
     trials: Annotated[int | None, typer.Option(help="Trials per arm; overrides budget.trials.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes after which no trial begins; overrides budget.minutes.")
+    ] = None,
     device: Device = None,
     package: Annotated[
         str, typer.Option(help="autoembed there: this one's source, the one installed, or a pip requirement.")
@@ -46,6 +49,7 @@ def submit(
             "--data": data,
             "--name": name,
             "--trials": None if trials is None else str(trials),
+            "--minutes": None if minutes is None else f"{minutes:g}",
             "--device": device,
         },
         resume=resume,

@@ -293,10 +293,12 @@ def sync(run: Run) -> None:
 
 @app.command()
 def ui(
-    runs: Runs = Path("runs"), port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="The address to listen on; this machine only by default.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on the studies of a folder."""
     from autoembed.study.show.tables import stdout
     from autoembed.study.trackers.mlflow.ui import serve
 
-    serve(runs, port, lambda line: stdout().print(line, soft_wrap=True))
+    serve(runs, port, lambda line: stdout().print(line, soft_wrap=True), host)

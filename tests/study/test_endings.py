@@ -339,7 +339,10 @@ def test_a_port_in_use_is_told_at_once(finished, cli):
         taken.listen()
         port = taken.getsockname()[1]
         status, _, err = cli("ui", "--runs", finished[0].path.parent, "--port", port)
-    assert (status, err) == (2, f"error: port {port} cannot be had (Address already in use): choose another --port\n")
+    assert (status, err) == (
+        2,
+        f"error: port {port} of 127.0.0.1 cannot be had (Address already in use): choose another --port\n",
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The MLflow UI on the studies of a folder, on this machine only."""
+"""The MLflow UI on the studies of a folder, by default for this machine only."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from autoembed.study.trackers.mlflow.store import mend_moved, store
 from autoembed.study.trackers.mlflow.view import page
 
 HOST = "127.0.0.1"
+OWN = (HOST, "localhost", "::1")
+EVERY = ("0.0.0.0", "::")
 PATIENCE = 300.0  # seconds that the server may take to answer
 
 
-def serve(runs: Path, port: int, say: Callable[[str], None]) -> int:
+def serve(runs: Path, port: int, say: Callable[[str], None], host: str = HOST) -> int:
     """Serves the UI until it is interrupted; the server's exit status.
 
+    On another `host` than this machine's own, whoever reaches the port may read and change the studies: that is told.
     StudyError if there is no store to show, or if the port is taken.
     """
     uri = store(runs)
@@ -36,19 +39,21 @@ def serve(runs: Path, port: int, say: Callable[[str], None]) -> int:
     if uri.startswith("http"):
         _links(uri, uri, say)
         return 0
-    _check_free(port)
+    _check_free(host, port)
     mend_moved(runs)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
     # Job workers serve MLflow's GenAI features only, and cost 15 s at the start.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     say("MLflow starts ...")
     with ended_by_sigterm(), tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            address = f"http://{HOST}:{port}"
+            address = f"http://{HOST if host in EVERY else host}:{port}"
             if _answers(server, address):
                 _links(uri, address, say)
+                if host not in OWN:
+                    say(f"warning: whoever reaches port {port} of {host} may read and change these studies")
                 say("Ctrl-C ends it.")
             status = server.wait()
         except KeyboardInterrupt:
@@ -68,13 +73,15 @@ def _links(uri: str, address: str, say: Callable[[str], None]) -> None:
             say(f"{experiment.name:<16} {page(experiment.experiment_id, address)}")
 
 
-def _check_free(port: int) -> None:
-    with socket.socket() as probe:
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise StudyError(f"port {port} cannot be had ({error.strerror}): choose another {option('port')}") from None
+            raise StudyError(
+                f"port {port} of {host} cannot be had ({error.strerror}): choose another {option('port')}"
+            ) from None
 
 
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
