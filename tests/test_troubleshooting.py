@@ -68,7 +68,7 @@ def test_each_message_has_a_cure():
 @pytest.mark.parametrize(
     ("page", "made"),
     [("cli.md", commands_page), ("keys.md", keys_page), ("api.md", api_page)],
-    ids=lambda one: str(one),
+    ids=["cli", "keys", "api"],
 )
 def test_a_page_of_the_reference_is_that_of_the_source(page, made):
     assert (PAGE.parent / page).read_text() == made(), "run: python tests/reference.py"

@@ -3,7 +3,7 @@
 from autoembed.budget import Limit
 from autoembed.methods.method import load
 from autoembed.methods.warm import WarmStarts
-from autoembed.plans import Tower
+from autoembed.plans import TowerOptions
 from autoembed.trial import check, run_trial
 
 TRAIN = {"epochs": 2, "lr": 4e-3, "batch_size": 512}
@@ -53,7 +53,7 @@ def test_whatever_decides_a_warm_start_is_in_its_key(planted, tmp_path):
         config("magnitude", warm_train={"lr": 1e-3}),
         config("magnitude", warm_epochs=1),
         config("dnis", epochs=1),  # a fifth of train is held out for its gates
-        config("magnitude").model_copy(update={"tower": Tower(widths="search"), "limit": Limit(bytes=30_000)}),
+        config("magnitude").model_copy(update={"tower": TowerOptions(units="search"), "limit": Limit(bytes=30_000)}),
     ]
     for trial in trials:
         result(trial, planted, warm)
