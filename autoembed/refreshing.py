@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -95,7 +96,8 @@ def refresh(
         vocabulary: `keep` leaves the values that have ids; `grow` gives ids to new values and takes them from those
             that died out, in the order of frequency, which says the block of each; `rebuild` takes the values of the
             log alone. A value that has an id before and after keeps its embedding.
-        min_count: rows of the log that a new value needs; the bundle's by default.
+        min_count: rows of the log that a new value needs; by default the bundle's, as a share of the rows that the
+            bundle has seen: half of it for a log of half as many rows, and 1 at least.
         evict: of `grow`: a value with fewer rows loses its id.
         memory: of `grow`: how much a row of before counts beside one of the log, from 0 to 1. After n refreshes it
             counts memory**n, so that a value stays for a while that a log does not have.
@@ -141,7 +143,9 @@ def refresh(
     bundle.model.cpu()
     dataset = known
     if vocabulary != "keep":
-        dataset = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, vocabulary, spec, evict, memory))
+        given = min_count is not None or "min_count" in (settings or {})
+        other = _other(bundle, vocabulary, spec, evict, memory, given)
+        dataset = build_dataset(spec, data, cache, progress, vocabulary=other)
     plan = carried(bundle.architecture, dataset.schema)
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
@@ -241,14 +245,27 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "hash": hashed, "drop": dropped})
 
 
-def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:
+def _other(
+    bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float, given: bool = False
+) -> OtherVocabulary:
+    def least(log: Vocabulary) -> int:
+        if given:
+            return spec.min_count
+        rows, before = (
+            max(int(one.counts(name).sum()) for name in bundle.vocabulary.names) for one in (log, bundle.vocabulary)
+        )
+        return min(spec.min_count, max(1, round(spec.min_count * rows / before)))
+
     table = hashlib.sha256(bundle.vocabulary.table().write_csv().encode()).hexdigest()
+    grow = partial(bundle.vocabulary.grown, evict=evict, memory=memory)
     make = {
         "keep": lambda log: bundle.vocabulary,
-        "grow": lambda log: bundle.vocabulary.grown(log, least=spec.min_count, evict=evict, memory=memory),
-        "rebuild": lambda log: log.pruned(spec.min_count),
+        "grow": lambda log: grow(log, least=least(log)),
+        "rebuild": lambda log: log.pruned(least(log)),
     }[rule]
-    return OtherVocabulary(key=f"{rule} {evict:g} {memory:g} {table}", fields=bundle.vocabulary.names, make=make)
+    return OtherVocabulary(
+        key=f"{rule} {evict:g} {memory:g} {given} {table}", fields=bundle.vocabulary.names, make=make
+    )
 
 
 def _coverage(bundle: Bundle, known: Dataset) -> pl.DataFrame:

@@ -149,6 +149,17 @@ def test_the_last_epoch_stays_unless_an_earlier_one_is_surely_better():
         assert follower.kept()[0] == wanted, gap
 
 
+def test_a_new_value_needs_fewer_rows_of_a_shorter_log(first, tmp_path):
+    table = pl.read_parquet(first / "1.parquet").with_columns(item=pl.lit("i1"))
+    for rows, given, wanted in ((6000, {}, False), (1500, {}, True), (1500, {"min_count": 2}, False)):
+        name = f"{rows}-{len(given)}"
+        log = table.head(rows).with_columns(item=pl.when(pl.int_range(rows) == 0).then(pl.lit("new")).otherwise("item"))
+        log.with_row_index("at").write_parquet(tmp_path / f"{name}.parquet")
+        later = SPLIT | {"split": {"by": "time", "valid": rows - 400, "test": rows - 200}, "time": "at"}
+        done = refresh(first / "bundle", tmp_path / f"{name}.parquet", tmp_path / name, settings=later, **given)
+        assert ("new" in done.bundle.vocabulary.keep(["item"]).table()["value"]) == wanted
+
+
 def test_a_bundle_is_replaced_by_no_worse_one_only(first, tmp_path):
     old = refresh(first / "bundle", first / "1.parquet", tmp_path / "b", settings=SPLIT).bundle
     noise = logs(1, 6000).with_columns(label=pl.Series(np.random.default_rng(1).integers(0, 2, 6000)))

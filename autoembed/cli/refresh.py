@@ -28,7 +28,8 @@ def refresh(
         str, typer.Option(help="keep: the same values; grow: new values come, old ones go; rebuild: the log's alone.")
     ] = "grow",
     min_count: Annotated[
-        int | None, typer.Option(help="Rows of the log that a new value needs; as the bundle was made by default.")
+        int | None,
+        typer.Option(help="Rows that a new value needs; by default the bundle's, as a share of its rows."),
     ] = None,
     evict: Annotated[float, typer.Option(help="Of grow: a value with fewer rows loses its embedding.")] = 1.0,
     memory: Annotated[float, typer.Option(help="Of grow: what a row of before counts beside one of the log.")] = 0.5,

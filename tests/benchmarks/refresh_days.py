@@ -31,8 +31,7 @@ SPLIT = {"split": {"by": "random", "valid": 0.1, "test": 0.1}}
 WAYS = {
     "refreshed (default)": {},
     "refreshed, --epochs 1": {"epochs": 1},
-    "refreshed, --min-count 1": {"min_count": 1},
-    "refreshed, --memory 1": {"memory": 1.0},
+    "refreshed, --min-count 2": {"min_count": 2},
     "refreshed, --vocabulary keep": {"vocabulary": "keep"},
 }
 
