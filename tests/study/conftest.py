@@ -2,6 +2,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,8 @@ import autoembed.study  # noqa: F401  (before any test module imports ray, which
 from autoembed.cli import main
 from autoembed.study.run_dir import RunDir
 
+STORED = ("runs", "params", "tags", "latest_metrics", "metrics")
+UNSTEADY = ("mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", ".lock", ".holder.json")
 SPACE = {
     "data": {
         "planted": {"rows": 8000, "seed": 0, "marginal": [5, 50], "xor": [4], "low_rank": [10], "noise": [10, 200]},
@@ -96,9 +99,16 @@ def _finished_stays_as_it_was(request):
         yield
         return
     run, _ = request.getfixturevalue("finished")
-    before = sorted(run.path.rglob("*"))
+    before = everything(run.path.parent)
     yield
-    assert sorted(run.path.rglob("*")) == before
+    assert everything(run.path.parent) == before
+
+
+def everything(runs):
+    """Names of the files of a folder of studies, and what MLflow's store says of its runs."""
+    with contextlib.closing(sqlite3.connect(f"file:{runs / 'mlflow.db'}?mode=ro", uri=True)) as store:
+        rows = [store.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall() for table in STORED]
+    return sorted(path for path in runs.rglob("*") if path.name not in UNSTEADY), rows
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_quiet_shows_warnings_only(capsys, cli, write_space):
     assert capsys.readouterr() == ("", "warning: a warning\n")
     status, out, err = cli("search", write_space(), "--quiet", "--lines")
     assert (status, out) == (2, "")
-    assert "--quiet and --lines" in err
+    assert "--quiet, --lines and --verbose" in err
 
 
 def test_completion_knows_the_commands():

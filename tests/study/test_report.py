@@ -216,7 +216,7 @@ def test_importance_finds_the_range_that_matters(tmp_path):
     import optuna
 
     run = RunDir(tmp_path)
-    study = optuna.create_study(study_name="arm", storage=run.optuna, direction="maximize")
+    study = optuna.create_study(study_name="arm", storage=run.optuna, sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(lambda trial: trial.suggest_float("lr", 0, 1) + 0.01 * trial.suggest_float("l2", 0, 1), n_trials=12)
     found = importances(run, ("arm",))["arm"]
     assert found.trials == 12
