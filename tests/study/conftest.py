@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -13,8 +14,6 @@ import autoembed.study  # noqa: F401  (before any test module imports ray, which
 from autoembed.cli import main
 from autoembed.study.run_dir import RunDir
 
-STORED = ("runs", "params", "tags", "latest_metrics", "metrics")
-UNSTEADY = ("mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", ".lock", ".holder.json")
 SPACE = {
     "data": {
         "planted": {"rows": 8000, "seed": 0, "marginal": [5, 50], "xor": [4], "low_rank": [10], "noise": [10, 200]},
@@ -99,16 +98,22 @@ def _finished_stays_as_it_was(request):
         yield
         return
     run, _ = request.getfixturevalue("finished")
-    before = everything(run.path.parent)
+    before = everything(run)
     yield
-    assert everything(run.path.parent) == before
+    after = everything(run)
+    for what, was in before.items():
+        assert after[what] == was, what
 
 
-def everything(runs):
-    """Names of the files of a folder of studies, and what MLflow's store says of its runs."""
-    with contextlib.closing(sqlite3.connect(f"file:{runs / 'mlflow.db'}?mode=ro", uri=True)) as store:
-        rows = [store.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3").fetchall() for table in STORED]
-    return sorted(path for path in runs.rglob("*") if path.name not in UNSTEADY), rows
+def everything(run):
+    """Names of the files of a study, and what MLflow's store says of it."""
+    parent = json.loads((run.path / "mlflow.json").read_text())["parent"]
+    found = {"files": sorted(run.path.rglob("*"))}
+    with contextlib.closing(sqlite3.connect(f"file:{run.path.parent / 'mlflow.db'}?mode=ro", uri=True)) as store:
+        for table in ("params", "tags", "latest_metrics", "metrics"):
+            rows = store.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", [parent]).fetchall()
+            found[table] = sorted(map(str, rows))
+    return found
 
 
 @pytest.fixture
