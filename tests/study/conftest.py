@@ -56,8 +56,14 @@ def family():
 
 @pytest.fixture(autouse=True)
 def _store():
-    """mlflow.set_tracking_uri writes to the environment, where the next test's study would read it."""
+    """mlflow.set_tracking_uri writes to the environment, where the next test's study would read it.
+
+    And MLflow keeps where a run's artifacts are by the run's id alone, which is the same in a copied store.
+    """
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    _artifact_repos_cache.clear()
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
@@ -108,7 +114,8 @@ def _finished_stays_as_it_was(request):
 def everything(run):
     """Names of the files of a study, and what MLflow's store says of it."""
     parent = json.loads((run.path / "mlflow.json").read_text())["parent"]
-    found = {"files": sorted(run.path.rglob("*"))}
+    artifacts = run.path.parent.glob(f"mlartifacts/*/{parent}/**/*")
+    found = {"files": sorted(run.path.rglob("*")), "artifacts": sorted(artifacts)}
     with contextlib.closing(sqlite3.connect(f"file:{run.path.parent / 'mlflow.db'}?mode=ro", uri=True)) as store:
         for table in ("params", "tags", "latest_metrics", "metrics"):
             rows = store.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", [parent]).fetchall()

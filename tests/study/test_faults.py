@@ -1,10 +1,12 @@
 """A disk that fills up, a folder that may not be written to, or SIGKILL, at each write of each command and worker."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -158,9 +160,18 @@ def study(finished, disk, monkeypatch):
     own = disk.place / "runs"
     shutil.copytree(run.path, own / "tiny")
     (own / ".cache").symlink_to(run.path.parent / ".cache")
-    shutil.copy(run.path.parent / "mlflow.db", disk.place.parent)  # to make one takes seconds
+    copy_store(run, disk.place.parent)  # to make one takes seconds
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk.place.parent}/mlflow.db")
     return RunDir(own / "tiny"), ("search", run.path.parents[1] / "tiny.yaml", "--runs", own, "--resume")
+
+
+def copy_store(run, folder):
+    """Copies MLflow's store of a study; artifacts that are added to the copy stand beside it."""
+    shutil.copy(run.path.parent / "mlflow.db", folder)
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+        for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
+            places = (str(run.path.parent), str(folder))
+            store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", places)
 
 
 def without_what_follows(run):
