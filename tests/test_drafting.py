@@ -8,7 +8,7 @@ from autoembed.cli import main
 from autoembed.data.layout import layout_of
 from autoembed.drafting import draft, told_seconds
 from autoembed.errors import DataError
-from autoembed.estimating import epochs_of, estimate
+from autoembed.estimating import _makespan, epochs_of, estimate
 from autoembed.space import SearchSpace, load_mapping
 from autoembed.trial import check
 
@@ -182,6 +182,12 @@ def test_estimates_grow_with_what_is_asked_for(made):
     values = {place: leaf.first for place, leaf in space.ranges("uniform").items()}
     uniform, searched = (space.config(arm, values) for arm in ("uniform", "sensitivity"))
     assert epochs_of(searched) > 2 * epochs_of(uniform)
+
+
+def test_a_study_takes_as_long_as_its_longest_trial():
+    assert _makespan([10.0, 1.0, 1.0], 2) == 10
+    assert _makespan([4.0, 3.0, 3.0, 2.0], 2) == 6
+    assert _makespan([5.0], 1) == 5
 
 
 def test_times_in_words():
