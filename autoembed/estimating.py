@@ -33,7 +33,7 @@ class StudyEstimate:
 
     Attributes:
         trials: of each arm.
-        seconds: of the whole study, within a factor of about two.
+        seconds: of the whole study, mostly within a factor of two; more if no training stops early.
         memory: bytes of all processes at their most.
         disk: bytes of the encoded data.
         bytes: of the model before anything is cut, embeddings and tower in 32 bits.
@@ -62,7 +62,7 @@ def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> S
     for arm in space.arms():
         ranges = space.ranges(arm)
         config = space.config(arm, {place: leaf.first for place, leaf in ranges.items()})
-        trials[arm] = space.budget.trials if ranges else 1
+        trials[arm] = space.trials(arm)
         key = (config.backbone["name"], config.embedding.dim, config.train.batch_size, config.device)
         if key not in timed:
             timed[key] = seconds_of_epoch(config, dataset)

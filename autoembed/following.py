@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.data.dataset import Dataset
-from autoembed.errors import TrialError
 from autoembed.metrics import Metrics
-from autoembed.training import copy_of, predict
+from autoembed.training import copy_of, finite_on_valid
 from autoembed.types import Array
 
 _SURE = 1.645  # standard errors of a one-sided test at 5 %
@@ -55,13 +54,13 @@ class Follower:
         mean: Callable[[nn.Module], Mapping[str, Tensor]],
     ) -> None:
         self.model, self.dataset, self.device, self.lr, self.mean = model, dataset, device, lr, mean
-        self.best = self.last = self._candidate(0)
+        self.best = self.last = self._candidate(0, copy_of(model))
 
     def see(self, epoch: int) -> Metrics:
         """Judges an epoch's averaged weights; the model keeps its own, from which training goes on."""
-        own = copy_of(self.model)
-        self.model.load_state_dict(dict(self.mean(self.model)))
-        self.last = self._candidate(epoch)
+        own, mean = copy_of(self.model), dict(self.mean(self.model))
+        self.model.load_state_dict(mean)
+        self.last = self._candidate(epoch, mean)
         if self.last.losses.mean() < self.best.losses.mean():
             self.best = self.last
         self.model.load_state_dict(own)
@@ -74,15 +73,13 @@ class Follower:
         found = self.best if sure else self.last
         return found.epoch, found.valid, found.state
 
-    def _candidate(self, epoch: int) -> Candidate:
+    def _candidate(self, epoch: int, state: dict[str, Tensor]) -> Candidate:
         task, labels = self.dataset.task, self.dataset.labels("valid")
-        predictions = predict(self.model, self.dataset, "valid", self.device)
-        if not np.isfinite(predictions).all():
-            raise TrialError(f"predictions must be finite, but epoch {epoch} gave NaN: lower train.lr={self.lr:g}")
+        predictions = finite_on_valid(self.model, self.dataset, self.device, self.lr, f"epoch {epoch}")
         chances = np.clip(predictions.astype(np.float64), _TINY, 1 - _TINY)
         return Candidate(
             epoch=epoch,
             valid=task.evaluate(labels, predictions),
             losses=task.losses(labels, np.log(chances / (1 - chances))),
-            state=copy_of(self.model),
+            state=state,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
 from autoembed.metrics import Metrics
-from autoembed.reuse import averaged, carried, fitted, known_recipe, refuse_crossed, with_weights_of, written
+from autoembed.reuse import averaged, carried, fitted, known_recipe, refuse_crossed, rows_seen, with_weights_of, written
 from autoembed.scoring import coverage_warnings
 from autoembed.task import Metric, metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
@@ -102,7 +101,7 @@ def refresh(
         memory: of `grow`: how much a row of before counts beside one of the log, from 0 to 1. After n refreshes it
             counts memory**n, so that a value stays for a while that a log does not have.
         settings: keys of the `data:` section that override those of the bundle, such as split.
-        train: keys of `train` that override those of the bundle, such as lr.
+        train: keys of `train` that override those of the bundle, such as lr; `patience` and `decay` have no say here.
         seed: of the order of rows.
         device: auto, cpu, cuda or cuda:N.
         progress: called with (step, done, total).
@@ -143,9 +142,13 @@ def refresh(
     bundle.model.cpu()
     dataset = known
     if vocabulary != "keep":
-        given = min_count is not None or "min_count" in (settings or {})
-        other = _other(bundle, vocabulary, spec, evict, memory, given)
-        dataset = build_dataset(spec, data, cache, progress, vocabulary=other)
+        counted = spec
+        if min_count is None and "min_count" not in (settings or {}):
+            least = _least(bundle, known)
+            told = (*told, f"a new value needs {least} of this log's {known.rows('train'):,} train rows")
+            counted = spec.model_copy(update={"min_count": least})  # the bundle's own rule is passed on
+        other = _other(bundle, vocabulary, counted, evict, memory)
+        dataset = build_dataset(counted, data, cache, progress, vocabulary=other)
     plan = carried(bundle.architecture, dataset.schema)
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
@@ -245,27 +248,20 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "hash": hashed, "drop": dropped})
 
 
-def _other(
-    bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float, given: bool = False
-) -> OtherVocabulary:
-    def least(log: Vocabulary) -> int:
-        if given:
-            return spec.min_count
-        rows, before = (
-            max(int(one.counts(name).sum()) for name in bundle.vocabulary.names) for one in (log, bundle.vocabulary)
-        )
-        return min(spec.min_count, max(1, round(spec.min_count * rows / before)))
+def _least(bundle: Bundle, log: Dataset) -> int:
+    """The rows of a log that a new value needs: the bundle's `min_count`, as a share of the rows that it has seen."""
+    own = bundle.spec.min_count
+    return min(own, max(1, round(own * log.rows("train") / rows_seen(bundle))))
 
+
+def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:
     table = hashlib.sha256(bundle.vocabulary.table().write_csv().encode()).hexdigest()
-    grow = partial(bundle.vocabulary.grown, evict=evict, memory=memory)
     make = {
         "keep": lambda log: bundle.vocabulary,
-        "grow": lambda log: grow(log, least=least(log)),
-        "rebuild": lambda log: log.pruned(least(log)),
+        "grow": lambda log: bundle.vocabulary.grown(log, least=spec.min_count, evict=evict, memory=memory),
+        "rebuild": lambda log: log.pruned(spec.min_count),
     }[rule]
-    return OtherVocabulary(
-        key=f"{rule} {evict:g} {memory:g} {given} {table}", fields=bundle.vocabulary.names, make=make
-    )
+    return OtherVocabulary(key=f"{rule} {evict:g} {memory:g} {table}", fields=bundle.vocabulary.names, make=make)
 
 
 def _coverage(bundle: Bundle, known: Dataset) -> pl.DataFrame:

@@ -58,7 +58,9 @@ def retrain(
     Clusters need a `router` as the search fitted it, and fresh weights of a sparse architecture a model that is `like`
     them in which entries it keeps: training finds neither.
     """
-    start = None if model is None else on_valid(model, dataset, device, train.lr, "the weights that it starts from")
+    start = None
+    if model is not None and mean is None:
+        start = on_valid(model, dataset, device, train.lr, "the weights that it starts from")
     if model is None:
         torch.manual_seed(seed)
         model = build_model(dataset.schema, architecture).to(device)

@@ -294,6 +294,17 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     return model
 
 
+def rows_seen(bundle: Bundle) -> int:
+    """The train rows that a bundle's vocabulary has counted, those of earlier logs as far as they still count.
+
+    Told by a categorical column with one value a row, if there is one: a list counts its values, a table that others
+    read counts theirs, and numeric columns keep the counts that they began with.
+    """
+    read = {field.shares for field in bundle.schema.fields}
+    plain = [field.name for field in bundle.schema.fields if field.kind == "categorical" and field.name not in read]
+    return max(int(bundle.vocabulary.counts(name).sum()) for name in plain or bundle.vocabulary.names)
+
+
 def averaged(
     bundle: Bundle, start: CTRModel, dataset: Dataset, memory: float
 ) -> Callable[[nn.Module], Mapping[str, Tensor]]:
@@ -310,14 +321,13 @@ def averaged(
         memory: how much a row of before counts beside one of the log.
     """
     before, ids = copy.deepcopy(start), dataset.ids("train")
-    shares, seen = {}, 0
+    shares = {}
     for number, field in enumerate(start.architecture.fields):
         new = np.zeros(field.cardinality, dtype=np.int64)
         for one in field.inputs:
-            for column in dataset.schema.columns([one.name]):
-                new += np.bincount(ids[:, column][ids[:, column] >= 0], minlength=len(new))
+            for column in ids[:, dataset.schema.columns([one.name])].T:
+                new += np.bincount(column[column >= 0], minlength=len(new))
         old, counted = _old_ids(bundle, dataset, field.name), bundle.vocabulary.counts(field.name)
-        seen = max(seen, int(counted.sum()))
         known = (old > 0) | (np.arange(len(old)) == 0)
         had = memory * np.where(known, counted[np.maximum(old, 0)], 0)
         share = np.divide(new, new + had, out=np.ones(len(old)), where=new + had > 0)
@@ -326,7 +336,7 @@ def averaged(
     assert isinstance(of_rows, MixedEmbedding)
     of_rows.load_dense(shares, start.architecture)
     by_row = {f"embedding.{name}": tensor for name, tensor in of_rows.state_dict().items()}
-    whole = len(ids) / (len(ids) + memory * seen)
+    whole = len(ids) / (len(ids) + memory * rows_seen(bundle))
 
     def mean(model: nn.Module) -> Mapping[str, Tensor]:
         old, found = before.state_dict(), {}

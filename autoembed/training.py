@@ -325,10 +325,15 @@ def metrics_on(model: nn.Module, dataset: Dataset, split: Split, device: torch.d
 
 def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Metrics:
     """Metrics on valid; TrialError if the predictions are not finite."""
+    return dataset.task.evaluate(dataset.labels("valid"), finite_on_valid(model, dataset, device, lr, where))
+
+
+def finite_on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Array:
+    """Predictions of valid, float32 [N]; TrialError if they are not finite."""
     predictions = predict(model, dataset, "valid", device)
     if not np.isfinite(predictions).all():
         raise TrialError(f"predictions must be finite, but {where} gave NaN: lower train.lr={lr:g}")
-    return dataset.task.evaluate(dataset.labels("valid"), predictions)
+    return predictions
 
 
 class Keeper(Protocol):
@@ -363,7 +368,8 @@ def fit(
     better. With a `teacher`, its logits count as labels with their share of the loss; `positive_weight` is of the
     labels alone, since a teacher's logits have its own in them.
 
-    A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained.
+    A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained, whatever
+    `patience` and `decay` say.
 
     TrialError if the loss is not finite. `report` gets an `EpochEnd` after each epoch, of the phase "retrain".
     """

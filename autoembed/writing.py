@@ -66,15 +66,16 @@ def _sweep(where: Path) -> None:
     with contextlib.suppress(OSError):
         for folder in where.glob(f"{own}*"):
             pid = folder.name.removeprefix(own).partition("-")[0]
-            if pid.isdecimal() and not _alive(int(pid)):
+            if pid.isdecimal() and not is_alive(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:
         return True
     return True

@@ -15,7 +15,8 @@ from autoembed.data.vocabulary import Vocabulary
 from autoembed.following import Candidate, Follower
 from autoembed.metrics import evaluate
 from autoembed.refreshing import _other, refresh
-from autoembed.reuse import averaged, carried, train_architecture, with_weights_of
+from autoembed.reuse import averaged, carried, rows_seen, train_architecture, with_weights_of
+from tests.serving.conftest import make, table
 
 RECIPE = {"epochs": 4, "lr": 5e-3, "batch_size": 512}
 SPLIT = {"split": {"by": "random", "valid": 0.1, "test": 0.1}}
@@ -138,6 +139,12 @@ def test_weights_are_averaged_by_the_rows_that_they_have_seen(first, tmp_path):
     assert any(0.4 < one < 0.6 for one in wanted)
 
 
+def test_rows_are_counted_by_a_column_with_one_value_a_row(tmp_path):
+    make(tmp_path / "b")
+    bundle = ae.load_bundle(tmp_path / "b")
+    assert rows_seen(bundle) == table().height < bundle.vocabulary.counts("tags").sum()
+
+
 def test_the_last_epoch_stays_unless_an_earlier_one_is_surely_better():
     rng = np.random.default_rng(0)
     losses, noise = rng.exponential(0.5, 400), rng.normal(0, 0.3, 400)
@@ -157,6 +164,8 @@ def test_a_new_value_needs_fewer_rows_of_a_shorter_log(first, tmp_path):
         log.with_row_index("at").write_parquet(tmp_path / f"{name}.parquet")
         later = SPLIT | {"split": {"by": "time", "valid": rows - 400, "test": rows - 200}, "time": "at"}
         done = refresh(first / "bundle", tmp_path / f"{name}.parquet", tmp_path / name, settings=later, **given)
+        assert any(note.startswith("a new value needs") for note in done.notes) == (not given)
+        assert done.bundle.spec.min_count == 2  # what the next refresh goes by
         assert ("new" in done.bundle.vocabulary.keep(["item"]).table()["value"]) == wanted
 
 

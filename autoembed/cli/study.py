@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,9 +23,6 @@ from autoembed.cli.options import (
     space_of,
 )
 from autoembed.errors import DataError, StudyError
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

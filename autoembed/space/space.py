@@ -189,6 +189,10 @@ class SearchSpace(BaseModel):
         """
         return dict(ranges_in("", self.template(arm), ()))
 
+    def trials(self, arm: str) -> int:
+        """How many trials an arm has: the budget's, or one where nothing varies."""
+        return self.budget.trials if self.ranges(arm) else 1
+
     def draw(self, arm: str, pick: Callable[[str, Range], object]) -> dict[str, object]:
         """The values of an arm's ranges as `pick` gives them, asked only for those that the choices before leave."""
         values: dict[str, object] = {}

@@ -22,6 +22,7 @@ from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.results.retrain import PARTIAL
 from autoembed.study.run_dir import CURVES, MARKS, RunDir, arm_of
 from autoembed.task import metric_of
+from autoembed.writing import is_alive
 
 State = Literal["running", "finished", "interrupted", "failed"]
 
@@ -134,7 +135,7 @@ def look(run: RunDir) -> Overview:
         state=_state(alive, board, ended, running),
         metric=objective.metric,
         arms=space.arms(),
-        total=sum(space.budget.trials if space.ranges(arm) else 1 for arm in space.arms()),
+        total=sum(map(space.trials, space.arms())),
         ended=tuple(ended),
         running=tuple(running) if alive else (),
         began=began,
@@ -182,7 +183,7 @@ def _holder(run: RunDir) -> tuple[tuple[int, str] | None, float | None]:
         holder = int(facts["pid"]), str(facts["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, None
-    if holder[1] == socket.gethostname() and not _alive(holder[0]):
+    if holder[1] == socket.gethostname() and not is_alive(holder[0]):
         return None, None
     lock = FileLock(run.path / ".lock", timeout=0)
     try:
@@ -192,16 +193,6 @@ def _holder(run: RunDir) -> tuple[tuple[int, str] | None, float | None]:
         return holder, began
     except OSError:  # a folder of another user's: its note is all there is
         return holder, began
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _ended(folder: Path, metric: str, limit: float | None) -> Result | None:

@@ -29,6 +29,7 @@ import yaml
 from safetensors.torch import load_file
 
 HERE = Path(__file__).resolve().parents[2]
+LIMIT = 3600  # seconds of a command
 COMMAND = "from autoembed.cli import main; main()"
 
 
@@ -61,6 +62,9 @@ def run(code: Path, words: list[str]) -> Took:
                 except (psutil.Error, OSError):
                     continue
             most = max(most, held)
+            if time.perf_counter() - began > LIMIT:
+                process.terminate()
+                raise SystemExit(f"{words} of {code} took more than {LIMIT} s")
             time.sleep(0.5)
         seconds = time.perf_counter() - began
         if process.returncode:

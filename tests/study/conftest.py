@@ -91,6 +91,20 @@ def finished(tmp_path_factory, ray_here):
 
 
 @pytest.fixture
+def copy_store():
+    """Copies MLflow's store of a study; artifacts that are added to the copy stand beside it."""
+
+    def copy(run, folder):
+        shutil.copy(run.path.parent / "mlflow.db", folder)
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+            for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
+                places = (str(run.path.parent), str(folder))
+                store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", places)
+
+    return copy
+
+
+@pytest.fixture
 def copied(finished, tmp_path):
     """The finished study's folder in another place, for changes: (run folder, leaderboard)."""
     run, board = finished

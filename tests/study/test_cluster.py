@@ -314,14 +314,15 @@ def test_a_job_s_environment_and_command(write_space, tmp_path, monkeypatch):
     job = Job(
         space=write_space(),
         runs=Path("/shared/my runs"),
-        options={"--data": None, "--trials": "3"},
+        options={"--data": None, "--trials": "3", "--minutes": "10"},
         resume=True,
         package="autoembed==0.1.0",
         requirements=pins,
         variables=variables(["A=b=c"]),
     )
     assert job.entrypoint() == (
-        "python -m autoembed.cli search tiny.yaml --address auto --lines --runs '/shared/my runs' --trials 3 --resume"
+        "python -m autoembed.cli search tiny.yaml --address auto --lines --runs '/shared/my runs' --trials 3"
+        " --minutes 10 --resume"
     )
     (tmp_path / "job").mkdir()
     found = job.environment(tmp_path / "job")

@@ -1,12 +1,10 @@
 """A disk that fills up, a folder that may not be written to, or SIGKILL, at each write of each command and worker."""
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +152,7 @@ def test_a_write_that_fails_leaves_what_was_there(places, cli, disk, words, name
 
 
 @pytest.fixture
-def study(finished, disk, monkeypatch):
+def study(finished, disk, monkeypatch, copy_store):
     """A copy of a finished study, with the words that go on with it."""
     run, _ = finished
     own = disk.place / "runs"
@@ -163,15 +161,6 @@ def study(finished, disk, monkeypatch):
     copy_store(run, disk.place.parent)  # to make one takes seconds
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk.place.parent}/mlflow.db")
     return RunDir(own / "tiny"), ("search", run.path.parents[1] / "tiny.yaml", "--runs", own, "--resume")
-
-
-def copy_store(run, folder):
-    """Copies MLflow's store of a study; artifacts that are added to the copy stand beside it."""
-    shutil.copy(run.path.parent / "mlflow.db", folder)
-    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
-        for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
-            places = (str(run.path.parent), str(folder))
-            store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", places)
 
 
 def without_what_follows(run):

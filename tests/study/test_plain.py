@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from autoembed.cli.options import print_json
-from autoembed.study.show.progress import Quiet
+from autoembed.study.show.progress import Quiet, Verbose
 
 
 def parsed(cli, *words):
@@ -82,6 +83,31 @@ def test_quiet_shows_warnings_only(capsys, cli, write_space):
     status, out, err = cli("search", write_space(), "--quiet", "--lines")
     assert (status, out) == (2, "")
     assert "--quiet, --lines and --verbose" in err
+
+
+def test_verbose_shows_each_epoch_with_the_time(capsys):
+    with Verbose() as shown:
+        shown.tell("a note")
+        shown.step("encode", 1, 2)
+        shown.reported("a-1", {"valid_auc": 0.5})
+        shown.warn("a warning")
+    shown.tell("not any more")
+    out, err = capsys.readouterr()
+    lines = [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", "", line) for line in err.splitlines()]
+    assert out == ""
+    assert lines == [
+        "INFO a note",
+        "DEBUG encode: 1 of 2 ",
+        "DEBUG trial a-1: {'valid_auc': 0.5}",
+        "WARNING a warning",
+    ]
+
+
+def test_the_dashboard_is_of_a_ray_of_the_study_s_own(cli, write_space, tmp_path):
+    words = ("search", write_space(), "--runs", tmp_path / "runs", "--dashboard", "--address", "10.0.0.1:6379")
+    status, _, err = cli(*words)
+    assert (status, err) == (2, "error: --dashboard is of a study's own Ray: leave out --address\n")
+    assert not (tmp_path / "runs" / "tiny").exists()
 
 
 def test_completion_knows_the_commands():

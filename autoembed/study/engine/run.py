@@ -84,6 +84,8 @@ def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, L
         raise StudyError(
             f"{run.path} holds no study to go on with: leave out {option('resume', True)}, or check name and folder"
         )
+    if request.dashboard and request.address:
+        raise StudyError(f"{option('dashboard', True)} is of a study's own Ray: leave out {option('address')}")
     if request.force and request.resume:
         raise StudyError(f"{option('force', True)} begins anew and {option('resume', True)} goes on: give one of them")
     if not (request.resume or request.force) and run.begun():
@@ -138,7 +140,7 @@ def _left(run: RunDir, space: SearchSpace) -> dict[str, int]:
 
 def _missing(run: RunDir, space: SearchSpace) -> dict[str, int]:
     ended = Counter(trial.arm for trial in run.ended())
-    return {arm: max(0, (space.budget.trials if space.ranges(arm) else 1) - ended[arm]) for arm in space.arms()}
+    return {arm: max(0, space.trials(arm) - ended[arm]) for arm in space.arms()}
 
 
 def _complete(run: RunDir, space: SearchSpace) -> Leaderboard | None:
@@ -316,8 +318,6 @@ def _run_trials(
     from autoembed.study.engine import tune
     from autoembed.study.engine.recorder import Told
 
-    if request.dashboard and request.address:
-        raise StudyError(f"{option('dashboard', True)} is of a study's own Ray: leave out {option('address')}")
     resources = tune.Resources(
         address=request.address, cpus=request.cpus, dashboard=request.dashboard, again=request.again
     )

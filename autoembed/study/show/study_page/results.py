@@ -13,7 +13,7 @@ from autoembed.study.results.leaderboard import eligible
 from autoembed.study.show.page import dims_panels
 from autoembed.study.show.study_page.charts import Mark, curves, scatter, whisker
 from autoembed.study.show.study_page.facts import StudyFacts
-from autoembed.study.show.study_page.markup import Html, code, details, join, prose, table, tag
+from autoembed.study.show.study_page.markup import Html, code, details, join, prose, scroll, table, tag
 from autoembed.study.show.study_page.verdict import holm, interval
 from autoembed.study.show.tables import legible
 from autoembed.task import columns, metric_of, task_of, titled
@@ -166,7 +166,7 @@ def _blocks(architecture: Architecture) -> Html:
     heads = ["field", "values", *(f"block {level + 1}" for level in range(levels))]
     head = tag("tr", *(tag("th", text, scope="col", class_="text" if not n else None) for n, text in enumerate(heads)))
     body = tag("table", tag("thead", head), tag("tbody", *rows), class_="heat")
-    return tag("div", body, class_="scroll", tabindex="0", role="region", aria_label="dims and bits by field and block")
+    return scroll(body, "dims and bits by field and block")
 
 
 def _cell(block: Block | None, start: int, most: int) -> Html:

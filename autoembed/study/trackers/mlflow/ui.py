@@ -23,7 +23,6 @@ from autoembed.study.trackers.mlflow.view import page
 
 HOST = "127.0.0.1"
 OWN = (HOST, "localhost", "::1")
-EVERY = ("0.0.0.0", "::")
 PATIENCE = 300.0  # seconds that the server may take to answer
 
 
@@ -49,7 +48,7 @@ def serve(runs: Path, port: int, say: Callable[[str], None], host: str = HOST) -
     with ended_by_sigterm(), tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            address = f"http://{HOST if host in EVERY else host}:{port}"
+            address = f"http://{_reached(host)}:{port}"
             if _answers(server, address):
                 _links(uri, address, say)
                 if host not in OWN:
@@ -63,6 +62,12 @@ def serve(runs: Path, port: int, say: Callable[[str], None], host: str = HOST) -
         if status:
             raise StudyError(f"the MLflow server ended with status {status}: {_last_line(log)}")
     return status
+
+
+def _reached(host: str) -> str:
+    """How an address is written in a URL; one that means all addresses is reached at this machine's own."""
+    own = {"0.0.0.0": HOST, "::": "::1"}.get(host, host)
+    return f"[{own}]" if ":" in own else own
 
 
 def _links(uri: str, address: str, say: Callable[[str], None]) -> None:
