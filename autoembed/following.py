@@ -1,8 +1,8 @@
-"""What a model keeps that follows a stream of logs, of which each is too short to choose its weights by.
+"""What a model keeps that is trained on with one log after another, each too short to choose weights by.
 
-After each epoch its weights are averaged with those of before, and what is judged and kept is the average, while
-training goes on from the weights themselves. The last epoch's stays, unless an earlier one, or the weights of before,
-are surely better on valid.
+After each epoch its weights are averaged with those of before. The average is judged and kept; training goes on from
+the weights themselves. The last epoch's average stays, unless an earlier one, or the weights of before, are surely
+better on valid.
 """
 
 from __future__ import annotations
