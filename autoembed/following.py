@@ -25,7 +25,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class JudgedEpoch:
     """Weights with the epoch that they are of, their metrics on valid, and the loss of each row there."""
 
     epoch: int
@@ -73,11 +73,11 @@ class Follower:
         found = self.best if sure else self.last
         return found.epoch, found.valid, found.state
 
-    def _candidate(self, epoch: int, state: dict[str, Tensor]) -> Candidate:
+    def _candidate(self, epoch: int, state: dict[str, Tensor]) -> JudgedEpoch:
         task, labels = self.dataset.task, self.dataset.labels("valid")
         predictions = finite_on_valid(self.model, self.dataset, self.device, self.lr, f"epoch {epoch}")
         chances = np.clip(predictions.astype(np.float64), _TINY, 1 - _TINY)
-        return Candidate(
+        return JudgedEpoch(
             epoch=epoch,
             valid=task.evaluate(labels, predictions),
             losses=task.losses(labels, np.log(chances / (1 - chances))),

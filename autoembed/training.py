@@ -246,18 +246,18 @@ def sampled(dataset: Dataset, rows: int | RowOrder, share: float, seed: Sequence
     return kept
 
 
-class _Plain(torch.optim.Optimizer):
+class _PlainOptimiser(torch.optim.Optimizer):
     """torch's own without its wrappers, which import torch's compiler: 65 MiB and two seconds of each process."""
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
 
 
-class Adam(_Plain, torch.optim.Adam):
+class Adam(_PlainOptimiser, torch.optim.Adam):
     step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
 
-class SparseAdam(_Plain, torch.optim.SparseAdam):
+class SparseAdam(_PlainOptimiser, torch.optim.SparseAdam):
     pass
 
 

@@ -12,7 +12,7 @@ import autoembed as ae
 from autoembed.data.dataset import build_dataset
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.vocabulary import Vocabulary
-from autoembed.following import Candidate, Follower
+from autoembed.following import Follower, JudgedEpoch
 from autoembed.metrics import evaluate
 from autoembed.refreshing import _other, refresh
 from autoembed.reuse import averaged, carried, rows_seen, train_architecture, with_weights_of
@@ -150,7 +150,7 @@ def test_the_last_epoch_stays_unless_an_earlier_one_is_surely_better():
     losses, noise = rng.exponential(0.5, 400), rng.normal(0, 0.3, 400)
     for gap, wanted in ((0.0, 2), (-0.05, 2), (0.005, 2), (0.2, 1)):
         follower = Follower.__new__(Follower)
-        first, last = (Candidate(epoch=n, valid=None, losses=losses, state={}) for n in (1, 2))
+        first, last = (JudgedEpoch(epoch=n, valid=None, losses=losses, state={}) for n in (1, 2))
         follower.best = first
         follower.last = replace(last, losses=losses + gap + noise - noise.mean())
         assert follower.kept()[0] == wanted, gap

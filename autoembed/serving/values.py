@@ -72,7 +72,7 @@ class CategoricalField:
             texts = map(str, values)
         try:
             # What is no known text gives None, and a list or an object cannot be looked up: both are TypeErrors here.
-            return np.fromiter(map(self.direct.get, texts), np.int32, len(values))  # type: ignore[arg-type]
+            return np.fromiter(map(self.direct.get, texts), np.int32, len(values))  # type: ignore[arg-type]  # any value may be asked for
         except TypeError:
             pass
         found = [self.direct.get(value) if type(value) is str else None for value in values]

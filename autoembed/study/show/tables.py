@@ -30,7 +30,7 @@ def make_table(title: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
-class _Plain(Table):
+class _PlainTable(Table):
     """A table whose cells are shown as they are: no markup, and no control character reaches the terminal."""
 
     def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
@@ -48,7 +48,7 @@ def legible(text: str, longest: int = _LONGEST) -> str:
 
 
 def _empty(title: str | None) -> Table:
-    return _Plain(
+    return _PlainTable(
         title=title,
         title_justify="left",
         title_style="bold",
