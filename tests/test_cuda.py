@@ -5,15 +5,22 @@ import polars as pl
 import pytest
 import torch
 
+import autoembed as ae
 from autoembed.architecture import Architecture
 from autoembed.bundle import load_bundle, write_bundle
+from autoembed.data.dataset import build_dataset
+from autoembed.data.planted import PlantedSpec
+from autoembed.data.planted import planted as drawn
+from autoembed.data.spec import DataSpec
 from autoembed.errors import SpaceError, TrialError
 from autoembed.methods.method import load, names
 from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.refreshing import refresh
 from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import Limit, check, run_limits, run_trial
 from tests.methods import test_kinds as kinds
+from tests.test_refresh import logs
 
 pytestmark = [
     pytest.mark.cuda,
@@ -95,7 +102,7 @@ def test_every_backbone_predicts_what_it_does_on_the_cpu(planted, name):
 @pytest.mark.parametrize("bits", [32, 2])
 def test_an_ensemble_predicts_what_it_does_on_the_cpu(planted, share, bits):
     stage = {"method": "uniform", "bits": bits}
-    result, model = run(planted, stage, ensemble={"members": 4, "share": share})
+    result, model = run(planted, stage, ensemble={"members": 4, "share": share}, limit={"width": 8})
     assert all(tensor.is_cuda for tensor in [*model.parameters(), *model.buffers()])
     there = predict(model, planted, "valid", CUDA)
     here = predict(model.to(CPU), planted, "valid", CPU)
@@ -204,3 +211,49 @@ def test_memory_that_runs_out_ends_the_trial_and_not_the_process(planted):
         assert result.valid.auc > 0.55
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """Rows with a list column, an item, and the items before it, which share its table."""
+    folder = tmp_path_factory.mktemp("lists")
+    spec = PlantedSpec(rows=6000, seed=1, marginal=[10], noise=[20], multi=[30], multi_effect=2.0)
+    rng = np.random.default_rng(0)
+    items = rng.geometric(0.08, 6000)
+    history = [items[max(0, at - size) : at].tolist() for at, size in enumerate(rng.integers(0, 5, 6000))]
+    table = drawn(spec)[0].drop("logit").with_columns(item=pl.Series(items), history=pl.Series(history))
+    table.write_parquet(folder / "t.parquet")
+    data = DataSpec.model_validate({"multi": {"history": {"shared": "item", "max_length": 4}}})
+    return build_dataset(data, folder / "t.parquet", folder / "cache")
+
+
+@pytest.mark.parametrize("pool", ["sum", "mean", "max"])
+@pytest.mark.parametrize("method", ["uniform", "sensitivity", "ihas"])
+def test_lists_are_pooled_as_on_the_cpu(lists, method, pool):
+    stage = {"method": method} | ({} if method == "uniform" else {"warm_epochs": 1})
+    embedding = {"dim": 6, "blocks": 4, "pool": pool}
+    as_on_the_cpu(lists, config(stage | ({"epochs": 1} if method == "ihas" else {}), embedding=embedding))
+
+
+@pytest.mark.parametrize("vocabulary", ["keep", "grow", "rebuild"])
+def test_a_model_is_refreshed_as_on_the_cpu(tmp_path, vocabulary):
+    for day in range(2):
+        logs(day, 6000).write_parquet(tmp_path / f"{day}.parquet")
+    recipe = {"epochs": 4, "lr": 5e-3, "batch_size": 512}
+    stages = [{"method": "frequency"}]
+    model = ae.AutoEmbedClassifier(stages=stages, budget={"width": 3}, train=recipe, random_state=0, device="cuda")
+    model.fit(logs(0, 6000)).export(tmp_path / "bundle")
+    found = {
+        device: refresh(
+            tmp_path / "bundle", tmp_path / "1.parquet", tmp_path / device, vocabulary=vocabulary, device=device
+        )
+        for device in ("cuda", "cpu")
+    }
+    assert found["cuda"].before.auc == pytest.approx(found["cpu"].before.auc, abs=1e-4)
+    assert found["cuda"].after.auc == pytest.approx(found["cpu"].after.auc, abs=0.03)
+
+
+@pytest.mark.parametrize("teacher", ["search", {"ensemble": 2}], ids=str)
+def test_a_model_is_taught(planted, teacher):
+    train = {"epochs": 2, "lr": 3e-3, "batch_size": 512, "distill": {"teacher": teacher, "weight": 0.5}}
+    as_on_the_cpu(planted, config({"method": "magnitude", "warm_epochs": 1}, train=train))
