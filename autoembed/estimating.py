@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heapreplace
 from time import perf_counter, process_time
@@ -19,12 +20,12 @@ from autoembed.space import SearchSpace
 from autoembed.training import Optimiser, batches, pick_device, predict
 from autoembed.trial import TrialConfig, root_architecture
 
-_STEPS = 6
+_STEPS, _TIMED = 6, 2.0  # at least so many steps, and seconds of them
 _PROCESS = 300 << 20  # bytes of a worker before it has a model
 _TRIAL = 2.0  # seconds to start one, to encode nothing, and to write what it found
-# Measured on quickstart, KuaiRand, Adult and flights: what a phase takes beside an epoch of plain training, and what
-# share of its epochs a training reaches before it stops.
-_WARM, _GATES, _READING, _REACHED, _ROUNDING = 1.1, 2.2, 2.0, 0.8, 1.5
+# Measured on quickstart, KuaiRand, Adult and flights: what a phase takes beside an epoch of plain training, what share
+# of its epochs a training reaches before it stops, and what training on in few bits makes of a training.
+_WARM, _GATES, _READING, _REACHED, _ROUNDING = 1.1, 2.2, 2.0, 0.8, 2.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ def estimate(space: SearchSpace, dataset: Dataset, cpus: int | None = None) -> S
         trials[arm] = space.trials(arm)
         key = (config.backbone["name"], config.embedding.dim, config.train.batch_size, config.device)
         if key not in timed:
-            timed[key] = seconds_of_epoch(config, dataset)
+            with _threads(max(1, int(space.budget.cpus_per_trial))):
+                timed[key] = seconds_of_epoch(config, dataset)
             size = max(size, cost_of(root_architecture(config, dataset)).bytes)
         lengths += trials[arm] * [_TRIAL + epochs_of(config) * timed[key]]
     together = min(at_once, sum(trials.values()))
@@ -84,6 +86,17 @@ def _makespan(lengths: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many threads of torch, as a trial has: more of them wait in loops, which counts as time of the processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:
     """Seconds of an epoch of plain training at full width, with the reading of valid after it."""
     device = pick_device(config.device)
@@ -99,7 +112,7 @@ def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:
         dataset.task.loss(model(ids).float(), labels).backward()
         optimiser.step()
         steps += 1
-        if step == _STEPS:
+        if step >= _STEPS and clock() - begun > _TIMED:
             break
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -115,12 +128,14 @@ def epochs_of(config: TrialConfig) -> float:
     for stage in config.stages:
         method = configure(stage)
         if isinstance(method, SearchConfig):
-            total += _WARM * method.warm_epochs
+            total += _WARM * method.warm_epochs * (1 + _REACHED * getattr(method, "rounds", 0))
         if isinstance(method, GateConfig):
             total += _GATES * method.epochs
         if isinstance(method, WidthConfig):
             total += _READING
-            candidates = 3 if method.guard == "retrained" and _limited(config.limit) else 1
+            candidates = 2 if method.retrain == "best" else 1
+            if method.guard == "retrained" and _limited(config.limit):
+                candidates += 2
     bits = min([config.embedding.bits, *(_bits_of(stage) for stage in config.stages)])
     aware = _ROUNDING if bits < 32 and config.train.quantise == "aware" else 1.0
     return total + candidates * _REACHED * config.train.epochs * aware

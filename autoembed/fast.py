@@ -2,7 +2,8 @@
 
 The environment variable AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
 
-- kernels: machine code of the ranking that is kept in files; plainly, numba compiles it in each process.
+- kernels: machine code that is kept in files; plainly, numba compiles it in each process.
+- lookups: rows of tables read by machine code where models predict on a CPU; plainly, by torch's operations.
 - forks: Ray's workers as forks of one process; plainly, Ray starts each of them.
 - optimisers: torch's Adam without its wrappers; plainly, with them.
 """
@@ -14,7 +15,7 @@ import os
 from autoembed.errors import SpaceError, unknown
 
 VARIABLE = "AUTOEMBED_PLAIN"
-PATHS = ("kernels", "forks", "optimisers")
+PATHS = ("kernels", "lookups", "forks", "optimisers")
 
 
 def takes(path: str) -> bool:

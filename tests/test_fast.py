@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from autoembed import fast
+from autoembed import fast, native
 from autoembed.architecture import Architecture
 from autoembed.errors import SpaceError
 from autoembed.nn.model import CTRModel
-from autoembed.ranking import native
 from autoembed.ranking.ranking import rank
 from autoembed.study.engine import forkserver, tune
 from autoembed.training import Adam, Optimiser, TrainConfig, fit

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
+from autoembed.nn.lookup import reader
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
 from autoembed.storage import SharedStorage, Step
@@ -135,6 +136,8 @@ class MixedEmbedding(FieldEmbedding):
             )
             self.tables.append(rows)
         self.whole = len(kinds) == 1 and self.widths == [self.columns] and bool((width > 0).all())
+        cardinality = np.array([field.cardinality for field in architecture.fields])
+        self.ids: Array = cardinality.repeat(architecture.lengths).astype(np.int32)  # how many each column has
         self.block = BlockIndex(architecture)
         self.register_buffer("group", torch.tensor(group), persistent=False)
         self.register_buffer("shift", torch.tensor(shift), persistent=False)
@@ -151,6 +154,8 @@ class MixedEmbedding(FieldEmbedding):
 
     def lookup(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V] -> kept entries at their positions, zeros elsewhere: float [B, V, D (+ 1)]."""
+        if (compiled := reader(self, ids_BV)) is not None:
+            return compiled(ids_BV)
         block_BV = self.block(ids_BV)
         row_BV = ids_BV + self.shift[block_BV]
         if self.whole:

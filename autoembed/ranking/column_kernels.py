@@ -1,4 +1,4 @@
-"""Loops that count columns, compiled (`ranking.native`): threads run them side by side.
+"""Loops that count columns, compiled (`native`): threads run them side by side.
 
 A cell is a value with a class. What indexes arrays is unsigned: numba would look whether a signed number is negative,
 each time. What a kernel needs to work in, its caller allocates.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoembed.ranking.native import native, prefetch
+from autoembed.native import native, prefetch
 from autoembed.types import Array
 
 _BLOCK = np.uint64(128)  # rows: short enough that a core reads the next block's while it counts this one's

@@ -1,4 +1,4 @@
-"""Loops over the rows and cells of pairs, compiled (`ranking.native`): threads run them side by side.
+"""Loops over the rows and cells of pairs, compiled (`native`): threads run them side by side.
 
 A cell is a pair of values that occurs; its n rows hold k positive ones. What indexes arrays is unsigned: numba would
 look whether a signed number is negative, each time. What a kernel needs to work in, its caller allocates.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autoembed.ranking.native import native, summing
+from autoembed.native import native, summing
 from autoembed.types import Array
 
 # Machine code counts in unsigned numbers, of which Python's operators make other types.

@@ -33,9 +33,9 @@ import numpy.typing as npt
 import polars as pl
 
 from autoembed.errors import DataError
+from autoembed.native import View
 from autoembed.ranking import pair_kernels
 from autoembed.ranking.counts import PairCounts
-from autoembed.ranking.native import View
 from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
 from autoembed.types import Array, Floats, Progress
 

@@ -29,9 +29,9 @@ import numpy as np
 import polars as pl
 import psutil
 
+from autoembed.native import View
 from autoembed.ranking import column_kernels
 from autoembed.ranking.counts import count_columns, count_pair
-from autoembed.ranking.native import View
 from autoembed.ranking.pairs import Kernel, Side, synergy
 from autoembed.ranking.ranking import rank_table
 from autoembed.ranking.table import read_table

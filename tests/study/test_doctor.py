@@ -54,7 +54,7 @@ def test_each_lack_is_told(look, monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "_available", lambda: 1.5 * GB)
     monkeypatch.setattr(checks, "_quota", lambda: 0.5)
     monkeypatch.setattr(checks, "try_ray", lambda patience: (patience, f"not within {patience:g} s"))
-    monkeypatch.setattr("autoembed.ranking.native.cache_folder", lambda: None)
+    monkeypatch.setattr("autoembed.native.cache_folder", lambda: None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

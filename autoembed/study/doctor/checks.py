@@ -238,7 +238,7 @@ def _shared_memory() -> Check:
 
 
 def _kernels() -> Check:
-    from autoembed.ranking.native import FAST, cache_folder
+    from autoembed.native import FAST, cache_folder
 
     if not FAST:
         return Check(name="kernels", state="OK", found="left out by AUTOEMBED_PLAIN: numba compiles in each process")

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from autoembed import native as module
+from autoembed.native import View, native
 from autoembed.ranking import column_kernels
-from autoembed.ranking import native as module
-from autoembed.ranking.native import View, native
 
 
 @native
