@@ -9,7 +9,7 @@ Shape letters used throughout the package: B batch, F field, D dim, S block.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
 
 from autoembed.data.schema import FeatureSchema, Field
-from autoembed.errors import BundleError, SpaceError, first_line
+from autoembed.errors import BundleError, SpaceError, first_line, unknown
 from autoembed.plans import (
     Bits,
     Block,
@@ -131,7 +131,7 @@ class Architecture(Frozen):
         cut: BlockCut = "geometric",
         bits: Bits = 32,
         step: Step = "row",
-        pool: Pooling = "mean",
+        pool: Pooling | Mapping[str, Pooling] = "mean",
     ) -> Architecture:
         """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
 
@@ -146,10 +146,15 @@ class Architecture(Frozen):
             cut: "geometric" cuts at ranks N^(s/S) (the authors' Criteo setting is of this form), "equal" at N*s/S.
             bits: bits that every number is stored in.
             step: what shares a step of 8 bits and fewer.
-            pool: how the embeddings of a multi-valued field's values become one.
+            pool: how the embeddings of a multi-valued field's values become one; of each such field by its name, the
+                mean of those that are not named. `attention` compares them with the field whose table they read.
+
+        Raises:
+            SpaceError: there is no such field, or nothing that its values could be compared with.
         """
         if blocks < 1 or dim < 1:
             raise SpaceError(f"embedding.blocks and embedding.dim must be at least 1, but got {blocks=} {dim=}")
+        _check_pool(schema, pool)
         cardinality = dict(zip(schema.names, schema.cardinalities, strict=True))
         pairs = tuple(
             PairPlan(
@@ -419,5 +424,25 @@ class Architecture(Frozen):
             raise BundleError(f"{path} is not a valid architecture: {first_line(error)}") from None
 
 
-def _input(field: Field, pool: Pooling) -> Input:
-    return Input(name=field.name, pool=None if field.multi is None else Pool(length=field.multi.length, by=pool))
+def _input(field: Field, pool: Pooling | Mapping[str, Pooling]) -> Input:
+    if field.multi is None:
+        return Input(name=field.name)
+    return Input(name=field.name, pool=Pool(length=field.multi.length, by=_pooling(field.name, pool)))
+
+
+def _pooling(name: str, pool: Pooling | Mapping[str, Pooling]) -> Pooling:
+    return pool if isinstance(pool, str) else pool.get(name, "mean")
+
+
+def _check_pool(schema: FeatureSchema, pool: Pooling | Mapping[str, Pooling]) -> None:
+    lists = {field.name: field for field in schema.fields if field.multi is not None}
+    for name in () if isinstance(pool, str) else pool:
+        if name not in lists:
+            raise SpaceError(f"embedding.pool: {unknown('multi-valued field', name, list(lists))}")
+    single = {field.name for field in schema.fields if field.multi is None}
+    for name, field in lists.items():
+        if _pooling(name, pool) == "attention" and field.shares not in single:
+            raise SpaceError(
+                f"embedding.pool: attention compares the values of {name!r} with those of the column whose table it "
+                f"reads, but it reads its own: set data.multi.{name}.shared, or pool: {{{name}: mean}}"
+            )

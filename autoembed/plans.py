@@ -14,7 +14,7 @@ Choice = Literal["open", "memorize", "factorize", "naive"]
 Bits = Literal[32, 16, 8, 4, 3, 2, 1]
 TowerBits = Literal[32, 16, 8]
 BITS: tuple[Bits, ...] = (32, 16, 8, 4, 3, 2, 1)
-Pooling = Literal["mean", "sum", "max"]
+Pooling = Literal["mean", "sum", "max", "attention"]
 
 
 class Frozen(BaseModel):

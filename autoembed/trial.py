@@ -49,7 +49,9 @@ class EmbeddingConfig(BaseModel):
 
     Numbers have at most `bits` bits. Where these are 8 or fewer, each row, block, or dim of a block has a `step`.
     `narrow` says whether the rows of an answer stay at their kept dims or are projected onto what all fields have, and
-    `pool` how the embeddings of a multi-valued field's values become one.
+    `pool` how the embeddings of a multi-valued field's values become one, or how those of each such field do: a field
+    that is not named has their mean. `attention` weights values by how much they are like that of the column whose
+    table they read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +62,7 @@ class EmbeddingConfig(BaseModel):
     bits: Bits = 32
     step: Step = "row"
     narrow: Narrow = "kept"
-    pool: Pooling = "mean"
+    pool: Pooling | dict[str, Pooling] = "mean"
 
 
 def limits(*, widths: Sequence[float], sizes: Sequence[int]) -> list[Limit]:

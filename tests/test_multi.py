@@ -187,6 +187,32 @@ def test_a_history_reads_the_table_of_items(viewed, tmp_path, method):
         assert done.after.auc > 0.6
 
 
+def test_attention_sees_whether_an_item_was_seen(viewed, tmp_path):
+    """Seen before or not is what the mean of the items before can hardly tell."""
+    found, rows = {}, np.arange(len(viewed)) % 4 == 0
+    for pool in ("mean", "attention"):
+        model = ae.AutoEmbedClassifier(
+            stages=[{"method": "uniform"}],
+            budget={"width": 8},
+            embedding={"dim": 8, "blocks": 2, "pool": {"history": pool}},
+            backbone="fm",
+            train=TRAIN | {"epochs": 12, "l2": 1e-5},
+            data={"multi": {"history": {"shared": "item", "max_length": 4}}},
+            random_state=0,
+        )
+        model.fit(viewed.filter(~rows)).export(tmp_path / pool)
+        bundle = ae.load_bundle(tmp_path / pool)
+        found[pool] = ae.metrics.evaluate(
+            viewed.filter(rows)["label"].to_numpy(), np.log(bundle.predict(viewed.filter(rows)))
+        ).auc
+    assert found["attention"] > found["mean"] + 0.005
+    assert verify_bundle(bundle.path)
+    for format in ("numpy", "onnx", "torch"):
+        export_bundle(bundle, tmp_path / format, format)  # each is held against the bundle's predictions
+    scorer = Scorer.load(tmp_path / "numpy")
+    np.testing.assert_allclose(scorer.predict(viewed.head(200)), bundle.predict(viewed.head(200)), atol=1e-5)
+
+
 def test_hashed_columns_score_the_same_wherever_they_are_scored(tmp_path):
     from autoembed.serving.rows import RowReader
 

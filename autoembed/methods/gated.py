@@ -88,7 +88,7 @@ class GatedNet(ClickModel):
         width = parent.dim + self.first_order
         self.weight = nn.Parameter(torch.empty(int(cardinality.sum()), width).normal_(std=0.01))
         self.block = BlockIndex(parent)
-        self.pool = pooling_of(parent.fields)
+        self.pool = pooling_of(parent.fields, parent.dim)
         parts = self.pair_parts()
         self._pairs = nn.ModuleList(PairEmbedding(part) for part in parts)
         self.inputs = parts[0].built if parts else ()

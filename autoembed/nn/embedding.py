@@ -72,7 +72,7 @@ class FieldEmbedding(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.pool = pooling_of(architecture.fields)
+        self.pool = pooling_of(architecture.fields, architecture.dim)
 
     def forward(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V], PAD where a row has no value -> float [B, F, D (+ 1)]."""

@@ -13,41 +13,55 @@ from torch import Tensor, nn
 from autoembed.plans import Pooling as By
 from autoembed.plans import TableInputs
 
+_NEVER = -1e9  # no infinity: a row without any value has finite weights, of which none counts
 
-def pooling_of(fields: Sequence[TableInputs]) -> Pooling | None:
-    """What pools the embeddings of these fields; None if each is one input of one value a row."""
-    return Pooling(fields) if any(one.pool for field in fields for one in field.inputs) else None
+
+def pooling_of(fields: Sequence[TableInputs], dim: int) -> Pooling | None:
+    """What pools the embeddings of these fields, of `dim` dims; None if each is one input of one value a row."""
+    return Pooling(fields, dim) if any(one.pool for field in fields for one in field.inputs) else None
 
 
 class Pooling(nn.Module):
     """Embeddings of values [B, V, C] and their ids int [B, V], PAD where there is no value -> float [B, I, C].
 
     I counts the inputs of the backbone: each field, and behind it those that read its table. A row without any value
-    has zeros.
+    has zeros. C counts `dim` dims and perhaps a first-order weight.
     """
 
-    def __init__(self, fields: Sequence[TableInputs]) -> None:
+    def __init__(self, fields: Sequence[TableInputs], dim: int) -> None:
         super().__init__()
+        self.dim = dim
         inputs = [one for field in fields for one in field.inputs]
         self.field_of_column = [place for place, field in enumerate(fields) for _ in range(field.columns)]
         self.input_of_column = [place for place, one in enumerate(inputs) for _ in range(one.length)]
         self.parts: list[tuple[int, By | None]] = []  # of neighbouring columns: how many, and how they are pooled
-        for field in inputs:
-            if field.pool:
-                self.parts.append((field.length, field.pool.by))
-            elif self.parts and self.parts[-1][1] is None:
-                self.parts[-1] = (self.parts[-1][0] + 1, None)
-            else:
-                self.parts.append((1, None))
+        self.targets: list[int] = []  # of each part: the column that its values are compared with, where they are
+        for field in fields:
+            target = sum(size for size, _ in self.parts)
+            for one in field.inputs:
+                if one.pool:
+                    self.parts.append((one.length, one.pool.by))
+                elif self.parts and self.parts[-1][1] is None:
+                    self.parts[-1] = (self.parts[-1][0] + 1, None)
+                    continue
+                else:
+                    self.parts.append((1, None))
+                self.targets.append(target)
 
     def forward(self, e_BVC: Tensor, ids_BV: Tensor) -> Tensor:
         sizes = [size for size, _ in self.parts]
-        pooled = [
-            e if by is None else pool(e, held, by)
-            for (_, by), e, held in zip(
-                self.parts, torch.split(e_BVC, sizes, dim=1), torch.split(ids_BV >= 0, sizes, dim=1), strict=True
-            )
-        ]
+        pooled = []
+        for (_, by), target, e, held in zip(
+            self.parts,
+            self.targets,
+            torch.split(e_BVC, sizes, dim=1),
+            torch.split(ids_BV >= 0, sizes, dim=1),
+            strict=True,
+        ):
+            if by == "attention":
+                pooled.append(attend(e, held, e_BVC[:, target : target + 1], self.dim))
+            else:
+                pooled.append(e if by is None else pool(e, held, by))
         return torch.cat(pooled, dim=1)
 
 
@@ -59,3 +73,14 @@ def pool(e_BVC: Tensor, held_BV: Tensor, by: By) -> Tensor:
         return torch.where(held.any(1, keepdim=True), most, 0.0)
     total = (e_BVC * held).sum(1, keepdim=True)
     return total if by == "sum" else total / held.sum(1, keepdim=True).clamp_min(1)
+
+
+def attend(e_BVC: Tensor, held_BV: Tensor, target_B1C: Tensor, dim: int) -> Tensor:
+    """The mean of several values, weighted by how much they are like the target's: float [B, 1, C].
+
+    A row's values are compared with what it is scored for, as in DIN (arXiv 1706.06978, sec. 4.3), by the softmax of
+    scaled dot products (arXiv 1706.03762, sec. 3.2.1): it has no weights of its own.
+    """
+    score_BV = (e_BVC[..., :dim] * target_B1C[..., :dim]).sum(2) / dim**0.5
+    weight_BV = torch.where(held_BV, score_BV, _NEVER).softmax(1) * held_BV
+    return (e_BVC * weight_BV.unsqueeze(2)).sum(1, keepdim=True)

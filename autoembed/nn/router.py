@@ -106,7 +106,7 @@ class CentroidRouter(Router):
         fields = sum(len(field.inputs) for field in plan.fields)
         self.weight, self.centroids = fixed(self.rows, plan.dim), fixed(clusters, fields * plan.dim)
         self.gates = None if plan.space == "embedding" else Gates(fields, plan.dim, plan.gate).requires_grad_(False)
-        self.pool = pooling_of(plan.fields)
+        self.pool = pooling_of(plan.fields, plan.dim)
 
     def tables(self) -> list[nn.Parameter]:
         return [self.weight]

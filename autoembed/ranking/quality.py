@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Severity = Literal["error", "warning", "note"]
 Counts = npt.NDArray[np.int64]
 
-LEAK, LEAK_NOTE = 0.9, 0.5  # share of the label's entropy that one column tells
+LEAK, LEAK_NOTE = 0.9, 0.25  # share of the label's entropy that one column tells
 ALONE = 0.5  # share of rows whose value occurs once
 SPARSE = 0.05  # share of rows that are not missing
 DOMINANT = 0.999  # share of rows of one value
@@ -80,7 +80,7 @@ def _column(name: str, counts: Array, missing: int, told: float) -> list[Finding
     if told >= LEAK:
         found.append(finding("error", "leak", told, "it all but tells the label: is it known before the label is?"))
     elif told >= LEAK_NOTE:
-        found.append(finding("warning", "leak", told, "it tells half of the label: is it known before the label is?"))
+        found.append(finding("warning", "leak", told, "it tells much of the label: is it known before the label is?"))
     if alone >= ALONE:
         found.append(finding("warning", "id-like", alone, "most of its values occur once: drop, bin or group it"))
     elif (share := float(n[n < RARE].sum()) / rows) >= RARE_SHARE:

@@ -8,8 +8,9 @@ from torch.nn import functional
 from autoembed.architecture import Architecture
 from autoembed.card import sample_ids
 from autoembed.data.schema import PAD, FeatureSchema, Field, Multi
+from autoembed.errors import SpaceError
 from autoembed.nn.model import build_model, cost_of, measure
-from autoembed.nn.pooling import pool
+from autoembed.nn.pooling import attend, pool
 from autoembed.plans import Pool
 
 COUNTS = [np.array(count) for count in ([0, 90, 9, 8, 1], [3, 60, 5, 4], [0, 50, 2, 1])]
@@ -43,6 +44,48 @@ def test_a_field_has_what_its_values_have_together(by):
 def test_a_row_without_any_value_has_zeros():
     for by in ("mean", "sum", "max"):
         assert not pool(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.bool), by).any()
+    assert not attend(torch.ones(1, 2, 3), torch.zeros(1, 2, dtype=torch.bool), torch.ones(1, 1, 3), 3).any()
+
+
+READING = FeatureSchema(
+    fields=(
+        Field(name="a", cardinality=5),
+        Field(name="item", cardinality=4),
+        Field(name="b", cardinality=4, kind="multi", multi=Multi(length=3), shares="item"),
+        Field(name="c", cardinality=4),
+    ),
+    label="y",
+)
+
+
+def attentive(pool="attention", backbone="fm"):
+    counts = [COUNTS[0], COUNTS[1], COUNTS[1], COUNTS[2]]
+    return Architecture.full(READING, counts, dim=4, blocks=2, cut="equal", backbone={"name": backbone}, pool=pool)
+
+
+def test_values_count_by_how_much_they_are_like_what_is_scored():
+    model = build_model(READING, attentive())
+    ids = torch.tensor([[1, 3, 1, 3, PAD, 2], [0, 2, PAD, PAD, PAD, 3], [4, 1, 1, 2, 1, 1]], dtype=torch.int32)
+    with torch.no_grad():
+        model.embedding.tables[0].weight.normal_(std=2.0)
+        found = model.embed(ids)  # a, item, its reader b, c
+        each = model.embedding.lookup(ids.index_select(1, model.columns).clamp_min(0))[:, 1:5]
+    for row, held in enumerate((2, 0, 3)):
+        target, values = each[row, 0, :4], each[row, 1 : 1 + held]
+        weights = (values[:, :4] @ target / 2).softmax(0)
+        assert torch.allclose(found[row, 2], weights @ values, atol=1e-6)
+    assert not found[1, 2].any()
+
+
+def test_lists_may_be_pooled_each_in_its_own_way():
+    (own,) = (field for field in attentive({"b": "max"}).fields if field.name == "item")
+    assert own.readers[0].pool == Pool(length=3, by="max")
+    (own,) = (field for field in attentive({}).fields if field.name == "item")
+    assert own.readers[0].pool == Pool(length=3, by="mean")
+    with pytest.raises(SpaceError, match="unknown multi-valued field 'item': must be one of b"):
+        attentive({"item": "max"})
+    with pytest.raises(SpaceError, match=r"attention compares the values of 'b' with .* set data\.multi\.b\.shared"):
+        architecture("attention")
 
 
 def test_the_mean_is_that_of_an_embedding_bag():

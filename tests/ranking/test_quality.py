@@ -23,7 +23,7 @@ def path(tmp_path_factory):
         "constant": ["a"] * ROWS,
         "row_id": np.arange(ROWS),
         "leak": np.where(rng.random(ROWS) < 0.01, 1 - label, label),
-        "hint": np.where(rng.random(ROWS) < 0.09, 1 - label, label),
+        "hint": np.where(rng.random(ROWS) < 0.2, 1 - label, label),
         "sparse": [None if value else "x" for value in rng.random(ROWS) > 0.02],
         "tail": np.where(rng.random(ROWS) < 0.7, 0, rng.integers(1, 1500, ROWS)),
         "dominant": (rng.random(ROWS) < 0.0005).astype(int),
