@@ -37,8 +37,8 @@ def reader(embedding: MixedEmbedding, ids: Tensor) -> Reader | None:
         return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not all(map(_readable, embedding.tables)):
         return None
-    if embedding.whole and type(embedding.tables[0]) is Rows:
-        return None  # one table of floats: torch reads it as fast
+    if embedding.whole and cast(Rows | PackedRows, embedding.tables[0]).bits >= 16:
+        return None  # one table of floats: torch reads it faster
     known = _readers.get(embedding)
     if known is None or known.places != _places(embedding):
         known = _readers[embedding] = Reader(embedding)

@@ -110,7 +110,7 @@ def read_codes(
 
     Steps are uint16 [N], which stand for `values` float32 [65536], or float32 [slots, 1 or width] and `steps` is empty.
     """
-    least, thirds = np.float32(low), (width + 3) // 4
+    least, fours = np.float32(low), (width + 3) // 4
     for at in range(len(row)):
         own = block[at]
         if group[own] != number:
@@ -120,22 +120,28 @@ def read_codes(
             for w in range(width):
                 out[at, w] = np.float32(codes[r, w]) + least
         elif bits == 4:
-            for w in range(width >> 1):
-                byte = codes[r, w]
-                out[at, 2 * w] = np.float32(byte & 15) + least
-                out[at, 2 * w + 1] = np.float32(byte >> 4) + least
+            for part in range(width >> 1):
+                byte = codes[r, part]
+                out[at, 2 * part] = np.float32(byte & 15) + least
+                out[at, 2 * part + 1] = np.float32(byte >> 4) + least
             if width & 1:
                 out[at, width - 1] = np.float32(codes[r, width >> 1] & 15) + least
-        elif bits == 2:
-            for w in range(width):
-                out[at, w] = np.float32((codes[r, w >> 2] >> ((w & 3) << 1)) & 3) + least
         elif bits == 1:
             for w in range(width):
                 out[at, w] = np.float32((codes[r, w >> 3] >> (w & 7)) & 1) + least
-        else:
-            for w in range(width):
-                two, third = codes[r, w >> 2] >> ((w & 3) << 1), codes[r, thirds + (w >> 3)] >> (w & 7)
-                out[at, w] = np.float32((two & 3) + ((third & 1) << 2)) + least
+        else:  # 2 bits of each code, and of 3 bits, the third ones behind them
+            for part in range(fours):
+                byte, thirds = np.int64(codes[r, part]), np.int64(0)
+                if bits == 3:
+                    thirds = np.int64(codes[r, fours + (part >> 1)]) >> ((part & 1) << 2)
+                if 4 * part + 4 <= width:
+                    for k in range(4):
+                        code = ((byte >> (2 * k)) & 3) + (((thirds >> k) & 1) << 2)
+                        out[at, 4 * part + k] = np.float32(code) + least
+                else:
+                    for k in range(width & 3):
+                        code = ((byte >> (2 * k)) & 3) + (((thirds >> k) & 1) << 2)
+                        out[at, 4 * part + k] = np.float32(code) + least
         if len(steps) > 0 or slot_steps.shape[1] == 1:
             step = values[steps[r]] if len(steps) > 0 else slot_steps[slot[own], 0]
             for w in range(width):
