@@ -115,13 +115,16 @@ class Supernet(supernet.Supernet):
         return found
 
     def options(self, precisions: Sequence[Bits]) -> Options:
-        """Every width with every precision, and closed; the most bits are last."""
+        """Closed, then every width with every precision, those of each in a row; the most bits are last."""
         dim = self.parent.dim
         widths = [width for width in _WIDTHS if width < dim]
         while widths and widths[-1] * 4 // 3 < dim:
             widths.append(widths[-1] * 4 // 3)
         widths = sorted({*widths, dim, *self.open_widths()} - {0})
-        pairs = [(0, 0), *((width, place) for place in reversed(range(len(precisions))) for width in widths)]
+        pairs = [
+            (0, len(precisions) - 1),
+            *((width, place) for place in reversed(range(len(precisions))) for width in widths),
+        ]
         width, precision = (np.array(part) for part in zip(*pairs, strict=True))
         rows, storage = self.parent.block_rows(), self.parent.mixed()
         sizes = [
@@ -220,11 +223,12 @@ class Supernet(supernet.Supernet):
             logit = self.logits(self.pooled(placed, ids), rest)
             (gradient,) = torch.autograd.grad(logit.sum(), placed)
         ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
-        base = (ordered * now).sum(2)
-        sums = [base.new_zeros(*base.shape, 1)]
-        for values in rows:
-            product = ordered * values
-            sums.append(product[..., :dim].cumsum(2) + product[..., dim:].sum(2, keepdim=True))
-        places = np.where(options.width > 0, options.precision * dim + options.width, 0)
-        out = torch.cat(sums, dim=2).index_select(2, torch.as_tensor(places, device=device)) - base[..., None]
-        return logit.detach(), out.detach()
+        base = (ordered * now).sum(2, keepdim=True)
+        found = []
+        for precision in dict.fromkeys(options.precision.tolist()):
+            # Which numbers each width keeps, the first-order weight with any.
+            own = options.width[options.precision == precision]
+            keeps = np.arange(ordered.shape[2])[:, None] < own
+            keeps[dim:] = own > 0
+            found.append((ordered * rows[precision]) @ torch.as_tensor(keeps, device=device, dtype=ordered.dtype))
+        return logit.detach(), (torch.cat(found, dim=2) - base).detach()

@@ -125,16 +125,18 @@ class LossEstimate:
         """
         state = state.copy()
         total = options.total(state)
-        queue = [(*self.best_move(block, state, options, total - limit), block) for block in range(len(state))]
-        heapq.heapify(queue)
         moves = 0
+        # Each block's best move, and how many moves had been taken when it was found.
+        queue = [(*self.best_move(block, state, options, total - limit), block, moves) for block in range(len(state))]
+        heapq.heapify(queue)
         while total > target and queue:
-            price, option, block = heapq.heappop(queue)
-            fresh = self.best_move(block, state, options, total - limit)
-            if queue and fresh[0] > queue[0][0] + 1e-15 and fresh[0] > price + 1e-15:
-                heapq.heappush(queue, (*fresh, block))  # other moves have made it dearer since
-                continue
-            price, option = fresh
+            price, option, block, found = heapq.heappop(queue)
+            if found != moves:
+                fresh = self.best_move(block, state, options, total - limit)
+                if queue and fresh[0] > queue[0][0] + 1e-15 and fresh[0] > price + 1e-15:
+                    heapq.heappush(queue, (*fresh, block, moves))  # other moves have made it dearer since
+                    continue
+                price, option = fresh
             if option < 0:
                 continue
             total -= int(options.bytes[block, state[block]] - options.bytes[block, option])
@@ -143,7 +145,7 @@ class LossEstimate:
             moves += 1
             if moves % _CALIBRATE_EVERY == 0:
                 self.calibrate()
-            heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block))
+            heapq.heappush(queue, (*self.best_move(block, state, options, total - limit), block, moves))
         return state
 
     def improve(self, state: Array, options: Options, margin: float, *, close: bool = False) -> Array:

@@ -57,11 +57,22 @@ def row_steps(value: Tensor, bits: int) -> Tensor:
     return torch.cat(parts)
 
 
+def _ratios(bits: int, sharing: int) -> list[float]:
+    """The candidate ranges that may have the least error for so many numbers that share a step.
+
+    A range of r times the largest number misses that one by 1 - r of it. The whole range misses none by more than half
+    a step, which is 1 / (2 levels) of it.
+    """
+    if bits == 1:
+        return _RATIOS
+    return [ratio for ratio in _RATIOS if ratio == 1 or (1 - ratio) ** 2 * 4 * lowest(bits) ** 2 < sharing]
+
+
 def _least_error(value: Tensor, largest: Tensor, bits: int, dims: tuple[int, ...]) -> Tensor:
     value, largest, low = value.detach(), largest.detach(), lowest(bits)
     best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
     found = torch.empty_like(value)
-    for ratio in _RATIOS:
+    for ratio in _ratios(bits, value.numel() // max(largest.numel(), 1)):
         step = (largest * ratio / -low).clamp_min(_LEAST)
         torch.div(value, step, out=found).clamp_(low, -low)
         found = found.floor_().add_(0.5) if bits == 1 else found.round_()
