@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
-from autoembed.nn.lookup import reader
+from autoembed.fast import takes
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
 from autoembed.storage import SharedStorage, Step
 from autoembed.types import Array
+
+FAST = takes("lookups")
+
+
+def _is_readable(rows: nn.Module) -> bool:
+    if type(rows) is PackedRows:
+        return True
+    return type(rows) is Rows and rows.bits == 32 and rows.weight.dtype == torch.float32
 
 
 def table(
@@ -154,8 +162,10 @@ class MixedEmbedding(FieldEmbedding):
 
     def lookup(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V] -> kept entries at their positions, zeros elsewhere: float [B, V, D (+ 1)]."""
-        if (compiled := reader(self, ids_BV)) is not None:
-            return compiled(ids_BV)
+        if self.is_compiled(ids_BV):
+            from autoembed.nn.lookup import reader_of  # a trial of one width needs no compiler
+
+            return reader_of(self)(ids_BV)
         block_BV = self.block(ids_BV)
         row_BV = ids_BV + self.shift[block_BV]
         if self.whole:
@@ -172,6 +182,15 @@ class MixedEmbedding(FieldEmbedding):
         flat = values[0].new_zeros(ids_BV.numel() * self.columns)
         wide: Tensor = flat.scatter(0, torch.cat(places), torch.cat(values))
         return wide.reshape(*ids_BV.shape, self.columns)
+
+    def is_compiled(self, ids: Tensor) -> bool:
+        """Whether ids are looked up by compiled loops: not to learn, to export, or on CUDA, which torch must."""
+        if not FAST or torch.is_grad_enabled() or ids.device.type != "cpu" or type(ids) is not Tensor:
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not all(map(_is_readable, self.tables)):
+            return False
+        # One table of floats: torch reads it faster.
+        return not self.whole or cast(Rows | PackedRows, self.tables[0]).bits < 16
 
     def slot_of_row(self) -> list[Tensor]:
         """The slot of each row of each table, int [rows]."""

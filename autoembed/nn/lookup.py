@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoembed.fast import takes
 from autoembed.native import View
 from autoembed.nn import lookup_kernels as kernels
 from autoembed.nn.rows import PackedRows, Rows, lowest
@@ -25,30 +24,17 @@ from autoembed.types import Array
 if TYPE_CHECKING:
     from autoembed.nn.embedding import MixedEmbedding
 
-FAST = takes("lookups")
 _NO_STEPS, _NO_SLOTS = np.zeros(0, np.uint16), np.zeros((1, 1), np.float32)
 Read = Callable[[View, View, View], None]  # what writes numbers: of these rows, in these blocks, into these places
 _readers: WeakKeyDictionary[nn.Module, Reader] = WeakKeyDictionary()
 
 
-def reader(embedding: MixedEmbedding, ids: Tensor) -> Reader | None:
-    """What reads the rows of `embedding` for `ids`; None if torch must: to learn, to export, and on CUDA."""
-    if not FAST or torch.is_grad_enabled() or ids.device.type != "cpu" or type(ids) is not Tensor:
-        return None
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not all(map(_readable, embedding.tables)):
-        return None
-    if embedding.whole and cast(Rows | PackedRows, embedding.tables[0]).bits >= 16:
-        return None  # one table of floats: torch reads it faster
+def reader_of(embedding: MixedEmbedding) -> Reader:
+    """What reads the rows of a module, made anew if its tables have moved."""
     known = _readers.get(embedding)
     if known is None or known.places != _places(embedding):
         known = _readers[embedding] = Reader(embedding)
     return known
-
-
-def _readable(rows: nn.Module) -> bool:
-    if type(rows) is PackedRows:
-        return True
-    return type(rows) is Rows and rows.bits == 32 and rows.weight.dtype == torch.float32
 
 
 class Reader:

@@ -10,7 +10,7 @@ import torch
 from autoembed.architecture import Architecture
 from autoembed.candidates import projected
 from autoembed.data.schema import FeatureSchema, Field, Multi
-from autoembed.nn import lookup
+from autoembed.nn import embedding
 from autoembed.nn.model import build_model
 from autoembed.nn.rows import Rows
 from autoembed.plans import BITS
@@ -45,13 +45,13 @@ def model(bits=4, kept="scattered", step="row", name="deepfm", packed=True):
 
 def plainly(model, ids=IDS):
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(lookup, "FAST", False)
+        patch.setattr(embedding, "FAST", False)
         return model.embed(ids)
 
 
 def compiled(model, ids=IDS):
     with torch.no_grad():
-        assert lookup.reader(model.embedding, ids) is not None
+        assert model.embedding.is_compiled(ids)
         return model.embed(ids)
 
 
@@ -102,18 +102,18 @@ def test_an_id_that_a_column_does_not_have_is_no_read_beyond_the_table(column, i
 @pytest.mark.parametrize("bits", [32, 16])
 def test_one_table_of_floats_is_left_to_torch(bits):
     with torch.no_grad():
-        assert lookup.reader(model(bits, "whole").embedding, IDS) is None
+        assert not model(bits, "whole").embedding.is_compiled(IDS)
 
 
 def test_a_model_that_learns_or_is_traced_takes_torchs_operations():
     trained = model(32, packed=False)
-    assert lookup.reader(trained.embedding, IDS) is None
+    assert not trained.embedding.is_compiled(IDS)
     trained(IDS).sum().backward()
     assert all(rows.weight.grad is not None for rows in trained.embedding.tables)
     with torch.no_grad():
         seen = []
-        torch.compile(lambda ids: (seen.append(lookup.reader(trained.embedding, IDS)), ids)[1], backend="eager")(IDS)
-        assert seen == [None]
+        torch.compile(lambda ids: (seen.append(trained.embedding.is_compiled(IDS)), ids)[1], backend="eager")(IDS)
+        assert seen == [False]
 
 
 def test_weights_that_move_or_are_replaced_are_read_where_they_are():
@@ -136,7 +136,7 @@ def test_rows_that_are_rounded_in_training_take_torchs_operations():
     rounding = model(4, packed=False)
     assert all(type(rows) is Rows for rows in rounding.embedding.tables)
     with torch.no_grad():
-        assert lookup.reader(rounding.embedding, IDS) is None
+        assert not rounding.embedding.is_compiled(IDS)
 
 
 def test_threads_do_not_disturb_one_another():
