@@ -76,8 +76,8 @@ def main():
         f"`python tests/benchmarks/lists.py --ml100k ML100K --kuairand KUAIRAND --seeds {args.seeds}`",
         "",
         f"Test AUC, mean and sd over {args.seeds} seeds, at equal bytes of embeddings. The difference is from the data "
-        "in the first row, paired over seeds. Mean pooling but where it says attention; DeepFM with the recipe of the search "
-        "space.",
+        "in the first row, paired over seeds. Mean pooling but where it says attention; DeepFM with the recipe of the "
+        "search space.",
         "",
         "| data | fields | method | embedding bytes | test AUC | difference |",
         "|---|---|---|---|---|---|",
