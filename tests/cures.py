@@ -56,6 +56,7 @@ ROWS = (
     ),
     (r"^label … has … values, but at most", "set data.above or data.positive in a search-space file, and rank that"),
     (r"^the table has no column but", "rank a table with features"),
+    (r"^column … has no id|^ids must have … columns", "encode rows by the bundle's vocabulary: `Vocabulary.encode`"),
     (r"^the array must be|^… must (not call|return nothing)", "this is a fault of autoembed: report it"),
     # Spaces, methods, budgets
     (

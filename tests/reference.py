@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, DOCS = ROOT / "autoembed", ROOT / "docs"
 AREAS = {
     "Reading tables": ("data", "export/lookups.py"),
-    "Ranking": ("ranking", "knockout.py", "pruning.py"),
+    "Ranking": ("ranking", "native.py", "knockout.py", "pruning.py"),
     "Search spaces, methods and budgets": (
         "space", "ranges.py", "shipped.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py",
         "architecture.py", "trial.py", "drafting.py", "estimating.py", "candidates.py", "draws.py", "distill.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Unpack, cast
 
 import numpy as np
@@ -16,7 +17,8 @@ from autoembed.nn.rows import PackedRows, Rows, TableOptions
 from autoembed.storage import SharedStorage, Step
 from autoembed.types import Array
 
-FAST = takes("lookups")
+# Images that serve have no compiler.
+FAST = takes("lookups") and all(find_spec(name) for name in ("llvmlite", "numba"))
 
 
 def _is_readable(rows: nn.Module) -> bool:
@@ -187,7 +189,8 @@ class MixedEmbedding(FieldEmbedding):
         """Whether ids are looked up by compiled loops: not to learn, to export, or on CUDA, which torch must."""
         if not FAST or torch.is_grad_enabled() or ids.device.type != "cpu" or type(ids) is not Tensor:
             return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not all(map(_is_readable, self.tables)):
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if traced or not all(map(_is_readable, self.tables)):
             return False
         # One table of floats: torch reads it faster.
         return not self.whole or cast(Rows | PackedRows, self.tables[0]).bits < 16

@@ -116,6 +116,13 @@ def test_a_model_that_learns_or_is_traced_takes_torchs_operations():
         assert seen == [False]
 
 
+def test_a_traced_model_keeps_reading(tmp_path):
+    own = model(4, "prefixes")
+    with torch.no_grad():
+        traced = torch.jit.trace(own, IDS[:10], check_trace=False)
+        assert torch.allclose(traced(IDS[10:20]), own(IDS[10:20]))
+
+
 def test_weights_that_move_or_are_replaced_are_read_where_they_are():
     own = model(32, "prefixes", packed=False)
     before = compiled(own).clone()
