@@ -1,5 +1,7 @@
 """The metric within groups: its formula, where it is stored and shown, and that training follows it."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -15,6 +17,7 @@ from autoembed.reuse import train_architecture
 from autoembed.scoring import score_table
 from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard, Row
+from autoembed.study.trackers.mlflow.view import saved_view
 from autoembed.task import CLICKS, TaskMetrics, columns, metric_in, metric_of, present
 from autoembed.training import TrainConfig, fit, metrics_on, predict
 from autoembed.trial import TrialConfig, run_trial
@@ -99,6 +102,11 @@ def test_it_is_a_metric_of_data_with_groups():
     space = SearchSpace.parse(node)
     assert space.objective.metric == "valid_gauc"
     assert space.objective.of(Metrics(auc=0.7, logloss=0.4, gauc=0.6)) == 0.6
+
+
+def test_mlflow_shows_it_where_it_is_there():
+    for metric, grouped, shown in (("valid_auc", False, 0), ("valid_auc", True, 1), ("valid_gauc", True, 1)):
+        assert json.loads(saved_view(metric, grouped=grouped))["selectedColumns"].count("metrics.`valid_gauc`") == shown
 
 
 def test_columns_have_it_where_it_is_there():

@@ -135,11 +135,11 @@ class Dataset:
 
     def weights(self, split: Split) -> npt.NDArray[np.float32] | None:
         """How often each row counts, float32 [rows], memory-mapped likewise; None without data.weight."""
-        return self.sides(split).get("weights")
+        return None if self.schema.weight is None else self._load(f"{_known(split)}.weights")
 
     def groups(self, split: Split) -> Groups | None:
         """A code of each row's group, int32 [rows], -1 where it is missing, memory-mapped; None without data.group."""
-        return self.sides(split).get("groups")
+        return None if self.schema.group is None else self._load(f"{_known(split)}.groups")
 
     def sides(self, split: Split) -> Sides:
         """What stands beside the ids of a split, by the names of `data.sides.KINDS`."""
