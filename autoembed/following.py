@@ -7,7 +7,6 @@ better on valid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.data.dataset import Dataset
-from autoembed.metrics import Metrics
-from autoembed.training import copy_of, finite_on_valid
+from autoembed.metrics import Metrics, mean_and_error
+from autoembed.training import copy_of, finite_on_valid, metrics_of
 from autoembed.types import Array
 
 _SURE = 1.645  # standard errors of a one-sided test at 5 %
@@ -26,12 +25,20 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedEpoch:
-    """Weights with the epoch that they are of, their metrics on valid, and the loss of each row there."""
+    """Weights with the epoch that they are of, their metrics on valid, and the loss of each row there.
+
+    `row_weights` say how often each of these rows counts.
+    """
 
     epoch: int
     valid: Metrics
     losses: Array
     state: dict[str, Tensor]
+    row_weights: Array | None = None
+
+    def loss_over(self, other: JudgedEpoch) -> tuple[float, float]:
+        """How much the mean loss is above another epoch's, and its standard error."""
+        return mean_and_error(self.losses - other.losses, self.row_weights)
 
 
 class Follower:
@@ -61,16 +68,15 @@ class Follower:
         own, mean = copy_of(self.model), dict(self.mean(self.model))
         self.model.load_state_dict(mean)
         self.last = self._candidate(epoch, mean)
-        if self.last.losses.mean() < self.best.losses.mean():
+        if self.last.loss_over(self.best)[0] < 0:
             self.best = self.last
         self.model.load_state_dict(own)
         return self.last.valid
 
     def kept(self) -> tuple[int, Metrics, dict[str, Tensor]]:
         """The last, unless the best is better by more than chance: by a one-sided paired test at 5 %."""
-        gains = self.last.losses - self.best.losses
-        sure = gains.mean() > _SURE * gains.std() / math.sqrt(len(gains))
-        found = self.best if sure else self.last
+        gain, error = self.last.loss_over(self.best)
+        found = self.best if gain > _SURE * error else self.last
         return found.epoch, found.valid, found.state
 
     def _candidate(self, epoch: int, state: dict[str, Tensor]) -> JudgedEpoch:
@@ -79,7 +85,8 @@ class Follower:
         chances = np.clip(predictions.astype(np.float64), _TINY, 1 - _TINY)
         return JudgedEpoch(
             epoch=epoch,
-            valid=task.evaluate(labels, predictions),
+            valid=metrics_of(predictions, self.dataset, "valid"),
             losses=task.losses(labels, np.log(chances / (1 - chances))),
             state=state,
+            row_weights=self.dataset.weights("valid"),
         )

@@ -40,7 +40,8 @@ def field_scores(
     (of AUC, DeLong et al., Biometrics 1988); saliency, the mean norm of the gradient of a row's logloss with respect to
     the field's embedding. Logloss is in nats. What a field adds to the inputs of built pairs stays as it is: these have
     embeddings of their own. A negative rise is of a field that the model would do better without. Saliency tells how
-    steeply the loss depends on a field, not whether the field helps: noise that is overfitted has a high one.
+    steeply the loss depends on a field, not whether the field helps: noise that is overfitted has a high one. Where
+    rows have weights, all means are weighted, and the errors are those of the rows as they were seen.
 
     Args:
         model: a trained compact model. It is left in evaluation mode.
@@ -64,7 +65,8 @@ def field_scores(
     model = model.to(device).eval()
     names = model.architecture.inputs
     means = mean_embeddings(model, dataset, device)
-    worse = dataset.task.compare(dataset.labels(split), _logits(model, dataset, split, device))
+    before = _logits(model, dataset, split, device)
+    worse = dataset.task.compare(dataset.labels(split), before, dataset.weights(split))
     gradients = saliency(model, dataset, split, device)
     rows = []
     for place, name in enumerate(names):
@@ -85,8 +87,14 @@ def rise_of(dataset: Dataset) -> str:
 def mean_embeddings(model: CTRModel, dataset: Dataset, device: torch.device) -> Tensor:
     """The mean over train rows of each field's embedding: float [F, D (+ 1)].
 
-    It is made of the counts of the fields' values, and of the rows themselves where one value does not make a field.
+    It is made of the counts of the fields' values, and of the rows themselves where one value does not make a field,
+    or where rows have weights.
     """
+    weights = dataset.weights("train")
+    if weights is not None:
+        parts = batches(dataset, "train", _ROWS, device, columns=(weights,))
+        sums = [torch.einsum("b,bfd->fd", own.double(), model.embed(ids).double()) for ids, _, own in parts]
+        return (torch.stack(sums).sum(0) / float(weights.sum(dtype=np.float64))).float()
     if model.embedding.pool is not None or any(field.readers for field in model.architecture.fields):
         whole = [model.embed(ids).double().sum(0) for ids, _ in batches(dataset, "train", _ROWS, device)]
         return (torch.stack(whole).sum(0) / dataset.rows("train")).float()
@@ -112,7 +120,8 @@ def saliency(model: CTRModel, dataset: Dataset, split: Split, device: torch.devi
     Entries that the architecture does not keep count for nothing; they are exact zeros in the embedding.
     """
     total: Tensor | None = None
-    for ids, labels in batches(dataset, split, _ROWS, device):
+    weights = dataset.weights(split)
+    for ids, labels, *own in batches(dataset, split, _ROWS, device, columns=() if weights is None else (weights,)):
         held: list[Tensor] = []
 
         def hold(e_BFD: Tensor, held: list[Tensor] = held) -> Tensor:
@@ -123,10 +132,12 @@ def saliency(model: CTRModel, dataset: Dataset, split: Split, device: torch.devi
             # The sum: the gradient of a row's embedding is then that of its own loss.
             loss = dataset.task.loss(model(ids).float(), labels, reduction="sum")
             (gradient_BFD,) = torch.autograd.grad(loss, held)
-        norm_F = torch.where(held[0] == 0, 0.0, gradient_BFD).norm(dim=2).double().sum(0)
+        norm_BF = torch.where(held[0] == 0, 0.0, gradient_BFD).norm(dim=2).double()
+        norm_F = (norm_BF * own[0].double()[:, None] if own else norm_BF).sum(0)
         total = norm_F if total is None else total + norm_F
     assert total is not None
-    mean: Floats = (total / dataset.rows(split)).cpu().numpy()
+    whole = dataset.rows(split) if weights is None else float(weights.sum(dtype=np.float64))
+    mean: Floats = (total / whole).cpu().numpy()
     return mean
 
 

@@ -38,29 +38,36 @@ class Metrics(RootModel[dict[str, float]]):
         return self.root.items()
 
 
-def evaluate(labels: Array, probabilities: Array) -> Metrics:
+def evaluate(labels: Array, probabilities: Array, weights: Array | None = None) -> Metrics:
     """Metrics of float [N] probabilities for 0/1 labels [N]; DataError if only one class is there.
 
     The AUC is exact, ties counted as half. Both are scikit-learn's to the last digit, whose import would cost the
-    process of each trial 90 MiB and more than a second.
+    process of each trial 90 MiB and more than a second. A row of weight 2 counts as two, in both.
     """
     if not np.isin(labels, (0, 1)).all():
         raise DataError("labels must be 0 or 1, but some are not: the encoded data are damaged")
-    if labels.min() == labels.max():
-        raise DataError(f"AUC needs both classes, but all {len(labels)} labels are {labels[0]:g}")
+    if weights is not None:
+        labels, probabilities, weights = (part[weights > 0] for part in (labels, probabilities, weights))
+    if not len(labels) or labels.min() == labels.max():
+        raise DataError(f"AUC needs both classes, but all {len(labels)} labels are {labels[:1].sum():g}")
     if not np.isfinite(probabilities).all():
         raise DataError("probabilities must be finite, but some are not")
     chosen = np.where(labels == 1, probabilities, 1 - probabilities)
     eps = np.finfo(chosen.dtype).eps
-    loss = -np.log(chosen.clip(eps, 1 - eps)).mean()
-    return Metrics({"auc": _auc(labels, probabilities), "logloss": float(loss)})
+    losses = -np.log(chosen.clip(eps, 1 - eps))
+    loss = losses.mean() if weights is None else np.average(losses, weights=weights.astype(np.float64))
+    return Metrics({"auc": _auc(labels, probabilities, weights), "logloss": float(loss)})
 
 
-def _auc(labels: Array, scores: Array) -> float:
+def _auc(labels: Array, scores: Array, weights: Array | None = None) -> float:
     order = np.argsort(scores)[::-1]
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    ones = np.cumsum(labels[order], dtype=np.float64)[ends]
-    zeros = 1 + ends - ones
+    if weights is None:
+        ones = np.cumsum(labels[order], dtype=np.float64)[ends]
+        zeros = 1 + ends - ones
+    else:
+        weight, is_one = weights[order].astype(np.float64), labels[order] == 1
+        ones, zeros = (np.cumsum(np.where(own, weight, 0.0))[ends] for own in (is_one, ~is_one))
     # Points on a line between others are left out, as scikit-learn does: the sum rounds differently with them.
     corner = np.ones(len(ends), dtype=bool)
     corner[1:-1] = (np.diff(zeros, 2) != 0) | (np.diff(ones, 2) != 0)
@@ -68,13 +75,18 @@ def _auc(labels: Array, scores: Array) -> float:
     return float(np.trapezoid(ones / ones[-1], zeros / zeros[-1]))
 
 
-def placements(scores: Array, ones: Bools) -> Floats:
+def placements(scores: Array, ones: Bools, weights: Array | None = None) -> Floats:
     """Of each row, the share of rows of the other class that it is in the right order with, ties as half: float [N].
 
     The mean over the rows of either class is the AUC, and their variances give its error (DeLong et al., Biometrics
-    1988).
+    1988). With `weights` shares and means are of weights.
     """
     placed = np.empty(len(scores))
+    if weights is not None:
+        for own, sign in ((ones, 1), (~ones, -1)):
+            share = _weight_below(scores[own], scores[~own], weights[~own].astype(np.float64))
+            placed[own] = share if sign > 0 else 1 - share
+        return placed
     ranks = _ranks(scores)
     for own, sign in ((ones, 1), (~ones, -1)):
         others = len(ones) - int(own.sum())
@@ -83,33 +95,71 @@ def placements(scores: Array, ones: Bools) -> Floats:
     return placed
 
 
+def _weight_below(scores: Array, others: Array, weights: Floats) -> Floats:
+    """The share of the weight of `others` that lies below each of the scores, ties as half: float [N]."""
+    order = np.argsort(others, kind="stable")
+    upto, ranked = np.concatenate([[0.0], np.cumsum(weights[order])]), others[order]
+    below, above = (upto[np.searchsorted(ranked, scores, side)] for side in ("left", "right"))
+    share: Floats = (below + above) / 2 / upto[-1]
+    return share
+
+
 def _ranks(scores: Array) -> Floats:
     return pl.Series(scores).rank("average").to_numpy()
 
 
-def auc_error(auc: float, ones: int, zeros: int) -> float:
+def auc_error(auc: float, ones: float, zeros: float) -> float:
     """Standard error of an AUC over so many rows of each class (Hanley and McNeil, Radiology 1982)."""
     above, below = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (ones - 1) * (above - auc**2) + (zeros - 1) * (below - auc**2)
     return math.sqrt(max(variance, 0.0) / (ones * zeros))
 
 
-def scale_and_shift(labels: Array, logits: Array, steps: int = 20) -> tuple[float, float]:
+def effective_rows(weights: Array) -> float:
+    """How many rows of equal weight tell as much: the square of the sum of weights over the sum of their squares.
+
+    Kish (Survey Sampling, 1965). It is the number of rows where all weights are the same, whatever they are: a row of
+    weight 2 has been seen once.
+    """
+    weights = weights.astype(np.float64)
+    return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+def mean_and_error(values: Array, weights: Array | None = None) -> tuple[float, float]:
+    """The mean of values [N] and its standard error; with `weights`, those of the weighted mean.
+
+    That is sqrt(sum w^2 (v - m)^2) / sum w, the error of a ratio of sums. 0 for a single row.
+    """
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    if weights is None:
+        return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    share = weights / weights.sum(dtype=np.float64)
+    mean = float(share @ values)
+    spread = float(np.square(share) @ np.square(values - mean))
+    return mean, math.sqrt(spread * len(values) / (len(values) - 1))
+
+
+def scale_and_shift(labels: Array, logits: Array, weights: Array | None = None, steps: int = 20) -> tuple[float, float]:
     """The scale and shift of float [N] logits with the least logloss (Platt 1999), by Newton's method.
 
     The loss under them tells how well rows are told apart, whatever the scale of the logits: an overfitted model is
     too sure of itself, and whatever makes its logits smaller would look like an improvement.
     """
     x = np.stack([logits, np.ones_like(logits)], axis=1).astype(np.float64)
-    weights = np.array([1.0, 0.0])
+    found = np.array([1.0, 0.0])
+    share = None if weights is None else weights / weights.mean(dtype=np.float64)
     for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curvature, x.T @ (p - labels))
-        weights -= np.clip(step, -1, 1)
+        p = 1 / (1 + np.exp(-np.clip(x @ found, -30, 30)))
+        bend, gap = p * (1 - p), p - labels
+        if share is not None:
+            bend, gap = share * bend, share * gap
+        curvature = (x * bend[:, None]).T @ x + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, x.T @ gap)
+        found -= np.clip(step, -1, 1)
         if np.abs(step).max() < 1e-8:
             break
-    return float(weights[0]), float(weights[1])
+    return float(found[0]), float(found[1])
 
 
 def log_losses(labels: Array, logits: Array) -> Array:
@@ -128,25 +178,31 @@ def calibration_error(labels: Array, probabilities: Array, bins: int = 20) -> fl
     return float(sum(abs(y.mean() - p.mean()) * len(y) for y, p in parts if len(y)) / len(labels))
 
 
-def group_auc(labels: Array, probabilities: Array, groups: Array) -> tuple[float, int]:
+def group_auc(labels: Array, probabilities: Array, groups: Array, weights: Array | None = None) -> tuple[float, int]:
     """Mean AUC within groups (users, say), weighted by their rows, and the number of groups that count.
 
-    Groups with one class only say nothing about order and are left out (Zhou et al., KDD 2018, sec. 6.2). DataError if
-    none is left.
+    Groups with one class only say nothing about order and are left out (Zhou et al., KDD 2018, sec. 6.2). With
+    `weights`, a row of weight 2 counts as two, in a group and between them. DataError if no group is left.
     """
-    table = pl.DataFrame({"group": groups, "label": labels.astype(np.int8), "p": probabilities})
-    ranked = table.with_columns(pl.col("p").rank("average").over("group").alias("rank"))
-    per_group = (
-        ranked.group_by("group")
-        .agg(
-            pl.len().alias("rows"),
-            pl.col("label").cast(pl.Float64).sum().alias("ones"),
-            pl.col("rank").filter(pl.col("label") == 1).sum().alias("ranks"),
-        )
-        .filter((pl.col("ones") > 0) & (pl.col("ones") < pl.col("rows")))
-    )
-    if per_group.is_empty():
-        raise DataError(f"group AUC needs a group with both classes, but none of {table['group'].n_unique()} has both")
-    ones, rows = per_group["ones"].to_numpy(), per_group["rows"].to_numpy()
-    aucs = (per_group["ranks"].to_numpy() - ones * (ones + 1) / 2) / (ones * (rows - ones))
-    return float(np.average(aucs, weights=rows)), len(aucs)
+    one = labels == 1
+    own = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+    codes = pl.Series(groups).rank("dense").fill_null(0).to_numpy()
+    order = np.lexsort((probabilities, codes))
+    group, score, weight = codes[order], probabilities[order], own[order]
+    ones, zeros = np.where(one[order], weight, 0.0), np.where(one[order], 0.0, weight)
+    new = np.append(True, group[1:] != group[:-1])
+    # Rows of a group that share a score are one tie: a click beats the others below it, and half of those beside it.
+    tie = np.flatnonzero(np.append(True, (score[1:] != score[:-1]) | new[1:]))
+    starts = np.searchsorted(tie, np.flatnonzero(new))
+    ones, zeros = np.add.reduceat(ones, tie), np.add.reduceat(zeros, tie)
+    sizes = np.diff(np.append(starts, len(tie)))
+    total = np.repeat(np.add.reduceat(zeros, starts), sizes)
+    before = np.cumsum(zeros) - zeros
+    below = before - np.repeat(before[starts], sizes)
+    won = np.add.reduceat(ones * (below + zeros / 2), starts)
+    clicks, others = np.add.reduceat(ones, starts), total[starts]
+    counts = (clicks > 0) & (others > 0)
+    if not counts.any():
+        raise DataError(f"group AUC needs a group with both classes, but none of {len(starts)} has both")
+    aucs = won[counts] / (clicks[counts] * others[counts])
+    return float(np.average(aucs, weights=(clicks + others)[counts])), int(counts.sum())

@@ -61,7 +61,7 @@ class Refreshed:
     @property
     def no_worse(self) -> bool:
         """Whether the new model is at least as good on the tail, by the metric that its study was about."""
-        metric = _metric(self.bundle)
+        metric = _metric(self.bundle, self.bundle.spec)
         return metric.figure(self.after) >= metric.figure(self.before)
 
 
@@ -137,6 +137,7 @@ def refresh(
     refuse_crossed(bundle)
     recipe, once, told = _recipe(bundle, epochs, train or {})
     spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
+    metric = _metric(bundle, spec)
     known = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, "keep", spec, 0, 0))
     before = metrics_on(bundle.model.to(where).eval(), known, "test", where)
     bundle.model.cpu()
@@ -153,7 +154,7 @@ def refresh(
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
     mean = averaged(bundle, start, dataset, memory)
-    model, valid, after = fitted(plan, dataset, once, where, seed, start, _metric(bundle).monitor, progress, mean)
+    model, valid, after = fitted(plan, dataset, once, where, seed, start, metric.monitor, progress, mean)
     coverage = _coverage(bundle, known)
     result = Refreshed(
         bundle=bundle,
@@ -202,10 +203,10 @@ def _study(bundle: Bundle, given: str | Path | None) -> Path | None:
     return next((place for place in places if (place / "study.json").is_file()), None)
 
 
-def _metric(bundle: Bundle) -> Metric:
-    """The metric that the bundle's study was about."""
+def _metric(bundle: Bundle, spec: DataSpec) -> Metric:
+    """The metric that the bundle's study was about; SpaceError if it needs groups that the log is read without."""
     monitor = bundle.manifest.provenance.get("monitor")
-    return metric_in(bundle.spec.task, monitor if isinstance(monitor, str) else None)
+    return metric_in(bundle.spec.task, monitor if isinstance(monitor, str) else None, spec.group)
 
 
 def _recipe(
@@ -232,7 +233,13 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
             f"the log lacks columns that the model takes: {', '.join(gone)}: bring them back, or search anew without "
             "them, as what the model has learned of the others counts on them"
         )
-    wanted = {*bundle.vocabulary.columns, spec.label, *([spec.time] if spec.time else [])}
+    beside = {"time": spec.time, "weight": spec.weight, "group": spec.group}
+    for role, name in beside.items():
+        if name is not None and name not in there:
+            raise DataError(
+                f"the log lacks the {role} column {name!r} of the bundle: bring it back, or set data.{role} to null"
+            )
+    wanted = {*bundle.vocabulary.columns, spec.label, *beside.values()}
     fields = {field.name: field for field in bundle.schema.fields}
     columns = {
         kind: [name for name, field in fields.items() if field.kind == kind] for kind in ("categorical", "numeric")
@@ -244,7 +251,8 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     }
     shared = {name: field.shares for name, field in fields.items() if field.shares}
     hashed = {name: field.buckets for name, field in fields.items() if field.buckets}
-    dropped = [name for name in there if name not in wanted]
+    # A group that is no field of the bundle stays beside the ids alone.
+    dropped = [name for name in there if name not in wanted or (name == spec.group and name not in fields)]
     return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "hash": hashed, "drop": dropped})
 
 

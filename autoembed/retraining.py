@@ -120,12 +120,12 @@ def calibrate(model: RoutedModel, dataset: Dataset, device: torch.device) -> Met
     """
     assert model.router is not None
     assert model.calibration is not None
-    labels = dataset.labels("valid")
+    labels, weights = dataset.labels("valid"), dataset.weights("valid")
     cluster = np.concatenate([model.router(ids).cpu().numpy() for ids, _ in batches(dataset, "valid", 16384, device)])
     predictions = predict(model, dataset, "valid", device)
     for number in range(len(model.models)):
         rows = cluster == number
-        if line := dataset.task.line(labels[rows], predictions[rows]):
+        if line := dataset.task.line(labels[rows], predictions[rows], None if weights is None else weights[rows]):
             model.calibration[:, number] = torch.tensor(line)
     return metrics_on(model, dataset, "valid", device)
 

@@ -260,7 +260,7 @@ def _source(
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
     spec = DataSpec.checked({**own, **named, **settings})
-    metric = metric_in(spec.task, monitor if isinstance(monitor, str) else None)
+    metric = metric_in(spec.task, monitor if isinstance(monitor, str) else None, spec.group)
     return architecture, spec, config, metric.monitor, origin, notes
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import polars as pl
 
 from autoembed.bundle import Bundle
 from autoembed.data.files import locate, signature
 from autoembed.data.readers import labelled, read_rows
+from autoembed.data.sides import weight_of
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col, key
 from autoembed.errors import DataError, option
@@ -130,19 +132,38 @@ def coverage_warnings(coverage: pl.DataFrame) -> list[str]:
 
 
 def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | None) -> str:
-    """The metrics on the rows with a label, and within groups of them, or why there is none."""
+    """The metrics on the rows with a label, and within groups of them, or why there is none.
+
+    They are weighted, if the bundle's data are and the table has the weights.
+    """
+    weights = None
     try:
-        labels = labelled(frame, spec).select(col(spec.label)).collect(engine="streaming").to_series()
+        rows = labelled(frame, spec)
+        labels = rows.select(col(spec.label)).collect(engine="streaming").to_series()
+        known = labels.is_not_null().to_numpy()
+        if spec.weight in frame.collect_schema() and known.any():
+            weight = weight_of({"train": rows}, spec)
+            assert weight is not None
+            weights = rows.select(weight.alias("weight")).collect(engine="streaming")["weight"].to_numpy()[known]
     except DataError as error:
         return "" if len(scores) < 2 else f"no {spec.task.metrics[0].title}: {error}"
-    known = labels.is_not_null().to_numpy()
     present = labels.drop_nulls().to_numpy()
-    if not len(present) or not spec.task.measurable(present):
+    if not len(present) or not spec.task.measurable(present if weights is None else present[weights > 0]):
         return ""
-    line = f"on its {len(present):,} labelled rows {told(spec.task.evaluate(present, scores[known]))}"
+    how = "labelled rows" if weights is None else f"labelled rows, weighted by {spec.weight!r},"
+    line = f"on its {len(present):,} {how} {told(spec.task.evaluate(present, scores[known], weights))}"
+    asked = group is not None
+    group = group if asked or spec.group not in frame.collect_schema() else spec.group
     if group is None:
         return line
     dtype = frame.collect_schema()[group]
     groups = frame.select(key(col(group), dtype).alias("group")).collect(engine="streaming")["group"].to_numpy()
-    value, number = spec.task.within(present, scores[known], groups[known])
+    some = np.array([value is not None for value in groups[known]], dtype=bool)  # rows without a value are in no group
+    own = None if weights is None else weights[some]
+    try:
+        value, number = spec.task.within(present[some], scores[known][some], groups[known][some], own)
+    except DataError as error:
+        if asked:
+            raise
+        return f"{line}; {error}"
     return f"{line}; {spec.task.metrics[0].title} within {group} {value:.4f} ({number:,} groups with both labels)"

@@ -7,7 +7,7 @@ it: `DataSpec.task` and `FeatureSchema.task` say which one it is. No other modul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -16,7 +16,17 @@ import polars as pl
 from pydantic import AfterValidator
 
 from autoembed.errors import DataError, SpaceError, unknown
-from autoembed.metrics import Metrics, auc_error, evaluate, group_auc, log_losses, placements, scale_and_shift
+from autoembed.metrics import (
+    Metrics,
+    auc_error,
+    effective_rows,
+    evaluate,
+    group_auc,
+    log_losses,
+    mean_and_error,
+    placements,
+    scale_and_shift,
+)
 from autoembed.types import Array, Bools, Floats
 
 if TYPE_CHECKING:
@@ -68,11 +78,13 @@ class Task(Protocol):
     """How logits become predictions, what they are trained by, and how they are judged.
 
     Labels are float, logits and predictions are of the same rows. Everything is numpy [N], but for torch tensors in
-    `loss`, `distil` and `link`.
+    `loss`, `distil` and `link`. `weights` say how often each row counts, once by default. Only their ratios matter, but
+    in `loss` and `distil`, whose mean is over rows: there the weights of all rows that are trained on have a mean of 1.
 
     Attributes:
         name: as a `data:` section would say it.
         metrics: the first one tells whether anything was learnt, and is the default objective.
+        grouped: the metrics that there are beside these where rows have groups (data.group).
         criterion: the metric that is the mean of `losses`.
     """
 
@@ -80,6 +92,8 @@ class Task(Protocol):
     def name(self) -> str: ...
     @property
     def metrics(self) -> tuple[Metric, ...]: ...
+    @property
+    def grouped(self) -> tuple[Metric, ...]: ...
     @property
     def criterion(self) -> Metric: ...
 
@@ -92,13 +106,23 @@ class Task(Protocol):
     def classes(self, labels: Array) -> Array:
         """The class of each row, 0 or 1, uint8 [N]: by these columns are ranked and splits stratified."""
 
-    def loss(self, logits: Tensor, labels: Tensor, positive_weight: float = 1.0, reduction: str = "mean") -> Tensor:
-        """The loss of logits [B], or [B, K] of an ensemble's K; a click counts `positive_weight` times."""
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        positive_weight: float = 1.0,
+        reduction: str = "mean",
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of logits [B], or [B, K] of an ensemble's K; a click counts `positive_weight` times.
+
+        The mean is over B rows, whatever their weights [B] are.
+        """
 
     def shift_of(self, share: float) -> float:
         """What logits of all rows differ by from those of a sample with a `share` of the rows of class 0."""
 
-    def distil(self, logits: Tensor, teacher: Tensor) -> Tensor:
+    def distil(self, logits: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of logits [B] or [B, K] against a teacher's [B]."""
 
     def link(self, logits: Tensor) -> Tensor:
@@ -107,34 +131,43 @@ class Task(Protocol):
     def measurable(self, labels: Array) -> bool:
         """Whether the metrics are defined on these labels."""
 
-    def evaluate(self, labels: Array, predictions: Array) -> Metrics:
-        """The metrics; DataError if they are not defined."""
+    def evaluate(
+        self, labels: Array, predictions: Array, weights: Array | None = None, groups: Array | None = None
+    ) -> Metrics:
+        """The metrics, those of `grouped` too if rows have groups, int [N], below 0 for none.
 
-    def within(self, labels: Array, predictions: Array, groups: Array) -> tuple[float, int]:
+        DataError if they are not defined.
+        """
+
+    def within(
+        self, labels: Array, predictions: Array, groups: Array, weights: Array | None = None
+    ) -> tuple[float, int]:
         """The first metric within groups of rows, such as a user's, weighted by their rows, and how many groups count.
 
         DataError if it is defined in none.
         """
 
-    def error(self, value: float, labels: Array) -> float:
-        """The standard error of a value of the first metric, by the rows alone."""
+    def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
+        """The standard error of a value of the first metric, by the rows alone: with weights, the effective ones."""
 
-    def hopeless(self, value: float, labels: Array) -> float | None:
+    def hopeless(self, value: float, labels: Array, weights: Array | None = None) -> float | None:
         """The bound that a search must beat by now, if its best `value` of the first metric on valid does not."""
 
     def losses(self, labels: Array, logits: Array) -> Array:
-        """The loss of each row."""
+        """The loss of each row, whatever its weight."""
 
     def rises(self, labels: Array, logits: Array, changes: Array) -> Array:
         """How much each row's loss rises when its logit [N, 1] changes by each of [N, O], quickly: float32 [N, O]."""
 
-    def calibration(self, labels: Array, logits: Array) -> tuple[float, float]:
+    def calibration(self, labels: Array, logits: Array, weights: Array | None = None) -> tuple[float, float]:
         """The scale and shift of logits with the least mean loss."""
 
-    def line(self, labels: Array, predictions: Array) -> tuple[float, float] | None:
+    def line(self, labels: Array, predictions: Array, weights: Array | None = None) -> tuple[float, float] | None:
         """The scale and shift that a cluster's logits get, from its predictions on valid; None if they stay."""
 
-    def compare(self, labels: Array, logits: Array) -> Callable[[Array], dict[str, float]]:
+    def compare(
+        self, labels: Array, logits: Array, weights: Array | None = None
+    ) -> Callable[[Array], dict[str, float]]:
         """What other logits of the same rows would be worse by, as a function of these.
 
         Of each metric NAME it gives NAME_rise or NAME_fall, above 0 if worse, and NAME_se, the standard error, paired
@@ -147,6 +180,7 @@ class BinaryClicks:
 
     name = "clicks"
     metrics = (Metric(name="auc", title="AUC", rises=True), Metric(name="logloss", title="logloss", rises=False))
+    grouped = (Metric(name="gauc", title="GAUC", rises=True),)
     criterion = metrics[1]
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
@@ -169,39 +203,60 @@ class BinaryClicks:
     def classes(self, labels: Array) -> Array:
         return (labels > 0.5).astype(np.uint8)
 
-    def loss(self, logits: Tensor, labels: Tensor, positive_weight: float = 1.0, reduction: str = "mean") -> Tensor:
+    def loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        positive_weight: float = 1.0,
+        reduction: str = "mean",
+        weights: Tensor | None = None,
+    ) -> Tensor:
         from torch.nn import functional
 
         if logits.dim() == 2:
             labels = labels.unsqueeze(1).expand_as(logits)
-        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
-        return functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction=reduction)
+            weights = None if weights is None else weights.unsqueeze(1).expand_as(logits)
+        click = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        return functional.binary_cross_entropy_with_logits(
+            logits, labels, weight=weights, pos_weight=click, reduction=reduction
+        )
 
     def shift_of(self, share: float) -> float:
         return -math.log(share)  # the odds of a click in the sample are 1 / share times those of all rows
 
-    def distil(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        return self.loss(logits, self.link(teacher))
+    def distil(self, logits: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
+        return self.loss(logits, self.link(teacher), weights=weights)
 
     def link(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
     def measurable(self, labels: Array) -> bool:
-        return bool(labels.min() != labels.max())
+        return len(labels) > 0 and bool(labels.min() != labels.max())
 
-    def evaluate(self, labels: Array, predictions: Array) -> Metrics:
-        return evaluate(labels, predictions)
+    def evaluate(
+        self, labels: Array, predictions: Array, weights: Array | None = None, groups: Array | None = None
+    ) -> Metrics:
+        found = evaluate(labels, predictions, weights)
+        if groups is None:
+            return found
+        some = groups >= 0
+        own = None if weights is None else weights[some]
+        return Metrics(found.root | {"gauc": self.within(labels[some], predictions[some], groups[some], own)[0]})
 
-    def within(self, labels: Array, predictions: Array, groups: Array) -> tuple[float, int]:
-        return group_auc(labels, predictions, groups)
+    def within(
+        self, labels: Array, predictions: Array, groups: Array, weights: Array | None = None
+    ) -> tuple[float, int]:
+        return group_auc(labels, predictions, groups, weights)
 
-    def error(self, value: float, labels: Array) -> float:
-        ones = int((labels > 0).sum())
-        return auc_error(value, ones, len(labels) - ones)
+    def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
+        ones = labels > 0
+        if weights is not None:
+            return auc_error(value, effective_rows(weights[ones]), effective_rows(weights[~ones]))
+        return auc_error(value, clicks := int(ones.sum()), len(labels) - clicks)
 
-    def hopeless(self, value: float, labels: Array) -> float | None:
+    def hopeless(self, value: float, labels: Array, weights: Array | None = None) -> float | None:
         # So many standard errors above chance, but where valid is small no more than _ABOVE.
-        bound = 0.5 + min(_ERRORS * self.error(value, labels), _ABOVE)
+        bound = 0.5 + min(_ERRORS * self.error(value, labels, weights), _ABOVE)
         return bound if value <= bound else None
 
     def losses(self, labels: Array, logits: Array) -> Array:
@@ -215,21 +270,38 @@ class BinaryClicks:
         before, after = (functional.softplus(torch.from_numpy(part)).numpy() for part in (logits, logits + changes))
         return np.asarray(after - before - labels * changes)
 
-    def calibration(self, labels: Array, logits: Array) -> tuple[float, float]:
-        return scale_and_shift(labels, logits)
+    def calibration(self, labels: Array, logits: Array, weights: Array | None = None) -> tuple[float, float]:
+        return scale_and_shift(labels, logits, weights)
 
-    def line(self, labels: Array, predictions: Array) -> tuple[float, float] | None:
+    def line(self, labels: Array, predictions: Array, weights: Array | None = None) -> tuple[float, float] | None:
         from sklearn.linear_model import LogisticRegression
 
+        if weights is not None:
+            labels, predictions, weights = (part[weights > 0] for part in (labels, predictions, weights))
         if len(np.unique(labels)) != 2:
             return None
         p = predictions.astype(np.float64).clip(1e-7, 1 - 1e-7)
-        fitted = LogisticRegression(C=1e6).fit(np.log(p / (1 - p))[:, None], labels)
+        fitted = LogisticRegression(C=1e6).fit(np.log(p / (1 - p))[:, None], labels, weights)
         return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
 
-    def compare(self, labels: Array, logits: Array) -> Callable[[Array], dict[str, float]]:
+    def compare(
+        self, labels: Array, logits: Array, weights: Array | None = None
+    ) -> Callable[[Array], dict[str, float]]:
         ones = labels == 1
-        loss, placed = _losses(logits, ones), placements(logits, ones)
+        loss, placed = _losses(logits, ones), placements(logits, ones, weights)
+
+        def weighted(other: Array) -> dict[str, float]:
+            rise, fall = _losses(other, ones) - loss, placed - placements(other, ones, weights)
+            assert weights is not None
+            mean, error = mean_and_error(rise, weights)
+            down, of_ones = mean_and_error(fall[ones], weights[ones])
+            of_zeros = mean_and_error(fall[~ones], weights[~ones])[1]
+            return {
+                "logloss_rise": mean,
+                "logloss_se": error,
+                "auc_fall": down,
+                "auc_se": math.hypot(of_ones, of_zeros),
+            }
 
         def compared(other: Array) -> dict[str, float]:
             rise, fall = _losses(other, ones) - loss, placed - placements(other, ones)
@@ -240,7 +312,7 @@ class BinaryClicks:
                 "auc_se": float(np.sqrt(_variance_of_mean(fall[ones]) + _variance_of_mean(fall[~ones]))),
             }
 
-        return compared
+        return compared if weights is None else weighted
 
 
 def _losses(logits: Array, ones: Bools) -> Floats:
@@ -254,7 +326,7 @@ def _variance_of_mean(values: Floats) -> float:
 
 CLICKS = BinaryClicks()
 TASKS: tuple[Task, ...] = (CLICKS,)
-_KNOWN = {metric.name: (metric, task) for task in TASKS for metric in task.metrics}
+_KNOWN = {metric.name: (metric, task) for task in TASKS for metric in (*task.metrics, *task.grouped)}
 
 
 def metric_of(monitor: str) -> Metric:
@@ -274,13 +346,21 @@ def _named(monitor: str) -> tuple[Metric, Task]:
     return _KNOWN[name]
 
 
-def metric_in(task: Task, monitor: str | None) -> Metric:
-    """The metric of `task` that training follows, its first one without a name; SpaceError if it is another task's."""
-    names = {metric.monitor: metric for metric in task.metrics}
+def metric_in(task: Task, monitor: str | None, group: str | None = None) -> Metric:
+    """The metric of `task` that training follows, its first one without a name.
+
+    SpaceError if it is another task's, or one within groups while the data have no `group`.
+    """
+    names = {metric.monitor: metric for metric in (*task.metrics, *task.grouped)}
     if monitor is None:
         return task.metrics[0]
     if monitor not in names:
         raise SpaceError(unknown("metric", monitor, list(names)))
+    if names[monitor] in task.grouped and group is None:
+        raise SpaceError(
+            f"{titled(monitor)} is a metric within groups: set data.group to a column such as user_id, or choose "
+            f"{titled(task.metrics[0].monitor)}"
+        )
     return names[monitor]
 
 
@@ -290,9 +370,16 @@ def titled(name: str) -> str:
     return f"{first} {_KNOWN[rest][0].title}" if rest in _KNOWN else name.replace("_", " ")
 
 
-def columns(task: Task, *splits: str) -> dict[str, Metric]:
-    """The columns in which the metrics of these splits stand in a table."""
-    return {f"{split}_{metric.name}": metric for split in splits for metric in task.metrics}
+def columns(task: Task, *splits: str, there: Container[str] = ()) -> dict[str, Metric]:
+    """The columns in which the metrics of these splits stand in a table; those within groups if they are `there`."""
+    every = {f"{split}_{metric.name}": metric for split in splits for metric in (*task.metrics, *task.grouped)}
+    return {name: metric for name, metric in every.items() if metric in task.metrics or name in there}
+
+
+def present(task: Task, found: Iterable[Metrics | None]) -> tuple[Metric, ...]:
+    """The metrics of a task, those within groups if any that were found have them."""
+    names = {name for metrics in found if metrics is not None for name in metrics.names}
+    return (*task.metrics, *(metric for metric in task.grouped if metric.name in names))
 
 
 def under(split: str, metrics: Metrics | None) -> dict[str, float]:
@@ -314,13 +401,14 @@ def _known_monitor(name: str) -> str:
 
 def _whole(metrics: Metrics) -> Metrics:
     kinds = [tuple(metric.name for metric in task.metrics) for task in TASKS]
-    if metrics.names not in kinds:
+    more = [(*own, *(metric.name for metric in task.grouped)) for own, task in zip(kinds, TASKS, strict=True)]
+    if metrics.names not in (*kinds, *more):
         raise ValueError(
-            f"must have the metrics {' or '.join(map(', '.join, kinds))}, but has {', '.join(metrics.names)}"
+            f"must have the metrics {' or '.join(map(', '.join, (*kinds, *more)))}, but has {', '.join(metrics.names)}"
         )
     return metrics
 
 
-# In stored formats: a metric on valid by its name, and all metrics of a task.
+# In stored formats: a metric on valid by its name, and all metrics of a task, with those within groups or without.
 Monitor = Annotated[str, AfterValidator(_known_monitor)]
 TaskMetrics = Annotated[Metrics, AfterValidator(_whole)]

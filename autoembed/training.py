@@ -25,6 +25,8 @@ from autoembed.shuffle import RowOrder, Shuffle
 from autoembed.task import Metric, metric_in
 from autoembed.types import Array
 
+_MEAN_OF = 1 << 20  # rows whose weights are added up at a time
+
 
 class TeacherEnsemble(BaseModel):
     """A teacher made of so many models of the root's full width."""
@@ -236,6 +238,45 @@ def batches(
         yield tuple(column.to(device, non_blocking=True) for column in batch)
 
 
+class RowWeights:
+    """The weights of train's rows for a training, scaled so that their mean is 1 over the rows that are drawn from.
+
+    So a row of weight 2 moves a model as two equal rows would, and the size of the weights says nothing: a batch's loss
+    is the mean over its rows of weight times loss, whose expectation is the weighted mean over all rows. A batch is not
+    divided by its own sum of weights, which would make rows count more in a batch of light ones.
+
+    Args:
+        dataset: whose train split is trained on.
+        seen: the rows, or those below a whole number.
+    """
+
+    def __init__(self, dataset: Dataset, seen: int | RowOrder) -> None:
+        self.all = dataset.weights("train")
+        self.scale = 1.0
+        self.of_rows(seen)
+
+    def of_rows(self, seen: int | RowOrder) -> None:
+        """Scales the weights to the rows of another draw."""
+        if self.all is None:
+            return
+        total, rows = 0.0, seen if isinstance(seen, int) else len(seen)
+        for start in range(0, rows, _MEAN_OF):
+            places = np.arange(start, min(start + _MEAN_OF, rows))
+            total += float(self.all[places if isinstance(seen, int) else seen[places]].sum(dtype=np.float64))
+        if not total:
+            raise TrialError("the rows that are trained on must have some weight, but have none: hold out fewer")
+        self.scale = rows / total
+
+    @property
+    def columns(self) -> tuple[Array, ...]:
+        """For `batches`."""
+        return () if self.all is None else (self.all,)
+
+    def of(self, told: Sequence[Tensor]) -> Tensor | None:
+        """The weights of a batch, from what `batches` gives first of all `columns`; None if there are none."""
+        return None if self.all is None else told[0] * self.scale
+
+
 def sampled(dataset: Dataset, rows: int | RowOrder, share: float, seed: Sequence[int]) -> int | RowOrder:
     """The rows of train, or those below a whole number, with a click and a random share of the others."""
     if share == 1:
@@ -318,14 +359,20 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: torch.devi
     return predictions
 
 
+def metrics_of(predictions: Array, dataset: Dataset, split: Split) -> Metrics:
+    """The metrics of predictions of a split, float [N], weighted as its rows are, and within their groups."""
+    weights, groups = dataset.weights(split), dataset.groups(split)
+    return dataset.task.evaluate(dataset.labels(split), predictions, weights, groups)
+
+
 def metrics_on(model: nn.Module, dataset: Dataset, split: Split, device: torch.device) -> Metrics:
     """Metrics on a split."""
-    return dataset.task.evaluate(dataset.labels(split), predict(model, dataset, split, device))
+    return metrics_of(predict(model, dataset, split, device), dataset, split)
 
 
 def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Metrics:
     """Metrics on valid; TrialError if the predictions are not finite."""
-    return dataset.task.evaluate(dataset.labels("valid"), finite_on_valid(model, dataset, device, lr, where))
+    return metrics_of(finite_on_valid(model, dataset, device, lr, where), dataset, "valid")
 
 
 def finite_on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Array:
@@ -364,9 +411,9 @@ def fit(
 
     `monitor` names a metric on valid, such as valid_auc; it is the task's first one by default. The earliest of equal
     epochs is kept, whatever `min_gain` says: it decides when the learning rate falls and when training stops, and not
-    which epoch is kept. With `start`, the metrics of the weights as they are, these are epoch 0 and stay if no epoch is
-    better. With a `teacher`, its logits count as labels with their share of the loss; `positive_weight` is of the
-    labels alone, since a teacher's logits have its own in them.
+    which epoch is kept. Rows count by their weights (`RowWeights`). With `start`, the metrics of the weights as they
+    are, these are epoch 0 and stay if no epoch is better. With a `teacher`, its logits count as labels with their share
+    of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in them.
 
     A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained, whatever
     `patience` and `decay` say.
@@ -379,25 +426,30 @@ def fit(
     optimiser = Optimiser(model, model.weight_parameters(), config)
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
-    columns = () if teacher is None else (teacher.logits,)
+    weights = RowWeights(dataset, taken)
+    columns = (*weights.columns, *(() if teacher is None else (teacher.logits,)))
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
-    plateau, state = Plateau(metric_in(task, monitor), config.min_gain), {}
+    plateau, state = Plateau(metric_in(task, monitor, dataset.schema.group), config.min_gain), {}
     if start is not None and plateau.see(0, start):
         state = copy_of(model)
     for epoch in range(1, config.epochs + 1):
         model.train()
         total = torch.zeros((), device=device)
         steps = 0
-        order = Shuffle(sampled(dataset, taken, config.negative_sampling, [seed, 6, epoch]), [seed, 0, epoch])
+        drawn = sampled(dataset, taken, config.negative_sampling, [seed, 6, epoch])
+        if config.negative_sampling < 1:
+            weights.of_rows(drawn)
+        order = Shuffle(drawn, [seed, 0, epoch])
         least, per_epoch = min(2, len(order)), -(-len(order) // config.batch_size)
         for ids, labels, *told in batches(
             dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
         ):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = forward(ids)
-            loss = task.loss(logits.float() + shift, labels, config.positive_weight)
+            own = weights.of(told)
+            loss = task.loss(logits.float() + shift, labels, config.positive_weight, weights=own)
             if teacher is not None:
-                taught = task.distil(logits.float(), told[0])
+                taught = task.distil(logits.float(), told[-1], own)
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught
             loss.backward()
             optimiser.step()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoembed.data.schema import FeatureSchema
 from autoembed.errors import DataError, SpaceError, TrialError
 from autoembed.events import values_of
 from autoembed.metrics import Metrics, evaluate
@@ -125,6 +126,12 @@ def coins():
 
         def labels(self, split):
             return label
+
+        def weights(self, split):
+            return None
+
+        groups = weights
+        schema = FeatureSchema(fields=(), label="label")
 
     return Data()
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import ValidationError
 
@@ -22,8 +23,9 @@ from autoembed.data.files import Where, locate, signature
 from autoembed.data.readers import Table, read
 from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.sides import KINDS, GroupCodes, Groups, Sides
 from autoembed.data.spec import SPLITS, DataSpec, Split
-from autoembed.data.values import col
+from autoembed.data.values import col, key
 from autoembed.data.vocabulary import ENCODING, Vocabulary
 from autoembed.data.writer import LAYOUT, DatasetFacts, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
@@ -70,8 +72,9 @@ class Dataset:
             raise ValueError("its counts are not as its schema says")
         for split in SPLITS:
             shape = (self.rows(split), sum(self.schema.lengths))
-            ids, labels = self.ids(split), self.labels(split)
-            if ids.shape != shape or ids.dtype != np.int32 or labels.shape != shape[:1] or labels.dtype != np.float32:
+            ids, sides = self.ids(split), self.sides(split)
+            whole = all(side.shape == shape[:1] and side.dtype == KINDS[name] for name, side in sides.items())
+            if ids.shape != shape or ids.dtype != np.int32 or not whole:
                 raise ValueError(f"the arrays of {split} are not as dataset.json says")
 
     @cached_property
@@ -92,12 +95,12 @@ class Dataset:
         with _corrupt(self.path):
             done = 0
             for split in SPLITS:
-                digests = hashlib.sha256(), hashlib.sha256()
-                ids, labels = self.ids(split), self.labels(split)
-                for start in range(0, len(labels), _CHUNK):
-                    for digest, array in zip(digests, (ids, labels), strict=True):
+                arrays = (self.ids(split), *self.sides(split).values())
+                digests = [hashlib.sha256() for _ in arrays]
+                for start in range(0, len(arrays[0]), _CHUNK):
+                    for digest, array in zip(digests, arrays, strict=True):
                         digest.update(array[start : start + _CHUNK].data)
-                    done += len(labels[start : start + _CHUNK])
+                    done += len(arrays[0][start : start + _CHUNK])
                     if progress:
                         progress("check", done, total)
                 hashes += [digest.hexdigest() for digest in digests]
@@ -130,6 +133,18 @@ class Dataset:
         labels: Labels = self._load(f"{_known(split)}.labels")
         return labels
 
+    def weights(self, split: Split) -> npt.NDArray[np.float32] | None:
+        """How often each row counts, float32 [rows], memory-mapped likewise; None without data.weight."""
+        return None if self.schema.weight is None else self._load(f"{_known(split)}.weights")
+
+    def groups(self, split: Split) -> Groups | None:
+        """A code of each row's group, int32 [rows], -1 where it is missing, memory-mapped; None without data.group."""
+        return None if self.schema.group is None else self._load(f"{_known(split)}.groups")
+
+    def sides(self, split: Split) -> Sides:
+        """What stands beside the ids of a split, by the names of `data.sides.KINDS`."""
+        return {name: self._load(f"{_known(split)}.{name}") for name in self.schema.sides}
+
     def _load(self, name: str) -> Array:
         array: Array = np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         return array
@@ -152,10 +167,10 @@ class Dataset:
         def write(temporary: Path) -> None:
             writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
             for split in SPLITS:
-                ids, labels = self.ids(split), self.labels(split)
+                ids, sides = self.ids(split), self.sides(split)
                 for start in range(0, len(ids), _CHUNK):
                     some = slice(start, start + _CHUNK)
-                    writer.add(split, ids[some, places], labels[some])
+                    writer.add(split, ids[some, places], {name: side[some] for name, side in sides.items()})
             writer.finish(self.vocabulary.keep(schema.names), self.truth, self.notes, self.sources)
 
         return _cached(folder, write)
@@ -195,14 +210,15 @@ class Dataset:
             schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
             writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
             for split in SPLITS:
-                ids, labels = self.ids(split), self.labels(split)
+                ids, others = self.ids(split), self.sides(split)
                 for start in range(0, len(ids), _CHUNK):
                     chunk = np.asarray(ids[start : start + _CHUNK])
                     crossed = [
                         vocabulary.encode_cross(name_of(a, b), chunk[:, left], chunk[:, right])
                         for (a, b), (left, right) in zip(pairs, sides, strict=True)
                     ]
-                    writer.add(split, np.column_stack([chunk, *crossed]), labels[start : start + _CHUNK])
+                    beside = {name: side[start : start + _CHUNK] for name, side in others.items()}
+                    writer.add(split, np.column_stack([chunk, *crossed]), beside)
             writer.finish(vocabulary, self.truth, self.notes, self.sources)
 
         return _cached(folder, write)
@@ -248,7 +264,10 @@ def build_dataset(
         for paths in locate(spec, data).values():
             sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
     other = [] if vocabulary is None else [vocabulary.key]
-    folder = Path(cache) / _digest(LAYOUT, ENCODING, spec.model_dump(mode="json", exclude={"crosses"}), sources, *other)
+    # Data without weights and groups are found where they were before there were such.
+    absent = {name for name in ("weight", "group") if getattr(spec, name) is None}
+    said = spec.model_dump(mode="json", exclude={"crosses", *absent})
+    folder = Path(cache) / _digest(LAYOUT, ENCODING, said, sources, *other)
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:
@@ -293,12 +312,15 @@ def _encode(
     sources: Sequence[str],
     other: OtherVocabulary | None,
 ) -> None:
-    splits, label = table.splits, table.schema.label
+    splits = table.splits
     schema = table.schema if other is None else table.schema.keep(other.fields)
     rows, notes = {}, list(table.notes)
     for split, frame in splits.items():
         rows[split], note = _check_labels(split, frame, table.schema)
         notes += note
+        if split != "train":
+            notes += _check_groups(split, frame, table.schema)
+    groups = None if schema.group is None else GroupCodes(splits.values(), schema.group)
     least = spec.min_count if other is None else 1
     vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins, progress)
     if other is not None:
@@ -307,23 +329,64 @@ def _encode(
     done, total = 0, sum(rows.values())
     for part in table.parts:
         for chunk, codes in part.chunks(_CHUNK):
-            ids, labels = vocabulary.encode(chunk), chunk[label].cast(pl.Float32).to_numpy()
+            ids, sides = vocabulary.encode(chunk), _sides(chunk, table.schema, groups)
             for code, split in enumerate(SPLITS):
                 inside = codes == code
-                writer.add(split, ids[inside], labels[inside])
+                writer.add(split, ids[inside], {name: side[inside] for name, side in sides.items()})
                 done += int(inside.sum())
             progress("encode", done, total)
     writer.finish(vocabulary, table.truth, notes, sources)
 
 
+def _sides(chunk: pl.DataFrame, schema: FeatureSchema, groups: GroupCodes | None) -> Sides:
+    """What stands beside the ids of some rows."""
+    found: dict[str, Array] = {"labels": chunk[schema.label].cast(pl.Float32).to_numpy()}
+    if schema.weight is not None:
+        found["weights"] = chunk[schema.weight].to_numpy()
+    if groups is not None:
+        found["groups"] = groups.encode(chunk)
+    return found
+
+
 def _check_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> tuple[int, list[str]]:
-    """The rows of a split, and what to know of them; DataError if there are none, or the task can use none."""
-    values = frame.select(col(schema.label).alias("label"))
-    counted = values.group_by("label").agg(pl.len().alias("count")).collect(engine="streaming")
-    rows = int(counted["count"].sum())
+    """The rows of a split, and what to know of them; DataError if there are none, or the task can use none.
+
+    Rows of weight 0 are none that a task can use.
+    """
+    weight = pl.lit(1.0) if schema.weight is None else col(schema.weight)
+    values = frame.select(col(schema.label).alias("label"), weight.alias("weight"))
+    facts = values.group_by("label").agg(pl.len().alias("rows"), (pl.col("weight") > 0).sum().alias("count"))
+    found = facts.collect(engine="streaming")
+    rows = int(found["rows"].sum())
     if not rows:
         raise DataError(f"split {split} has no rows: change data.split or the files")
+    if not found["count"].sum():
+        raise DataError(f"all weights of {split} are 0: give rows of {split} that shall count a weight above 0")
+    counted = found.filter(pl.col("count") > 0).select("label", pl.col("count").cast(pl.Int64))
     return rows, schema.task.check_split(split, counted, schema.label)
+
+
+def _check_groups(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> list[str]:
+    """What to know of the groups of a split; DataError if none has rows of both classes that count."""
+    if schema.group is None:
+        return []
+    name, weight = schema.group, pl.lit(1.0) if schema.weight is None else col(schema.weight)
+    group = key(col(name), frame.collect_schema()[name])
+    label = col(schema.label).filter(weight > 0)
+    both = frame.group_by(group.alias("group")).agg(
+        pl.len().alias("rows"), ((label.min() == 0) & (label.max() == 1)).alias("both")
+    )
+    found = both.select(
+        pl.col("rows").filter(pl.col("group").is_null()).sum().alias("missing"),
+        (pl.col("both") & pl.col("group").is_not_null()).sum().alias("both"),
+    ).collect(engine="streaming")
+    if not found["both"][0]:
+        raise DataError(
+            f"group {name!r} must have a value with both labels in {split}, but has none: choose another data.group, "
+            f"or give {split} more rows"
+        )
+    missing = int(found["missing"][0])
+    return [f"{missing:,} rows of {split} have no {name!r}: they are in no group"] if missing else []
 
 
 def _cached(folder: Path, write: Callable[[Path], None], progress: Progress | None = None) -> Dataset:

@@ -17,6 +17,7 @@ from autoembed.data.multi import MultiSpec, as_lists, is_list, multi_of, no_list
 from autoembed.data.planted import LOGIT, Truth, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
 from autoembed.data.schema import FeatureSchema, Field, Kind
+from autoembed.data.sides import weight_of
 from autoembed.data.spec import SPLITS, DataSpec, Split, SplitSpec
 from autoembed.data.splits import SplitTable, split
 from autoembed.data.times import typed_time
@@ -33,8 +34,8 @@ __all__ = ["DataSpec", "SplitSpec", "Table", "clean", "labelled", "read", "read_
 class Table:
     """The parts of a table, its schema (cardinalities 0), and the truth of planted data.
 
-    The columns of every part are the fields, the time if there is one, and the label: 0, 1 or missing (Int8). `notes`
-    say in sentences what was taken and what was guessed.
+    The columns of every part are the fields, the time and the group if there are such, the label, 0, 1 or missing
+    (Int8), and the weight (Float32) if there is one. `notes` say in sentences what was taken and what was guessed.
     """
 
     parts: list[SplitTable]
@@ -76,10 +77,14 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
     frames = typed_time(frames, spec)
     label = label_of(frames, spec).alias(spec.label)
     frames = {name: frame.with_columns(label) for name, frame in frames.items()}
+    weight = weight_of(frames, spec)
+    if weight is not None:
+        frames = {name: frame.with_columns(weight.alias(str(spec.weight))) for name, frame in frames.items()}
     table = Table(parts=split(frames, spec), schema=schema, truth=truth, notes=tuple(notes))
     if truth is not None:
         truth["best_auc"] = {name: _auc(frame) for name, frame in table.splits.items()}
-    columns = dict.fromkeys([*schema.names, *([schema.time] if schema.time else []), schema.label])
+    beside = [name for name in (schema.time, schema.weight, schema.group) if name]
+    columns = dict.fromkeys([*schema.names, *beside, schema.label])
     return replace(table, parts=[part.select(*columns) for part in table.parts])
 
 
@@ -206,7 +211,7 @@ def _cleaned(name: str, dtype: pl.DataType, spec: DataSpec) -> pl.Expr:
 def _same_columns(frames: dict[Split, pl.LazyFrame], spec: DataSpec) -> dict[Split, pl.LazyFrame]:
     """Every table with the columns of train in its order; columns whose types differ between tables become text."""
     schemas = {name: frame.collect_schema() for name, frame in frames.items()}
-    names = [name for name in schemas["train"].names() if name not in spec.drop]
+    names = [name for name in schemas["train"].names() if name not in spec.drop or name == spec.group]
     for given, schema in schemas.items():
         absent = [name for name in names if name not in schema]
         if absent:
@@ -250,6 +255,8 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "shared": [*spec.readers, *spec.readers.values()],
         "hash": list(spec.hash),
         "time": [spec.time] if spec.time else [],
+        "weight": [spec.weight] if spec.weight else [],
+        "group": [spec.group] if spec.group else [],
     }
     for where, names in wanted.items():
         unknown = [name for name in names if name not in types]
@@ -259,9 +266,10 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         raise no_label(spec.label, types.names(), "set data.label to one of")
     hidden = {spec.label, LOGIT} if spec.planted else {spec.label}
     hidden |= {spec.time or spec.label, spec.split.column or spec.label} - {*spec.categorical, *spec.numeric}
+    hidden |= {spec.weight or spec.label, *spec.drop}
     names = [name for name in types.names() if name not in hidden]
     if not names:
-        raise DataError("no fields are left: every column is the label, the time or under drop")
+        raise DataError("no fields are left: every column is the label, the time, the weight or under drop")
     lists = [name for name in names if is_list(types[name])]
     for name in names:
         if name not in lists:

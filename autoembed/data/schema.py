@@ -1,4 +1,4 @@
-"""What a table's columns are: names, kinds, cardinalities, label and time. No paths, no tensors, no widths."""
+"""What a table's columns are: names, kinds, cardinalities, and those beside the fields. No paths, tensors or widths."""
 
 from __future__ import annotations
 
@@ -85,13 +85,18 @@ class Field(BaseModel):
 
 
 class FeatureSchema(BaseModel):
-    """The input columns in the order of the encoded table, the label column, and the time column if there is one."""
+    """The input columns in the order of the encoded table, the label column, and those of time, weight and group.
+
+    The last three need not be there. The group may be a field too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fields: tuple[Field, ...]
     label: str
     time: str | None = None
+    weight: str | None = None
+    group: str | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> FeatureSchema:
@@ -101,7 +106,21 @@ class FeatureSchema(BaseModel):
             raise ValueError(f"field names must be unique, but these stand twice: {', '.join(twice)}")
         if self.label in names:
             raise ValueError(f"the label must not be a field, but {self.label!r} is both")
+        if self.weight in names:
+            raise ValueError(f"the weight must not be a field, but {self.weight!r} is both")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a weight and a group that are not there: so was it stored and hashed before there were such."""
+        node: dict[str, Any] = handler(self)
+        return {key: value for key, value in node.items() if value is not None or key not in ("weight", "group")}
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """What is stored of each row beside its ids, as `data.sides.KINDS` names it."""
+        there = {"labels": True, "weights": self.weight is not None, "groups": self.group is not None}
+        return tuple(name for name, held in there.items() if held)
 
     @property
     def task(self) -> Task:

@@ -100,7 +100,9 @@ class DataSpec(StrictModel):
     "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
     are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
     {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
-    of a column are hashed, such as {user_id: 10000}; without it they share one.
+    of a column are hashed, such as {user_id: 10000}; without it they share one. `weight` names a column of weights: a
+    row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
+    compared as well (the metric gauc); it is a field all the same, unless it stands under `drop`.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -120,6 +122,8 @@ class DataSpec(StrictModel):
     missing_label: Literal["error", "drop"] = "error"
     time: str | None = None
     time_format: str | None = None
+    weight: str | None = None
+    group: str | None = None
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -150,7 +154,7 @@ class DataSpec(StrictModel):
 
     def schema_of(self, fields: tuple[Column, ...]) -> FeatureSchema:
         """The schema of a table with these columns."""
-        return FeatureSchema(fields=fields, label=self.label, time=self.time)
+        return FeatureSchema(fields=fields, label=self.label, time=self.time, weight=self.weight, group=self.group)
 
     def name(self, data: str | None = None) -> str:
         """A short name of the data, where `data` overrides `path`."""
@@ -177,9 +181,17 @@ class DataSpec(StrictModel):
             raise ValueError(
                 f"a column must be categorical, numeric or multi, but these are several: {', '.join(twice)}"
             )
-        dropped = sorted(set(self.drop) & {self.label, self.time, *named})
+        dropped = sorted(set(self.drop) & {self.label, self.time, self.weight, *named})
         if dropped:
             raise ValueError(f"drop must not name columns that are used elsewhere, but got {', '.join(dropped)}")
         if self.label in {self.time, *named, *self.readers}:
             raise ValueError(f"the label must not be a field or the time column, but {self.label!r} is")
+        fields = {*named, *self.readers, *self.readers.values(), *self.hash}
+        if self.weight in {self.label, self.time, self.group, self.split.column, *fields} - {None}:
+            raise ValueError(
+                f"the weight must not be a field, the label, the time or a group, but {self.weight!r} is: "
+                "name a column of its own"
+            )
+        if self.group == self.label:
+            raise ValueError(f"the group must not be the label, but {self.group!r} is: name another column")
         return self

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from autoembed.data.columns import Ids
 from autoembed.data.planted import Truth
 from autoembed.data.schema import FeatureSchema
+from autoembed.data.sides import KINDS, Sides
 from autoembed.data.spec import SPLITS, Split
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.types import Array
@@ -36,7 +37,10 @@ class DatasetFacts(TypedDict):
 
 
 class Writer:
-    """Fills `<split>.ids.npy` and `<split>.labels.npy` in `folder`, then writes what says what they mean."""
+    """Fills `<split>.ids.npy` and `<split>.labels.npy` in `folder`, then writes what says what they mean.
+
+    Weights and groups have files like the labels', if the schema has such columns.
+    """
 
     def __init__(self, folder: Path, schema: FeatureSchema, rows: dict[Split, int]) -> None:
         self.folder, self.schema, self.rows = folder, schema, rows
@@ -44,9 +48,12 @@ class Writer:
         self._ids = {
             split: self._array(f"{split}.ids", np.int32, (rows[split], sum(schema.lengths))) for split in SPLITS
         }
-        self._labels = {split: self._array(f"{split}.labels", np.float32, (rows[split],)) for split in SPLITS}
+        self._sides = {
+            split: {name: self._array(f"{split}.{name}", KINDS[name], (rows[split],)) for name in schema.sides}
+            for split in SPLITS
+        }
         # A hash per array: the order in which the rows of different splits come must not show in the fingerprint.
-        self._hashes = {split: (hashlib.sha256(), hashlib.sha256()) for split in SPLITS}
+        self._hashes = {split: [hashlib.sha256() for _ in ("ids", *schema.sides)] for split in SPLITS}
 
     def _array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> Array:
         path = self.folder / f"{name}.npy"
@@ -57,20 +64,23 @@ class Writer:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return array
 
-    def add(self, split: Split, ids: Ids, labels: Labels) -> None:
-        """Append ids [rows, V] and labels [rows] to a split."""
-        ids, labels = np.ascontiguousarray(ids, dtype=np.int32), np.ascontiguousarray(labels, dtype=np.float32)
+    def add(self, split: Split, ids: Ids, sides: Sides) -> None:
+        """Append ids [rows, V] to a split, and what stands beside them, [rows] each."""
+        ids = np.ascontiguousarray(ids, dtype=np.int32)
+        own = {name: np.ascontiguousarray(sides[name], dtype=KINDS[name]) for name in self.schema.sides}
         start, end = self._done[split], self._done[split] + len(ids)
-        self._ids[split][start:end], self._labels[split][start:end] = ids, labels
-        for digest, array in zip(self._hashes[split], (ids, labels), strict=True):
+        self._ids[split][start:end] = ids
+        for name, array in own.items():
+            self._sides[split][name][start:end] = array
+        for digest, array in zip(self._hashes[split], (ids, *own.values()), strict=True):
             digest.update(array.data)
         self._done[split] = end
 
     def finish(self, vocabulary: Vocabulary, truth: Truth | None, notes: Sequence[str], sources: Sequence[str]) -> None:
         """Write schema, vocabulary, its counts and dataset.json, the last of all, which makes the dataset complete."""
         assert self._done == self.rows, f"{self._done} rows written, {self.rows} announced"
-        for arrays in (self._ids, self._labels):
-            for array in arrays.values():
+        for split in SPLITS:
+            for array in (self._ids[split], *self._sides[split].values()):
                 assert isinstance(array, np.memmap)
                 array.flush()
         vocabulary.write(self.folder / "vocabulary.parquet")
@@ -90,6 +100,6 @@ class Writer:
 
 
 def fingerprint_of(schema: FeatureSchema, vocabulary: Vocabulary, hashes: Sequence[str]) -> str:
-    """16 hex digits of an encoded dataset; `hashes` are SHA-256 of ids and labels of each split in turn."""
+    """16 hex digits of an encoded dataset; `hashes` are SHA-256 of each split's arrays in turn."""
     content = [schema.fingerprint(), hashlib.sha256(vocabulary.table().write_csv().encode()).hexdigest(), *hashes]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -40,7 +40,9 @@ def markdown(curves: Curves, facts: Measured) -> str:
     metric, direction = titled(curves.metric), curves.space.objective.direction
     parts = [f"# {facts.title}: test metric against bytes", f"`{facts.command}`", _intro(curves, facts)]
     parts.append(f"![{metric} of each arm against {NAMES[plan.of]}](frontier.png)")
-    for name in columns(curves.space.data.task, "test"):
+    task, group = curves.space.data.task, curves.space.data.group
+    within = [f"test_{one.name}" for one in task.grouped if group is not None]
+    for name in columns(task, "test", there=within):
         told = f"{_over(seeds)}, by {NAMES[plan.of]}; – is a gap ([below](#gaps))."
         title = titled(name)
         parts += [f"## {title[0].upper()}{title[1:]}", told, _by_size(curves, partial(_metric, curves, name))]

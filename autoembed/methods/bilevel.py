@@ -28,6 +28,7 @@ from autoembed.task import metric_in
 from autoembed.training import (
     Optimiser,
     Plateau,
+    RowWeights,
     TrainConfig,
     batches,
     check_finite,
@@ -77,7 +78,7 @@ def search(
         name = "arch_fraction" if gates else "held_fraction"
         raise SpaceError(f"{name} must hold out at least one of {total} rows, but got {config.held_out:g}")
     if isinstance(config, WidthConfig) or net.rounds:
-        net.held = _held(dataset, device, held if len(held) and not (gates and gates.refit) else None)
+        net.held, net.held_weights = _held(dataset, device, held if len(held) and not (gates and gates.refit) else None)
     if config.warm_epochs:
         recipe = config.warm_train.of(train).model_copy(update={"epochs": config.warm_epochs})
         told = _of_phase(report, "warm")
@@ -103,8 +104,8 @@ def search(
     return perf_counter() - start
 
 
-def _held(dataset: Dataset, device: torch.device, rows: RowOrder | None) -> tuple[Tensor, Tensor]:
-    """Ids int [N, F] and labels float [N] of rows to compare answers by.
+def _held(dataset: Dataset, device: torch.device, rows: RowOrder | None) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Ids int [N, F] and labels float [N] of rows to compare answers by, and their weights [N] if there are such.
 
     These are `rows` of train that no weight is trained on, if there are any, so that valid, by which the retrained
     models are compared, has not chosen what it compares; else rows of valid.
@@ -115,7 +116,11 @@ def _held(dataset: Dataset, device: torch.device, rows: RowOrder | None) -> tupl
     if rows is not None:
         taken = np.sort(rows[taken])
     ids, labels = (torch.from_numpy(part[taken]) for part in (dataset.ids(split), dataset.labels(split)))
-    return ids.to(device), labels.to(device)
+    weights = dataset.weights(split)
+    if weights is not None and not weights[taken].any():
+        raise SpaceError("the rows that answers are compared by must have some weight, but have none: hold out more")
+    own = None if weights is None else torch.from_numpy(weights[taken] / weights[taken].mean(dtype=np.float64)).float()
+    return (ids.to(device), labels.to(device)), None if own is None else own.to(device)
 
 
 def _of_phase(report: Report, phase: Phase) -> EpochReport:
@@ -123,12 +128,13 @@ def _of_phase(report: Report, phase: Phase) -> EpochReport:
 
 
 def _cycle(
-    dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int
+    dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int, weights: RowWeights
 ) -> Iterator[tuple[Tensor, ...]]:
     """Held-out batches without end, shuffled anew each time round."""
     size = min(size, len(held))
     for turn in count():
-        yield from batches(dataset, "train", size, device, rows=Shuffle(held, [seed, 2, turn]), least=size)
+        order = Shuffle(held, [seed, 2, turn])
+        yield from batches(dataset, "train", size, device, rows=order, least=size, columns=weights.columns)
 
 
 def _move_gates(
@@ -148,8 +154,10 @@ def _move_gates(
     gates, task, shift = net.arch_parameters(), dataset.task, dataset.task.shift_of(train.negative_sampling)
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
-    optimiser, plateau = Optimiser(net, weights, train), Plateau(metric_in(task, monitor), train.min_gain)
-    arch_batches = _cycle(dataset, train.batch_size, device, held, seed)
+    optimiser = Optimiser(net, weights, train)
+    plateau = Plateau(metric_in(task, monitor, dataset.schema.group), train.min_gain)
+    weights_of, held_of = RowWeights(dataset, rows), RowWeights(dataset, rows if joint else held)
+    arch_batches = _cycle(dataset, train.batch_size, device, held, seed, held_of)
     drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, 1])
     assert not isinstance(drawn, int)
     done, total = 0, config.epochs * -(-len(drawn) // train.batch_size)
@@ -158,16 +166,22 @@ def _move_gates(
         net.train(whole)
         train_total, arch_total = torch.zeros((), device=device), torch.zeros((), device=device)
         steps = 0
-        order = Shuffle(sampled(dataset, rows, train.negative_sampling, [seed, 7, epoch]), [seed, 3, epoch])
-        for ids, labels in batches(dataset, "train", train.batch_size, device, rows=order, least=2):
+        drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, epoch])
+        if train.negative_sampling < 1:
+            weights_of.of_rows(drawn)
+        order, columns = Shuffle(drawn, [seed, 3, epoch]), weights_of.columns
+        for ids, labels, *told in batches(
+            dataset, "train", train.batch_size, device, rows=order, least=2, columns=columns
+        ):
             net.progress = min(done / total, 1.0)  # a sample may be a batch longer than the first one
             done += 1
             if not joint:
-                arch_ids, arch_labels = next(arch_batches)
-                arch_loss = task.loss(net(arch_ids), arch_labels, train.positive_weight)
+                arch_ids, arch_labels, *more = next(arch_batches)
+                own = held_of.of(more)
+                arch_loss = task.loss(net(arch_ids), arch_labels, train.positive_weight, weights=own)
                 net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
                 arch_total += arch_loss.detach()
-            loss = task.loss(net(ids) + shift, labels, train.positive_weight)
+            loss = task.loss(net(ids) + shift, labels, train.positive_weight, weights=weights_of.of(told))
             moved = [*weights, *gates] if joint else weights
             gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)
             for weight, gradient in zip(weights, gradients, strict=False):
@@ -206,7 +220,7 @@ def _prune(
     """
     config, epochs = net.config, count(1)
     recipe = config.round_train.of(train).model_copy(update={"epochs": config.warm_epochs})
-    plateau, best = Plateau(metric_in(dataset.task, monitor), train.min_gain), {}
+    plateau, best = Plateau(metric_in(dataset.task, monitor, dataset.schema.group), train.min_gain), {}
 
     def told(event: EpochEnd) -> None:
         report(replace(event, phase="refit", epoch=next(epochs)))

@@ -47,6 +47,7 @@ class GatedNet(ClickModel):
         mask: float [S, D (+ 1)], 0 where the parent has closed an entry.
         prefixes: what orders hidden units, if tower widths are searched.
         held: ids int [N, V] and labels float [N] of rows that no weight is trained on, to compare answers by.
+        held_weights: how often each of them counts, float [N] with a mean of 1; None if all count once.
     """
 
     columns: Tensor
@@ -75,6 +76,7 @@ class GatedNet(ClickModel):
         self.router: Router | None = None
         self.notes: list[str] = []
         self.held: tuple[Tensor, Tensor] | None = None
+        self.held_weights: Tensor | None = None
         self.prefixes: Prefixes | None = None
         self.nested = isinstance(config, WidthConfig) and config.basis == "nested"
         self._folded = False  # the table holds gates and mask already

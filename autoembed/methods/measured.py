@@ -175,10 +175,11 @@ class Supernet(supernet.Supernet):
         """
         assert self.held is not None
         ids, labels = self.held
+        weights = torch.ones_like(labels) if self.held_weights is None else self.held_weights
         most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width)))
         if rows is not None and len(ids) > rows:
-            ids, labels = (part[:: -(-len(part) // rows)] for part in (ids, labels))
-        ids, labels = ids[:most], labels[:most]
+            ids, labels, weights = (part[:: -(-len(part) // rows)] for part in (ids, labels, weights))
+        ids, labels, weights = ids[:most], labels[:most], weights[:most]
         training = self.training
         self.eval()
         logits, changes, blocks = [], [], []
@@ -198,6 +199,7 @@ class Supernet(supernet.Supernet):
             task=self.schema.task,
             lengths=self.parent.lengths,
             caution=self.config.caution,
+            weights=None if self.held_weights is None else weights.cpu().numpy(),
         )
 
     def _linear(

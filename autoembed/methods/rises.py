@@ -12,6 +12,7 @@ from autoembed.task import Task
 from autoembed.types import Array
 
 _CALIBRATE_EVERY = 8  # moves
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class LossEstimate:
         task: whose loss it is.
         calibrate: whether the logits are scaled and shifted to fit the labels first.
         caution: how many standard errors above its mean a rise is taken for when bytes are saved.
+        weights: how often each row counts, float [N]; each once by default. Standard errors are those of the rows as
+            they were seen: a row of weight 2 is one observation that counts twice.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class LossEstimate:
         lengths: Sequence[int] | None = None,
         calibrate: bool = True,
         caution: float = 0.0,
+        weights: Array | None = None,
     ) -> None:
         self.logits, self.labels, self.total = logits.astype(np.float64), labels, len(labels)
         self.caution, self.task = caution, task
+        self.weights = None if weights is None else weights / max(float(weights.mean(dtype=np.float64)), _TINY)
         self.calibrates, self.scale = calibrate, 1.0
         self.at: dict[int, tuple[Array, Array]] = {}
         changes = changes.astype(np.float32, copy=False)
@@ -77,14 +82,14 @@ class LossEstimate:
     def calibrate(self) -> None:
         """Scales and shifts the logits to fit the labels: a move that only makes them smaller gains nothing."""
         if self.calibrates:
-            scale, shift = self.task.calibration(self.labels, self.logits)
+            scale, shift = self.task.calibration(self.labels, self.logits, self.weights)
             self.logits = scale * self.logits + shift
             self.scale *= scale  # changes are scaled when they are read: there are many of them
 
     def loss(self) -> float:
         """The mean loss where the blocks are, of calibrated logits."""
         self.calibrate()
-        return float(self.task.losses(self.labels, self.logits).mean())
+        return float(np.average(self.task.losses(self.labels, self.logits), weights=self.weights))
 
     def rises(self, block: int, options: Array) -> Array:
         """The rise of the mean loss when a block takes each of the options int [O'], from where it is."""
@@ -104,10 +109,11 @@ class LossEstimate:
         return np.asarray((rise.sum(axis=0) + errors * np.sqrt(np.square(rise).sum(axis=0))) / self.total)
 
     def row_rises(self, block: int, options: Array) -> Array:
-        """The rise of the loss of each row that has a value of the block, float32 [N', O']."""
+        """The rise of the loss of each row that has a value of the block, times its weight: float32 [N', O']."""
         rows, changes = self.at[block]
         logits, labels = self.logits[rows, None].astype(np.float32), self.labels[rows, None]
-        return self.task.rises(labels, logits, changes[:, options] * np.float32(self.scale))
+        rise = self.task.rises(labels, logits, changes[:, options] * np.float32(self.scale))
+        return rise if self.weights is None else rise * self.weights[rows, None].astype(np.float32)
 
     def take(self, block: int, option: int) -> None:
         """A block takes an option: changes are told from there on."""

@@ -25,6 +25,7 @@ from autoembed.errors import SpaceError
 from autoembed.methods import supernet
 from autoembed.methods.method import SearchConfig
 from autoembed.methods.supernet import Answer
+from autoembed.metrics import mean_and_error
 from autoembed.training import PhaseTrain
 from autoembed.types import Array
 
@@ -93,10 +94,11 @@ class Supernet(supernet.Supernet):
         return {"fields": float(kept.sum())}
 
     @torch.no_grad()
-    def _close(self, worth_of: Callable[[Array], float], keep: int, bound: float) -> bool:
+    def _close(self, worth_of: Callable[[Array, Array | None], float], keep: int, bound: float) -> bool:
         """Closes the fields worth at most `bound`, the least one first, while more than `keep` are open."""
         knock = _Knockouts(self)
-        queue = [(worth_of(knock.rise([field])), field, 0) for field in np.flatnonzero(self.open_fields()).tolist()]
+        weights, fields = knock.weights, np.flatnonzero(self.open_fields()).tolist()
+        queue = [(worth_of(knock.rise([field]), weights), field, 0) for field in fields]
         heapq.heapify(queue)
         closed: list[int] = []
         while len(queue) > keep:
@@ -106,12 +108,11 @@ class Supernet(supernet.Supernet):
             rise = knock.rise([*closed, field], closed)
             if seen < len(closed):
                 # Others have gone since: a copy of it may have been among them.
-                heapq.heappush(queue, (worth_of(rise), field, len(closed)))
+                heapq.heappush(queue, (worth_of(rise, weights), field, len(closed)))
                 continue
             closed.append(field)
-            self._fell[self.parent.names[field]] = (
-                f"{self.parent.names[field]} {_in_nats(rise):.2g} ({_in_errors(rise):.1f} standard errors)"
-            )
+            name, nats, errors = self.parent.names[field], _in_nats(rise, weights), _in_errors(rise, weights)
+            self._fell[name] = f"{name} {nats:.2g} ({errors:.1f} standard errors)"
         if not closed:
             return False
         mask = self.mask[:, : self.parent.dim].cpu().numpy() > 0
@@ -166,6 +167,7 @@ class _Knockouts:
         self.means_FC = torch.stack([part.sum(dim=0) for part in weighted])
         self.table, self.field_of_input = table, net.parent.field_of_input()
         self.before: dict[tuple[int, ...], Array] = {}
+        self.weights = None if net.held_weights is None else net.held_weights.cpu().numpy()
 
     def rise(self, fields: Sequence[int], without: Sequence[int] = ()) -> Array:
         """The rise of each held-out row's loss when `fields` are knocked out, over when `without` are: float [N]."""
@@ -187,15 +189,15 @@ class _Knockouts:
             logits.append(net.logits(e_BFC, rest))
         found, clicks = torch.cat(logits).double().cpu().numpy(), labels.cpu().numpy()
         # An overfitted net is too sure of itself: whatever made its logits smaller would look like an improvement.
-        scale, shift = net.schema.task.calibration(clicks, found)
+        scale, shift = net.schema.task.calibration(clicks, found, self.weights)
         return np.asarray(net.schema.task.losses(clicks, scale * found + shift))
 
 
-def _in_nats(rise: Array) -> float:
-    return float(rise.mean())
+def _in_nats(rise: Array, weights: Array | None) -> float:
+    return mean_and_error(rise, weights)[0]
 
 
-def _in_errors(rise: Array) -> float:
+def _in_errors(rise: Array, weights: Array | None) -> float:
     """The mean rise over its standard error."""
-    error = float(rise.std(ddof=1)) / len(rise) ** 0.5
-    return float(rise.mean()) / error if error > 0 else 0.0
+    mean, error = mean_and_error(rise, weights)
+    return mean / error if error > 0 else 0.0

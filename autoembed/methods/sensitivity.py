@@ -63,14 +63,16 @@ class Supernet(measured.Supernet):
         table = torch.cat(self.folded(self.gates())).detach()
         squares, training = torch.zeros_like(table), self.training
         self.eval()
-        for ids, labels in zip(*(torch.split(part, _CHUNK) for part in self.held), strict=True):
+        weights = torch.ones_like(self.held[1]) if self.held_weights is None else self.held_weights
+        for ids, labels, weight in zip(*(torch.split(part, _CHUNK) for part in (*self.held, weights)), strict=True):
             own, *rest = self.split(ids)
             e_BVC = functional.embedding(self.places_of(own), table).requires_grad_()
             with torch.enable_grad():
                 logits = self.logits(self.pooled(e_BVC, own), rest)
                 loss = self.schema.task.loss(logits, labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, e_BVC)
-            squares.index_add_(0, self.places_of(own).flatten(), gradient.square().flatten(0, 1))
+            square_BVC = gradient.square() * weight[:, None, None]
+            squares.index_add_(0, self.places_of(own).flatten(), square_BVC.flatten(0, 1))
         self.train(training)
         # Values that held-out rows lack are as their block is on average.
         rows = torch.as_tensor(self.parent.block_rows(), device=table.device)

@@ -264,8 +264,9 @@ class Supernet(GatedNet):
             logits = torch.cat([self(part) for part in torch.split(ids, _CHUNK)])
         self.train(training)
         own, answers = logits.double().cpu().numpy(), labels.cpu().numpy()
-        scale, shift = self.schema.task.calibration(answers, own)
-        return float(self.schema.task.losses(answers, scale * own + shift).mean())
+        weights = None if self.held_weights is None else self.held_weights.cpu().numpy()
+        scale, shift = self.schema.task.calibration(answers, own, weights)
+        return float(np.average(self.schema.task.losses(answers, scale * own + shift), weights=weights))
 
     def compact(self, architecture: Architecture) -> Model:
         """The compact model of an architecture derived here, with this net's weights, gates folded in.

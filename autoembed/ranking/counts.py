@@ -23,24 +23,13 @@ _SMALL = 40_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCounts:
-    """Per column, the rows of each value in each class, [K, L]: int64, or float64 sums of weights.
-
-    `squares` is the sum of squared weights, the number of rows without weights.
-    """
+    """Per column, the rows of each value in each class, [K, L]: int64, or float64 sums of weights."""
 
     tables: tuple[Table, ...]
-    squares: float
-
-    @property
-    def effective(self) -> float:
-        """The sum of weights over the sum of their squares (Kish); 1 without weights."""
-        total = float(self.tables[0].sum()) if self.tables else 0.0
-        return total / self.squares if self.squares > 0 else 1.0
 
     def __add__(self, other: LabelCounts) -> LabelCounts:
         """The counts of both parts; values and classes that one part has not seen may be absent from its end."""
-        tables = tuple(_sum(a, b) for a, b in zip(self.tables, other.tables, strict=True))
-        return LabelCounts(tables=tables, squares=self.squares + other.squares)
+        return LabelCounts(tables=tuple(_sum(a, b) for a, b in zip(self.tables, other.tables, strict=True)))
 
 
 def _sum(a: Table, b: Table) -> Table:
@@ -92,8 +81,7 @@ def count_columns(
         most = min(column_kernels.COUPLED, len(labels)) // classes if weights is None else 0
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill, *zip(*_couples(cardinalities, most), strict=True)))
-    squares = float(len(labels)) if weights is None else float(weights @ weights)
-    return LabelCounts(tables=tuple(tables), squares=squares)
+    return LabelCounts(tables=tuple(tables))
 
 
 def _couples(cardinalities: Sequence[int], most: int) -> list[tuple[int, int | None]]:
@@ -127,9 +115,13 @@ class PairCounts:
         return _cells(self.a if a is None else a[self.a], self.b if b is None else b[self.b], self.table)
 
 
-def count_pair(a: Codes, b: Codes, labels: Labels, classes: int = 2) -> PairCounts:
-    """Count the cells of two columns, codes [rows] each, against labels [rows]: the part of a chunk or a fragment."""
-    return _cells(a, b, np.eye(classes, dtype=np.int64)[labels])
+def count_pair(a: Codes, b: Codes, labels: Labels, classes: int = 2, weights: Array | None = None) -> PairCounts:
+    """Count the cells of two columns, codes [rows] each, against labels [rows]: the part of a chunk or a fragment.
+
+    A row counts as often as its weight says, a whole number.
+    """
+    rows = np.eye(classes, dtype=np.int64)[labels]
+    return _cells(a, b, rows if weights is None else rows * weights.astype(np.int64)[:, None])
 
 
 def _cells(a: Codes, b: Codes, table: Table) -> PairCounts:

@@ -35,8 +35,9 @@ import polars as pl
 from autoembed.errors import DataError
 from autoembed.native import View
 from autoembed.ranking import pair_kernels
-from autoembed.ranking.counts import PairCounts
+from autoembed.ranking.counts import PairCounts, count_pair
 from autoembed.ranking.scores import exact_moments, label_entropy, xlogx
+from autoembed.ranking.weighted import MOST
 from autoembed.types import Array, Floats, Progress
 
 if TYPE_CHECKING:
@@ -73,23 +74,25 @@ _TOGETHER = 200
 # Screening every pair on all rows up to this many row visits takes some 10 s of one core; beyond it, on fewer rows.
 _SCREEN = 1_000_000_000
 _SCREEN_ROWS = 100_000
+_SCREEN_WEIGHTED = 30_000_000  # the same, where numpy counts the cells
 
 
 class Kernel:
-    """Sums of pairs for one label; one per thread, as it holds the workspace."""
+    """Sums of pairs for one label; one per thread, as it holds the workspace, for `room` rows: all by default."""
 
-    def __init__(self, rows: int, positives: int, most_values: int = 1) -> None:
+    def __init__(self, rows: int, positives: int, most_values: int = 1, room: int | None = None) -> None:
         logs = xlogx(np.arange(min(rows, _LOGS) + 1))
         moments = exact_moments(rows, positives, True).copy()
         share = (rows - np.arange(moments.shape[1])) / max(rows - 1, 1)
         moments[1:] = np.where(share > 0, moments[1:] / np.where(share > 0, share, 1.0), 0.0)
         self._chance = View(logs), View(moments), View(np.zeros(moments.shape[1], np.int64))
-        self._cells = [View(np.empty(rows + 1, dtype)) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
+        room = rows if room is None else room
+        self._cells = [View(np.empty(room + 1, dtype)) for dtype in (np.uint32, np.uint32, np.int32, np.int32)]
         self._numbers = View(np.zeros(2, np.int64))
-        self._walked = {dtype: View(np.empty(rows, dtype)) for dtype in (np.dtype(np.uint16), np.dtype(np.uint32))}
-        size = max(_direct(rows), most_values)
+        self._walked = {dtype: View(np.empty(room, dtype)) for dtype in (np.dtype(np.uint16), np.dtype(np.uint32))}
+        size = max(_direct(room), most_values)
         # Half the width is half the cache, and enough if a cell has fewer rows than 65,536.
-        packed = np.empty(rows + 1, np.uint64)
+        packed = np.empty(room + 1, np.uint64)
         self._narrow = View(np.zeros(size, np.uint32)), 16, View(packed.view(np.uint32))
         self._wide = View(np.zeros(size, np.uint64)), 32, View(packed)
 
@@ -166,6 +169,9 @@ def rank_pairs(
         threads: pairs measured at a time.
         progress: called with (step, done, total).
 
+    Whole weights count as so many equal rows: cells are counted by numpy then, not by the kernels, and beyond 3e7 row
+    visits the best pairs are found on rows without weights first. Where weights are not whole, rows count once.
+
     Raises:
         DataError: the label has more than two classes, a name is no column, or a pair names one column twice.
     """
@@ -184,17 +190,48 @@ def rank_pairs(
         if wanted < 1:
             raise DataError(f"pairs must be at least 1, but got {wanted}")
         chosen, most = every, wanted
-        if table.rows * len(every) > _SCREEN and wanted < len(every):
+        if table.rows * len(every) > (_SCREEN_WEIGHTED if counts_weights(table) else _SCREEN) and wanted < len(every):
             chosen = _sample(table, every, wanted + max(wanted // 4, _FIT_FIRST), threads, progress)
     else:
         chosen = [_places(names, pair) for pair in wanted]
         most = len(chosen)
+    if counts_weights(table):
+        return _by_weights(table, chosen, progress).head(most)
     columns = _Columns(table, 1)
     sums = _screened(columns, chosen, threads, progress)
     z = synergy(sums, table.rows)[1]
     again = [at for place, at in enumerate(np.argsort(-z, kind="stable")) if z[at] > _FIT_ABOVE or place < _FIT_FIRST]
     sums[again] = _fitted(columns, [chosen[at] for at in again], threads, progress)
     return frame([(names[a], names[b]) for a, b in chosen], sums, totals).head(most)
+
+
+def counts_weights(table: CodedTable) -> bool:
+    """Whether pairs of a table count rows by their weights: these are whole, and few enough for the kernels."""
+    own = table.weighted
+    return own is not None and own.whole and int(own.tables[0].sum()) < MOST
+
+
+def _by_weights(table: CodedTable, pairs: Sequence[Pair], progress: Progress | None) -> pl.DataFrame:
+    """The table of pairs whose rows count by their weights: all get the additive fit."""
+    assert table.weighted is not None
+    weights, names = table.weighted.weights, table.names
+    totals = table.weighted.tables[0].sum(axis=0)
+    kernel = Kernel(int(totals.sum()), int(totals[1]), room=0)
+    kept: dict[int, Array] = {}
+
+    def codes(column: int) -> Array:
+        if column not in kept:
+            if len(kept) * table.rows > _KEPT_CELLS:
+                kept.clear()
+            kept[column] = table.codes(column)
+        return kept[column]
+
+    sums, named = [], [(names[a], names[b]) for a, b in pairs]
+    for done, (name, (a, b)) in enumerate(zip(named, pairs, strict=True), 1):
+        sums.append(_counted(kernel, name, count_pair(codes(a), codes(b), table.labels, weights=weights)))
+        if progress:
+            progress("pairs", done, len(pairs))
+    return frame(named, np.stack(sums), totals)
 
 
 def _places(names: tuple[str, ...], pair: tuple[str, str]) -> Pair:
@@ -300,17 +337,20 @@ def score_counts(names: Sequence[tuple[str, str]], counts: Sequence[PairCounts])
         raise DataError(
             f"pairs need a label of two classes, but it has {len(totals)}: make it one class against the rest"
         )
-    kernel = Kernel(int(totals.sum()), int(totals[1]))
-    sums = []
-    for (first, second), pair in zip(names, counts, strict=True):
-        n = pair.table.sum(axis=1)
-        a, b = pair.a, pair.b
-        na, nb = (np.bincount(codes, n).astype(np.int64) for codes in (a, b))
-        if not _leads((na > 0).sum(), first, (nb > 0).sum(), second):
-            a, b, na, nb = b, a, nb, na
-        cells = (a.astype(np.uint32), b.astype(np.uint32), n.astype(np.int32), pair.table[:, 1].astype(np.int32))
-        sums.append(kernel.fit(cells, na, nb))
+    kernel = Kernel(int(totals.sum()), int(totals[1]), room=0)
+    sums = [_counted(kernel, name, pair) for name, pair in zip(names, counts, strict=True)]
     return frame(names, np.stack(sums), totals)
+
+
+def _counted(kernel: Kernel, names: tuple[str, str], pair: PairCounts) -> Floats:
+    """The 14 sums of a pair about the additive fit, from its counts."""
+    n = pair.table.sum(axis=1)
+    a, b = pair.a, pair.b
+    na, nb = (np.bincount(codes, n).astype(np.int64) for codes in (a, b))
+    if not _leads((na > 0).sum(), names[0], (nb > 0).sum(), names[1]):
+        a, b, na, nb = b, a, nb, na
+    cells = (a.astype(np.uint32), b.astype(np.uint32), n.astype(np.int32), pair.table[:, 1].astype(np.int32))
+    return kernel.fit(cells, na, nb)
 
 
 def synergy(sums: Floats, rows: int) -> tuple[Floats, Floats]:

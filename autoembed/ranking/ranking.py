@@ -17,6 +17,7 @@ from autoembed.ranking.scores import NEEDS_ROWS, Score, ScoredColumn, measure, r
 from autoembed.ranking.selection import select as take
 from autoembed.ranking.selection import stability as ranks
 from autoembed.ranking.table import CodedTable, from_dataset, read_table
+from autoembed.ranking.weighted import score_weighted
 from autoembed.types import Array, Progress
 from autoembed.writing import beside
 
@@ -242,13 +243,23 @@ def _ranked(
     threads: int,
     progress: Progress | None,
 ) -> Ranking:
-    ranked = score_columns(table, name)
+    if table.weighted and (select or stability):
+        raise DataError(
+            f"select and stability count each row once, but rows have the weights {table.weighted.column!r}: leave "
+            "them out, or rank without weights"
+        )
+    ranked, notes = score_columns(table, name), table.notes
     told = dict(ranked.select("feature", "normalized").iter_rows())
     best = None
     if pairs is not None:
-        from autoembed.ranking.pairs import rank_pairs
+        from autoembed.ranking.pairs import counts_weights, rank_pairs
 
         best = rank_pairs(table, pairs, threads, progress)
+        if table.weighted and not counts_weights(table):
+            notes = (
+                *notes,
+                "pairs are ranked by rows that count once each, as the weights are not whole, or too large",
+            )
     return Ranking(
         table=ranked,
         fingerprint=table.fingerprint,
@@ -256,7 +267,7 @@ def _ranked(
         findings=tuple(findings(table, [told[column] for column in table.names])),
         selected=take(table, select[1], select[0], progress=progress) if select else None,
         stability=ranks(table.counts.tables, table.names, stability) if stability else None,
-        notes=table.notes,
+        notes=notes,
     )
 
 
@@ -267,8 +278,15 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
     columns: list[ScoredColumn] = []
     scores: list[Score] = []
 
-    def add(feature: str, kind: str, coverage: float, column: ScoredColumn) -> None:
-        found = score(column.table)
+    weighted = table.weighted
+    if weighted and name in NEEDS_ROWS:
+        raise DataError(
+            f"the score {name} counts each row once, but rows have the weights {weighted.column!r}: choose "
+            "adjusted_mi, mi, ami, pearson or coverage"
+        )
+
+    def add(feature: str, kind: str, coverage: float, column: ScoredColumn, n: Array | None) -> None:
+        found = score(column.table) if weighted is None or n is None else score_weighted(column.table, n, weighted.null)
         columns.append(column)
         scores.append(found)
         rows.append(
@@ -286,18 +304,21 @@ def score_columns(table: CodedTable, name: str) -> pl.DataFrame:
 
     for place, counts in enumerate(table.counts.tables):
         missing = table.missing[place]
+        n = counts.sum(axis=1) if weighted and not weighted.whole else None
+        counts = weighted.tables[place] if weighted else counts
         column = ScoredColumn(
             table=counts,
             missing=missing,
             places=table.places[place],
             rows=partial(_rows, table, place),
         )
-        coverage = 1.0 - float(counts[missing].sum()) / table.rows if missing >= 0 else 1.0
-        add(table.names[place], table.kinds[place], coverage, column)
+        coverage = 1.0 - float(counts[missing].sum()) / float(counts.sum()) if missing >= 0 else 1.0
+        add(table.names[place], table.kinds[place], coverage, column, n)
     for multi in table.multi:
         if name in NEEDS_ROWS:
             raise DataError(f"the score {name} needs one value a row, and {multi.name!r} holds several: drop it")
-        add(multi.name, "multi-valued", multi.coverage, ScoredColumn(table=multi.table, rows=_no_rows))
+        column = ScoredColumn(table=multi.table, rows=_no_rows)
+        add(multi.name, "multi-valued", multi.coverage, column, multi.rows)
     ranked = pl.DataFrame(
         [{**row, "score": value} for row, value in zip(rows, measure(name, columns, scores), strict=True)],
         schema=_COLUMNS,

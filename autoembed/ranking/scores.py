@@ -3,8 +3,9 @@
 The idea is OutRank's cardinality-aware ranking (RecSys 2023, arXiv 2309.01552). OutRank estimates the noise from one
 rotation of the column; here the moments under a permuted label are computed, so no score depends on the order of rows.
 
-Throughout, a column is its table [K, L]: the rows of each of its K values in each of L classes, whole numbers, or sums
-of weights. n [K] are the rows of each value, k those of one class; N rows. Information is in nats.
+Throughout, a column is its table [K, L]: the rows of each of its K values in each of L classes, whole numbers. n [K]
+are the rows of each value, k those of one class; N rows. Information is in nats. Sums of weights that are no counts are
+for `ranking.weighted`.
 """
 
 from __future__ import annotations
@@ -70,25 +71,17 @@ class ScoredColumn:
     rows: Callable[[], tuple[Array, Array]]
 
 
-def score(table: Table, effective: float = 1.0) -> Score:
-    """The adjusted mutual information of a column from its table [K, L].
+def score(table: Table) -> Score:
+    """The adjusted mutual information of a column from its table [K, L], rows of each value and class.
 
-    Args:
-        table: rows of each value and class, or sums of weights.
-        effective: with weights, the sum of weights over the sum of their squares (Kish): the null is that of
-            N * effective unweighted rows with these proportions.
-
-    Raises:
-        ValueError: negative counts, or fewer than two classes with rows.
+    ValueError for negative counts, or fewer than two classes with rows. Weights that are no counts have a null of their
+    own: `ranking.weighted`.
     """
     table = np.asarray(table)
     if table.ndim != 2 or (table < 0).any():
         raise ValueError(f"counts must be a table [values, classes] of numbers >= 0, but got shape {table.shape}")
     n, totals = table.sum(axis=1), table.sum(axis=0)
     entropy = label_entropy(totals)
-    if effective != 1.0 or table.dtype.kind == "f":
-        n, totals = np.rint(n * effective).astype(np.int64), np.rint(totals * effective).astype(np.int64)
-        totals[np.argmax(totals)] += n.sum() - totals.sum()
     expected, sd = null_moments(n, totals)
     mi = mutual_information(table)
     # Without spread, every permutation has this MI: a constant column, or one of row numbers.

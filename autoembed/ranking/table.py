@@ -25,7 +25,8 @@ from autoembed.data.values import check_dtype, col, key
 from autoembed.errors import DataError
 from autoembed.ranking.coders import Coder, coders
 from autoembed.ranking.counts import Codes, LabelCounts, Labels, check_classes, count_columns
-from autoembed.ranking.multi import MultiColumn, count, count_values, find
+from autoembed.ranking.multi import MultiColumn, ValueCounter, count, find
+from autoembed.ranking.weighted import WeightCounter, WeightedCounts
 from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from autoembed.data.frames import Frame
     from autoembed.data.readers import Opened
     from autoembed.data.schema import Field
+    from autoembed.data.spec import DataSpec
     from autoembed.data.vocabulary import Vocabulary
 
 
@@ -91,7 +93,8 @@ class CodedTable:
     names, kinds: of each column. places: where its codes stand in the order of its values, [K], or None if they have
     none. missing: the code of missing, or -1. counts: [K, L] of each column. labels: uint8 [rows]. store: the codes, if
     they were kept (without, labels may be absent too). recode: the final code of each stored one, or None where they
-    are final. multi: columns of several values a row, which have counts only. notes: what was read, in sentences.
+    are final. multi: columns of several values a row, which have counts only. weighted: the weights of rows and values,
+    if rows have some; rows of weight 0 are in no part of the table. notes: what was read, in sentences.
     """
 
     names: tuple[str, ...]
@@ -104,6 +107,7 @@ class CodedTable:
     store: Spill | None
     recode: tuple[Codes | None, ...]
     multi: tuple[MultiColumn, ...] = ()
+    weighted: WeightedCounts | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -126,48 +130,49 @@ class CodedTable:
 def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress | None = None) -> CodedTable:
     """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart."""
     schema = dataset.schema
-    ids, labels = dataset.ids("train"), dataset.task.classes(dataset.labels("train"))
     fields = tuple(field for field in schema.fields if field.multi is None)
     if not fields:
         raise DataError("one column must hold one value per row, but all hold several")
     sizes, names = [field.cardinality for field in fields], [field.name for field in fields]
     several = [field for field in schema.fields if field.multi is not None]
-    columns = schema.columns(names)
-    own = slice(None) if not several else columns
-    multi = {field.name: np.zeros((field.cardinality, 2), np.int64) for field in several}
+    own = slice(None) if not several else schema.columns(names)
+    multi = {field.name: ValueCounter(schema.columns([field.name]), field.cardinality) for field in several}
     store = Spill() if keep else None
-    counts = LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes), squares=0.0)
+    ids, counts = dataset.ids("train"), LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes))
+    labels = dataset.task.classes(dataset.labels("train"))
+    gather = None if schema.weight is None else WeightCounter(schema.weight, 2, dataset.weights("train"))
     step = max(1, _CHUNK_CELLS // max(1, len(sizes)))
     for start in range(0, len(ids), step):
-        rows = ids[start : start + step]
-        for name, table in multi.items():
-            count_values(table, rows[:, schema.columns([name])], labels[start : start + step])
+        rows, classes, weights = ids[start : start + step], labels[start : start + step], None
+        if gather:
+            rows, classes, weights = gather.used(rows, classes, slice(start, start + step))
+        for part in multi.values():
+            part.add(rows, classes, weights)
         chunk = np.ascontiguousarray(rows[:, own].T)
-        counts += count_columns(list(chunk), labels[start : start + step], sizes, threads=threads, rows=len(ids))
+        counts += count_columns(list(chunk), classes, sizes, threads=threads, rows=len(ids))
+        if gather:
+            gather.add(list(chunk), classes, sizes, weights, threads)
         if store:
             for codes in chunk:
                 store.add(codes)
         if progress:
             progress("rank", min(start + step, len(ids)), len(ids))
     missing = [dataset.vocabulary.missing(name) or -1 for name in names]
+    weighted = gather.finish() if gather else None
     return CodedTable(
         names=tuple(names),
         kinds=tuple(field.kind for field in fields),
         places=tuple(_places(dataset.vocabulary, field) for field in fields),
         missing=tuple(missing),
         counts=counts,
-        labels=labels,
+        labels=gather.labels if gather else labels,
         fingerprint=dataset.fingerprint,
         store=store,
         recode=(None,) * len(sizes),
-        multi=tuple(_multi_column(dataset, name, table) for name, table in multi.items()),
+        multi=tuple(part.finish(name, dataset.vocabulary.missing(name), weighted) for name, part in multi.items()),
+        weighted=weighted,
+        notes=(weighted.note,) if weighted else (),
     )
-
-
-def _multi_column(dataset: Dataset, name: str, table: Array) -> MultiColumn:
-    gone = dataset.vocabulary.missing(name)
-    coverage = 1.0 - float(table[gone].sum()) / dataset.rows("train") if gone else 1.0
-    return MultiColumn(name=name, table=table[table.any(axis=1)], coverage=coverage)
 
 
 def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:
@@ -213,13 +218,38 @@ def read_table(
                 opened = open_rows(spec, source, staging, notes.append)
             else:
                 opened = open_frame(spec, source)
-            mark = fingerprint_of(opened.files, spec.label) if opened.files else _mark_of(opened.frame, spec.label)
+            opened = _with_weights(opened, spec)
+            about = spec.label if spec.weight is None else f"{spec.label}, weighted by {spec.weight}"
+            mark = fingerprint_of(opened.files, about) if opened.files else _mark_of(opened.frame, about)
             notes += _looks_like_lists(opened.frame, {spec.label, *(separators or {})})
-            table = _coded(opened, spec.label, keep, threads, progress, separators or {}, mark)
-            return replace(table, notes=tuple(notes))
+            table = _coded(opened, spec.label, spec.weight, keep, threads, progress, separators or {}, mark)
+            return replace(table, notes=(*notes, *table.notes))
     except (pl.exceptions.PolarsError, OSError) as error:
         where = str(source) if isinstance(source, (str, Path, Sequence)) else "the frame"
         raise unreadable(where, error) from error
+
+
+def _with_weights(opened: Opened, spec: DataSpec) -> Opened:
+    """The rows that have weight, and it as a number; all rows without data.weight. DataError as `weight_of`."""
+    from autoembed.data.sides import weight_of
+
+    if spec.weight is None:
+        return opened
+    names = opened.frame.collect_schema().names()
+    for name, what in ((spec.label, "label"), (spec.weight, "weight")):
+        if name not in names:
+            raise (
+                no_label(name, names, "name one of")
+                if what == "label"
+                else DataError(f"data.weight names no column of the table: {name} (the columns are {', '.join(names)})")
+            )
+    weight = weight_of({"train": opened.frame}, spec)
+    assert weight is not None
+    frame = opened.frame.with_columns(weight.alias(spec.weight))
+    least, most = frame.select(col(spec.weight).min().alias("a"), col(spec.weight).max().alias("b")).collect().row(0)
+    if not most:
+        raise DataError(f"all weights of {spec.weight!r} are 0: give rows that shall count a weight above 0")
+    return opened._replace(frame=frame.filter(col(spec.weight) > 0) if least == 0 else frame)
 
 
 def _looks_like_lists(frame: pl.LazyFrame, others: Collection[str]) -> list[str]:
@@ -231,6 +261,7 @@ def _looks_like_lists(frame: pl.LazyFrame, others: Collection[str]) -> list[str]
 def _coded(
     opened: Opened,
     label: str,
+    weight: str | None,
     keep: bool,
     threads: int,
     progress: Progress | None,
@@ -244,16 +275,16 @@ def _coded(
         frame = frame.with_columns(col(label).cast(pl.Float64))
     several = find(frame.collect_schema(), separators)
     single = frame.drop(several)
-    if several and len(single.collect_schema()) < 2:
+    if several and len(single.collect_schema()) < (2 if weight is None else 3):
         raise DataError(f"beside the label {label!r}, one column must hold one value per row, but all hold several")
-    single = with_numbers(single, [name for name in single.collect_schema().names() if name != label])
+    single = with_numbers(single, [name for name in single.collect_schema().names() if name not in (label, weight)])
     if opened.held:
         single = single.collect().lazy()
-    table = _read(single, label, keep, threads, progress, mark)
+    table = _read(single, label, weight, keep, threads, progress, mark)
     if not several:
         return table
     rows, classes = _classes(frame, label)
-    return replace(table, multi=count(frame, several, separators, label, classes, rows))
+    return replace(table, multi=count(frame, several, separators, label, classes, rows, table.weighted))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +298,15 @@ class CodingPlan:
     rows: int
 
     @classmethod
-    def of(cls, frame: pl.LazyFrame, label: str, fixed: bool = False) -> CodingPlan:
-        """What passes over single columns tell; `fixed` as in `coders`. DataError as in `read_table`."""
+    def of(cls, frame: pl.LazyFrame, label: str, fixed: bool = False, weight: str | None = None) -> CodingPlan:
+        """What passes over single columns tell, but that of weights; `fixed` as in `coders`.
+
+        DataError as in `read_table`.
+        """
         types = frame.collect_schema()
         if label not in types:
             raise no_label(label, types.names(), "name one of")
-        names = tuple(name for name in types.names() if name != label)
+        names = tuple(name for name in types.names() if name not in (label, weight))
         if not names:
             raise DataError(f"the table has no column but the label {label!r}")
         rows, classes = _classes(frame, label)
@@ -287,14 +321,25 @@ class CodingPlan:
 
     def count(self, columns: list[Codes], labels: Labels, threads: int = 1) -> LabelCounts:
         """The counts of a chunk, to be added up."""
-        sizes = [int(codes.max(initial=0)) + 1 for codes in columns]
-        return count_columns(columns, labels, sizes, len(set(self.classes.values())), threads=threads, rows=self.rows)
+        classes = len(set(self.classes.values()))
+        return count_columns(columns, labels, self.sizes(columns), classes, threads=threads, rows=self.rows)
 
-    def finish(self, counts: LabelCounts, labels: Labels, store: Spill | None, fingerprint: str) -> CodedTable:
+    def sizes(self, columns: list[Codes]) -> list[int]:
+        """How many codes each column has so far."""
+        return [int(codes.max(initial=0)) + 1 for codes in columns]
+
+    def finish(
+        self,
+        counts: LabelCounts,
+        labels: Labels,
+        store: Spill | None,
+        fingerprint: str,
+        weighted: WeightedCounts | None = None,
+    ) -> CodedTable:
         """The table from the counts of all chunks: values that are the same become one, and every code is in use."""
         check_classes(counts.tables[0].sum(axis=0), self.label)
-        tables, recode, missing = [], [], []
-        for coder, table in zip(self.coders, counts.tables, strict=True):
+        tables, recode, missing, sums = [], [], [], []
+        for place, (coder, table) in enumerate(zip(self.coders, counts.tables, strict=True)):
             n = table.sum(axis=1)
             merged = coder.merge(n)
             used = np.zeros(int(merged.max()) + 1, bool)
@@ -303,6 +348,10 @@ class CodingPlan:
             folded = np.zeros((int(used.sum()), table.shape[1]), np.int64)
             np.add.at(folded, final[n > 0], table[n > 0])
             tables.append(folded)
+            if weighted:
+                own = weighted.tables[place]
+                sums.append(np.zeros(folded.shape, own.dtype))
+                np.add.at(sums[-1], final[n > 0], own[n > 0])
             recode.append(None if len(final) == len(folded) and (final == np.arange(len(final))).all() else final)
             missing.append(0 if n[merged == 0].any() else -1)
         return CodedTable(
@@ -313,18 +362,30 @@ class CodingPlan:
                 for coder, table in zip(self.coders, tables, strict=True)
             ),
             missing=tuple(missing),
-            counts=LabelCounts(tables=tuple(tables), squares=counts.squares),
+            counts=LabelCounts(tables=tuple(tables)),
             labels=labels,
             fingerprint=fingerprint,
             store=store,
             recode=tuple(recode),
+            weighted=replace(weighted, tables=tuple(sums)) if weighted else None,
+            notes=(weighted.note,) if weighted else (),
         )
 
 
 def _read(
-    frame: pl.LazyFrame, label: str, keep: bool, threads: int, progress: Progress | None, fingerprint: str
+    frame: pl.LazyFrame,
+    label: str,
+    weight: str | None,
+    keep: bool,
+    threads: int,
+    progress: Progress | None,
+    fingerprint: str,
 ) -> CodedTable:
-    plan = CodingPlan.of(frame, label)
+    plan = CodingPlan.of(frame, label, weight=weight)
+    gather = None
+    if weight is not None:
+        everything = frame.select(col(weight).alias("weight")).collect(engine="streaming")["weight"].to_numpy()
+        gather = WeightCounter(weight, len(set(plan.classes.values())), everything)
     store = Spill() if keep else None
     counts: LabelCounts | None = None
     labels = np.empty(plan.rows, np.uint8)
@@ -332,6 +393,9 @@ def _read(
     for start in range(0, plan.rows, step):
         columns, part = plan.encode(frame.slice(start, step).collect())
         labels[start : start + step] = part
+        if gather:
+            own = gather.used(np.empty((len(part), 0)), part, slice(start, start + step))[2]
+            gather.add(columns, part, plan.sizes(columns), own, threads)
         found = plan.count(columns, part, threads)
         counts = found if counts is None else counts + found
         if store:
@@ -340,7 +404,7 @@ def _read(
         if progress:
             progress("read", min(start + step, plan.rows), plan.rows)
     assert counts is not None
-    return plan.finish(counts, labels, store, fingerprint)
+    return plan.finish(counts, labels, store, fingerprint, gather.finish() if gather else None)
 
 
 def _classes(frame: pl.LazyFrame, label: str) -> tuple[int, dict[bool | int | float | str, int]]:

@@ -124,7 +124,7 @@ class SearchSpace(BaseModel):
 
     def checked(self) -> SearchSpace:
         """The space; SpaceError unless every choice and both ends of every range make a valid trial."""
-        metric_in(self.data.task, self.objective.metric)
+        metric_in(self.data.task, self.objective.metric, self.data.group)
         for arm in self.arms():
             for config in self.corners(arm):
                 self.require_pairs(check(config))

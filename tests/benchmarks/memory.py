@@ -101,10 +101,10 @@ def make(folder, size):
     path.mkdir()
     writer = Writer(path, base.schema, {split: base.rows(split) for split in base.splits} | {"train": rows})
     for split in ("valid", "test"):
-        writer.add(split, base.ids(split), base.labels(split))
+        writer.add(split, base.ids(split), base.sides(split))
     ids, labels = np.array(base.ids("train")), np.array(base.labels("train"))
     for start in range(0, rows, len(ids)):
-        writer.add("train", ids[: rows - start], labels[: rows - start])
+        writer.add("train", ids[: rows - start], {"labels": labels[: rows - start]})
     writer.finish(base.vocabulary, base.truth)
     return path
 

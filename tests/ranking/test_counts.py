@@ -109,8 +109,6 @@ def test_whole_weights_are_repeated_rows(compiled, monkeypatch):
     for one, other in zip(weighted.tables, repeated.tables, strict=True):
         assert (one == other).all()
         assert mutual_information(one) == pytest.approx(mutual_information(other))
-    assert repeated.effective == 1.0
-    assert weighted.effective == pytest.approx(weights.sum() / (weights**2).sum())
 
 
 def test_a_label_of_one_class_or_one_row_is_refused():

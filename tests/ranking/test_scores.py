@@ -182,8 +182,6 @@ def test_weights_that_are_whole_are_repeated_rows():
     counts = rng.integers(0, 9, (40, 2))
     assert mutual_information(3.0 * counts) == pytest.approx(mutual_information(counts))
     assert mutual_information(counts.astype(float)) == pytest.approx(mutual_information(np.repeat(counts, 1, axis=0)))
-    weighted = score(3.0 * counts, effective=1 / 3)
-    assert weighted.z == pytest.approx(score(counts).z)  # thrice the weight is no more evidence
 
 
 def test_ami_is_that_of_scikit_learn():

@@ -279,6 +279,9 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Display | No
             ranked = rank(dataset.keep(kept, cache), pairs=space.features.pairs.top).pairs
             assert ranked is not None
             ranking, pairs = replace(ranking, pairs=ranked), [list(pair) for pair in ranked.select("a", "b").rows()]
+        if bar:
+            for note in ranking.notes:
+                bar.tell(note)
         ranking.write(run.path / "ranking.parquet")
         write_page(run.path / "ranking.html", ranking, f"{run.name}: columns by adjusted mutual information")
         run.write_json("dataset.json", _facts(space, dataset, data, kept, pairs))

@@ -71,7 +71,14 @@ def work(config: Drawn, *, run: Path, space: SearchSpace, dataset: Path) -> None
         trial = space.config(config["arm"], config["values"], space.seed)
         folder.begin_trial(name, trial)
         data = Dataset.open(dataset)
-        report = Reporter(trial, space, data.rows("train"), data.labels("valid"), partial(folder.add_point, name))
+        report = Reporter(
+            trial,
+            space,
+            data.rows("train"),
+            data.labels("valid"),
+            partial(folder.add_point, name),
+            data.weights("valid"),
+        )
         result, model = run_trial(trial, data, report, WarmStarts(folder=folder.warm))
         folder.finish_trial(name, result, model)
         end = {FINISHED: True, OBJECTIVE: space.objective.of(result.valid)}
@@ -118,6 +125,7 @@ class Reporter:
         rows: of train, with what a search holds out: steps are at most as many.
         labels: of valid.
         keep: takes the values of each report first.
+        weights: of valid's rows, if they have some.
     """
 
     def __init__(
@@ -127,9 +135,10 @@ class Reporter:
         rows: int,
         labels: Array,
         keep: Callable[[Mapping[str, float]], None],
+        weights: Array | None = None,
     ) -> None:
         self.keep, self.trial = keep, trial
-        self.task, self.labels = task_of(trial.monitor), labels
+        self.task, self.labels, self.weights = task_of(trial.monitor), labels, weights
         self.metric, self.first = metric_of(trial.monitor), self.task.metrics[0]
         self.stops = space.scheduler.stops_searches
         self.batches, self.steps = math.ceil(rows / trial.train.batch_size), 0
@@ -156,7 +165,7 @@ class Reporter:
         if not self.stops:
             return {}
         self.steps += self.batches
-        bound = self.task.hopeless(first, self.labels)
+        bound = self.task.hopeless(first, self.labels, self.weights)
         if epoch >= GRACE and self.steps >= STEPS and bound is not None:
             raise TrialPruned(
                 f"no better than chance: {phase}_{self.first.monitor} {first:.4f} after {epoch} epochs, at step "
@@ -164,7 +173,7 @@ class Reporter:
             )
         report: dict[str, float | str] = {PROXY: figure, PROXY_FIRST: first, SEARCH_RUNG: epoch}
         return report | {
-            ERROR: self.task.error(first, self.labels),
+            ERROR: self.task.error(first, self.labels, self.weights),
             PEERS: peers(self.trial, event.stage or 0, phase),
         }
 

@@ -101,9 +101,10 @@ class Leaderboard(_Frozen):
     def table(self) -> pl.DataFrame:
         """A row for each arm: its best trial by valid, its metrics and cost."""
         rows = []
+        there = {name for row in self.rows for name in under("valid", row.valid) | under("test", row.test)}
         for row in self.rows:
             known = under("valid", row.valid) | under("test", row.test)
-            metrics = {name: known.get(name) for name in columns(task_of(self.metric), "valid", "test")}
+            metrics = {name: known.get(name) for name in columns(task_of(self.metric), "valid", "test", there=there)}
             rows.append(
                 {"arm": row.arm, "trial": row.trial, **metrics}
                 | row.model_dump(exclude={"arm", "trial", "valid", "test"})
@@ -152,7 +153,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
     counts = Counter((ended.arm, ended.state) for ended in run.ended())
     trials = run.trials()
     rows, champions = [], []
-    labels = dataset.labels("test")
+    labels, weights = dataset.labels("test"), dataset.weights("test")
     for arm in space.arms():
         row = Row(arm=arm, done=counts[arm, "done"], pruned=counts[arm, "pruned"], failed=counts[arm, "failed"])
         own = [trial for trial in eligible(trials, space) if trial.arm == arm]
@@ -165,7 +166,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
                 "trial": champion.id,
                 "valid": champion.result.valid,
                 "test": test,
-                "test_auc_error": dataset.task.error(test[dataset.task.metrics[0].name], labels),
+                "test_auc_error": dataset.task.error(test[dataset.task.metrics[0].name], labels, weights),
                 "embedding_parameters": cost.embedding_parameters,
                 "embedding_bytes": cost.embedding_bytes,
                 "parameters": cost.parameters,

@@ -164,7 +164,7 @@ def _over_seeds(
 
 
 def _summary(trial_id: str, rows: list[SeedRow], task: Task) -> ArmSeeds:
-    found = {name: [row[name] for row in rows] for name in columns(task, "valid", "test")}
+    found = {name: [row[name] for row in rows] for name in columns(task, "valid", "test", there=rows[0])}
     return {
         "trial": trial_id,
         "mean": {name: statistics.mean(values) for name, values in found.items()},

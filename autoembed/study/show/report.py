@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoembed.study.show.tables import make_table, print_table, two_lines
-from autoembed.task import Metric, columns, task_of, titled, under
+from autoembed.task import Metric, columns, present, task_of, titled, under
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,7 +31,7 @@ PAGE = "report.html"
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     """Prints the arms with the winner by valid marked, planted beside found, failures, and the paths."""
     metric = titled(board.metric)
-    first, *others = task_of(board.metric).metrics
+    first, *others = present(task_of(board.metric), (row.test for row in board.rows))
     table = make_table(
         f"{run.name}: the best trial of each arm by {metric}",
         *(" ", "arm", f"valid\n{first.title}", f"test\n{first.title}", "± by\nits rows"),
@@ -177,7 +177,7 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
 def show_arms(console: Console, found: ArmsContent, path: Path) -> None:
     """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
     metric, task = titled(found["metric"]), task_of(found["metric"])
-    names = [task.metrics[0].monitor, *columns(task, "test")]
+    names = [task.metrics[0].monitor, *columns(task, "test", there=found["arms"][found["leader"]]["mean"])]
     number = len(found["arms"][found["leader"]]["seeds"])
     table = make_table(
         f"each arm's best trial retrained from fresh weights, mean ± sd of {number} seeds",

@@ -16,7 +16,7 @@ from autoembed.study.show.study_page.facts import StudyFacts
 from autoembed.study.show.study_page.markup import Html, code, details, join, prose, scroll, table, tag
 from autoembed.study.show.study_page.verdict import holm, interval
 from autoembed.study.show.tables import legible
-from autoembed.task import columns, metric_of, task_of, titled
+from autoembed.task import columns, metric_of, present, task_of, titled
 
 FIELDS = 150  # rows of the widest tables
 POINTS = 1500  # of a plot
@@ -26,7 +26,7 @@ _PAIRS = 60
 def leaderboard(facts: StudyFacts) -> Html:
     """Each arm's best trial with the interval of its first metric on test."""
     board = facts.board
-    first, *others = task_of(board.metric).metrics
+    first, *others = present(task_of(board.metric), (row.test for row in board.rows))
     found = {row.arm: interval(row, first.name) for row in board.rows}
     spans = [own for own in found.values() if own]
     ends = (min(one[1] for one in spans), max(one[2] for one in spans)) if spans else (0.0, 1.0)
@@ -70,7 +70,7 @@ def _seeds(facts: StudyFacts) -> Html | None:
     if found is None:
         return None
     task = task_of(found["metric"])
-    names = [task.metrics[0].monitor, *columns(task, "test")]
+    names = [task.metrics[0].monitor, *columns(task, "test", there=found["arms"][found["leader"]]["mean"])]
     sign, adjusted = metric_of(found["metric"]).sign, holm(found["paired"])
     number = len(found["arms"][found["leader"]]["seeds"])
     heads = ["arm", "trial", *map(titled, names), f"{found['leader']} ahead by {titled(found['metric'])}", "p", "Holm"]

@@ -71,7 +71,9 @@ class Mirror:
         self._phase: dict[str, str] = {}
         tags = {"autoembed.study": run.name, "arms": ", ".join(space.arms())}
         self.parent = self._ensure("", run.name, tags).info.run_id
-        self.client.set_experiment_tag(self.experiment, SAVED_VIEW, saved_view(space.objective.metric))
+        self.client.set_experiment_tag(
+            self.experiment, SAVED_VIEW, saved_view(space.objective.metric, grouped=space.data.group is not None)
+        )
         self._note(None)
 
     def _experiment(self) -> str:
@@ -257,9 +259,10 @@ class Mirror:
         """Logs the leaderboard, test metrics of each arm's best trial, and the best bundle as the champion."""
         parent = self._runs[""]
         rows = [row.model_dump(mode="json", exclude={"valid", "test"}) for row in board.rows]
+        there = board.table.columns
         for plain, row in zip(rows, board.rows, strict=True):
             known = under("valid", row.valid) | under("test", row.test)
-            plain |= {name: known.get(name) for name in columns(task_of(board.metric), "valid", "test")}
+            plain |= {name: known.get(name) for name in columns(task_of(board.metric), "valid", "test", there=there)}
             if row.trial and row.test:
                 test = under("test", row.test)
                 self._facts(self._child(row.trial), test)

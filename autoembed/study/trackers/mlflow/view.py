@@ -20,10 +20,14 @@ def curve(name: str) -> str:
     return f"{phase}/{rest}" if phase in PHASES and rest else f"retrain/{name}"
 
 
-def saved_view(metric: str) -> str:
-    """The state of MLflow's table of runs that shows a study's trials, the best by `metric` first."""
+def saved_view(metric: str, *, grouped: bool = False) -> str:
+    """The state of MLflow's table of runs that shows a study's trials, the best by `metric` first.
+
+    `grouped` says whether there are metrics within groups.
+    """
     task = task_of(metric)
-    others = [name for name in columns(task, "valid") if name != metric]
+    within = [one.monitor for one in task.grouped if grouped]
+    others = [name for name in columns(task, "valid", there=within) if name != metric]
     metrics = [metric, *others, f"test_{task.metrics[0].name}", "cost/bytes", "cost/embedding_bytes", "cost/latency_ms"]
     shown = [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in ("arm", "state"))]
     return json.dumps(
@@ -48,7 +52,7 @@ def description(board: Leaderboard, experiment: str, runs: Mapping[str, str], co
     """
     metric = titled(board.metric)
     task = task_of(board.metric)
-    first, tested = task.metrics[0], columns(task, "test")
+    first, tested = task.metrics[0], columns(task, "test", there=board.table.columns)
     heads = ["arm", "trial", titled(first.monitor), *map(titled, tested), "embedding bytes", "bytes"]
     heads.append("done/pruned/failed")
     lines = [
