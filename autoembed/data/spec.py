@@ -14,6 +14,7 @@ from autoembed.data.planted import PlantedSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.schema import Field as Column
 from autoembed.data.strict import StrictModel
+from autoembed.data.target_statistics import TargetStatistics
 from autoembed.task import CLICKS, Task
 
 Split = Literal["train", "valid", "test"]
@@ -100,7 +101,8 @@ class DataSpec(StrictModel):
     "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
     are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
     {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
-    of a column are hashed, such as {user_id: 10000}; without it they share one.
+    of a column are hashed, such as {user_id: 10000}; without it they share one. `target_statistics` makes columns of the
+    click rates of others' values.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -130,6 +132,7 @@ class DataSpec(StrictModel):
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
     crosses: Crosses | None = None
+    target_statistics: TargetStatistics | None = None
 
     @field_validator("multi", mode="before")
     @classmethod
