@@ -196,8 +196,8 @@ def _refuse_statistics(bundle: Bundle) -> None:
     rates = [field.name for field in bundle.schema.fields if field.statistic_of is not None]
     if rates:
         raise SpaceError(
-            f"the architecture has click rates of values ({', '.join(rates)}), which are of all train rows, and a log has "
-            f"only the latest: train on the whole table, as by `autoembed retrain {bundle.path} --data TABLE --warm`"
+            f"the architecture has click rates of values ({', '.join(rates)}), which are of all train rows, and a log "
+            f"has the latest only: train on the whole table, as by `autoembed retrain {bundle.path} --data TABLE --warm`"
         )
 
 

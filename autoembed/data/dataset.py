@@ -229,10 +229,10 @@ class Dataset:
                     f"data.target_statistics must be of columns with one value a row, but {name!r} holds several"
                 )
             readers = [field.name for field in self.schema.fields if field.shares == name]
-            if spec.replace and readers:
+            if name in spec.replace and readers:
                 raise DataError(
                     f"data.target_statistics cannot replace {name!r}, as {', '.join(readers)} reads its table: "
-                    "set replace: false"
+                    "take it out of replace"
                 )
         places = self.schema.columns(spec.columns)
         folder = Path(cache) / _digest(
@@ -248,7 +248,7 @@ class Dataset:
                 vocabulary, ids = vocabulary.with_statistic(name, seen, values, spec.bins)
                 own.append(ids)
                 place = self.schema.index(name)
-                fields[place] = fields[place].model_copy(update={"candidate": spec.replace or fields[place].candidate})
+                fields[place] = fields[place].model_copy(update={"candidate": name in spec.replace})
                 fields.append(Field(name=rate_of(name), kind="statistic", statistic_of=name))
             schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
             writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})

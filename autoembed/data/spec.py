@@ -101,8 +101,8 @@ class DataSpec(StrictModel):
     "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
     are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
     {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
-    of a column are hashed, such as {user_id: 10000}; without it they share one. `target_statistics` makes columns of the
-    click rates of others' values.
+    of a column are hashed, such as {user_id: 10000}; without it they share one. `target_statistics` makes columns of
+    the click rates of others' values.
     """
 
     path: str | tuple[str, ...] | None = None

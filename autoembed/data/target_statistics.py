@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from autoembed.data.bins import fine_bounds
 from autoembed.data.strict import StrictModel
@@ -23,14 +23,21 @@ class TargetStatistics(StrictModel):
 
     A value's rate is (its clicks + prior * the mean label) / (its rows + prior). For a train row, only rows that come
     before it count: by time if the split is by time, else in a random order that `seed` draws. `columns` may name
-    crossed columns (`a*b`). With `replace`, they are no inputs themselves: the model sees their rates alone.
+    crossed columns (`a*b`). Those under `replace` are no inputs themselves: the model sees their rates alone.
     """
 
     columns: tuple[str, ...] = Field(min_length=1)
     prior: float = Field(default=10.0, gt=0)
     bins: int = Field(default=32, ge=2)
     seed: int = Field(default=0, ge=0)
-    replace: bool = False
+    replace: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _replaced_are_columns(self) -> TargetStatistics:
+        strange = [name for name in self.replace if name not in self.columns]
+        if strange:
+            raise ValueError(f"replace must name columns of target_statistics, but got {', '.join(strange)}")
+        return self
 
 
 def name_of(column: str) -> str:

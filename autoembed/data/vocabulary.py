@@ -112,8 +112,8 @@ class Vocabulary:
     def encode(self, frame: pl.DataFrame) -> Ids:
         """The ids of every field, int32 [rows, V]; further columns are ignored, DataError if one is missing.
 
-        A multi-valued field has as many columns as a row may have values, PAD where it has fewer. A statistic is that of
-        all train rows.
+        A multi-valued field has as many columns as a row may have values, PAD where it has fewer. A statistic is that
+        of all train rows.
         """
         absent = [name for name in self.columns if name not in frame.columns]
         if absent:
