@@ -197,7 +197,7 @@ def _refuse_statistics(bundle: Bundle) -> None:
     if rates:
         raise SpaceError(
             f"the architecture has click rates of values ({', '.join(rates)}), which are of all train rows, and a log "
-            f"has the latest only: train on the whole table, as by `autoembed retrain {bundle.path} --data TABLE --warm`"
+            f"has the latest only: train on the whole table: `autoembed retrain {bundle.path} --data TABLE --warm`"
         )
 
 

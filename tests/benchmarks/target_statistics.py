@@ -32,7 +32,7 @@ from methods import spread
 from autoembed.data import dataset as dataset_module
 from autoembed.data.dataset import build_dataset
 from autoembed.data.spec import DataSpec
-from autoembed.data.target_statistics import rates
+from autoembed.data.target_statistics import TargetStatistics, rates
 from autoembed.metrics import evaluate
 from autoembed.space import SearchSpace
 from autoembed.training import predict
@@ -341,7 +341,10 @@ def main() -> None:
 def told(settings):
     l2, least, stats = settings
     words = f"l2 {l2:g}, min_count {least}"
-    return words + (f", prior {stats['prior']:g}, bins {stats['bins']}" if stats else "")
+    if stats is None:
+        return words
+    chosen = TargetStatistics(columns=("x",), **{key: stats[key] for key in ("prior", "bins") if key in stats})
+    return f"{words}, prior {chosen.prior:g}, bins {chosen.bins}"
 
 
 def page(args, results) -> str:
