@@ -54,10 +54,11 @@ class Field(BaseModel):
     """One input column.
 
     `cardinality` counts the ids of the column, id 0 (unknown or rare) included; it is 0 until a vocabulary is fitted.
-    A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then. A
-    multi-valued one has `multi.length` columns of the encoded table: its values' ids, then PAD. One that `shares` has
-    the ids of another field, and its embeddings are looked up in the other's table. Rare and unknown values of one with
-    `buckets` are hashed into so many ids. One that is the `statistic_of` another has the bins of its click rates.
+    A crossed column names its pair. A `candidate` is no field: a crossed one that a search may memorize, or one that
+    other columns are made of. A multi-valued one has `multi.length` columns of the encoded table: its values' ids, then
+    PAD. One that `shares` has the ids of another field, and its embeddings are looked up in the other's table. Rare and
+    unknown values of one with `buckets` are hashed into so many ids. One that is the `statistic_of` another has the
+    bins of its click rates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
