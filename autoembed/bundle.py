@@ -165,7 +165,7 @@ class Bundle:
         finite = table.filter(pl.col("value").is_not_null() | pl.col("upper").is_finite()).sort("id")
         row: dict[str, list[object]] = {}
         for field in self.schema.fields:
-            if field.cross:
+            if field.derived:
                 continue
             hashed = pl.col("id").is_in(self.vocabulary.unknown(field.name).tolist())
             found = finite.filter(pl.col("field") == field.name, ~hashed).head(1)

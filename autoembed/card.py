@@ -68,7 +68,7 @@ def card(
         "",
         "| column | kind | ids | most frequent id, share of train | missing in train |",
         "|---|---|---|---|---|",
-        *(_column(field.name, field.kind, vocabulary) for field in schema.fields if not field.cross),
+        *(_column(field.name, field.kind, vocabulary) for field in schema.fields if not field.derived),
         "",
         "The licence of the data is not known to autoembed: add it here before you share the model.",
         "",

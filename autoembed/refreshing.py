@@ -135,6 +135,7 @@ def refresh(
     _check(vocabulary, evict, memory)
     bundle, where = load_bundle(source), pick_device(device)
     refuse_crossed(bundle)
+    _refuse_statistics(bundle)
     recipe, once, told = _recipe(bundle, epochs, train or {})
     spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
     metric = _metric(bundle, spec)
@@ -190,6 +191,15 @@ def _check(vocabulary: str, evict: float, memory: float) -> None:
         raise SpaceError(f"{option('evict')} must be at least 0, but got {evict:g}")
     if not 0 <= memory <= 1:
         raise SpaceError(f"{option('memory')} must lie from 0 to 1, but got {memory:g}")
+
+
+def _refuse_statistics(bundle: Bundle) -> None:
+    rates = [field.name for field in bundle.schema.fields if field.statistic_of is not None]
+    if rates:
+        raise SpaceError(
+            f"the architecture has click rates of values ({', '.join(rates)}), which are of all train rows, and a log "
+            f"has the latest only: train on the whole table: `autoembed retrain {bundle.path} --data TABLE --warm`"
+        )
 
 
 def _study(bundle: Bundle, given: str | Path | None) -> Path | None:

@@ -351,6 +351,8 @@ def averaged(
 def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:
     """The id that a bundle gives to each value of a field of new data, 0 where it does not know it: int32 [N]."""
     known = dataset.vocabulary.keep([name]).table()
+    if bundle.vocabulary.statistic_of(name):
+        return bundle.vocabulary.bins_of(name, known["upper"])
     column = "upper" if known["value"].null_count() == len(known) else "value"
     missing = known["value"].is_null() & known["upper"].is_null()
     value = pl.col(column) if dataset.vocabulary.multi(name) is None else pl.concat_list(pl.col(column))

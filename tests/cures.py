@@ -28,6 +28,8 @@ ROWS = (
         r"^cannot read …: ?…+$",
         "check that the file exists, is whole and may be read; what the system says follows the colon",
     ),
+    (r"^the column … is there already, so data.target", "name each column once, and rename a column of that name"),
+    (r"^data.target_statistics must be of columns", "take the column out of data.target_statistics"),
     (r"^data.hash cannot hash", "take the column out of data.hash, and name the column whose ids it has"),
     (r"names no column of the table|^unknown column", "take a name from the list in the line"),
     (r"^no fields are left: every", "take a column out of data.drop"),

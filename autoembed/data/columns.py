@@ -16,6 +16,7 @@ from autoembed.data.bins import upper_bounds
 from autoembed.data.crosses import Keys
 from autoembed.data.multi import cut, no_lists, spread
 from autoembed.data.schema import Cross, Field, Kind, Multi
+from autoembed.data.target_statistics import Floats
 from autoembed.data.values import as_text, col, key, numbers, tidy
 from autoembed.errors import DataError
 
@@ -39,7 +40,8 @@ class Column:
     """One field: `known` values in the order of `ids`, and the id of missing.
 
     Numeric fields know ascending upper bounds, crossed ones ascending keys. With `buckets`, so many of the values are
-    those of `bucket_of`, which stand for all values that are rare or that train does not have.
+    those of `bucket_of`, which stand for all values that are rare or that train does not have. A statistic of another
+    field knows upper bounds of rates, and `of_ids` has its id for each id of that field.
     """
 
     kind: Kind
@@ -50,6 +52,8 @@ class Column:
     cross: Cross | None = None
     multi: Multi | None = None
     buckets: int | None = None
+    statistic_of: str | None = None
+    of_ids: Ids | None = None
 
     @property
     def length(self) -> int:
@@ -163,9 +167,7 @@ def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
     missing = int(merged["count"].sum()) - int(counts.sum())
     if missing:
         per_bin = np.append(per_bin, missing)
-    order = np.argsort(-per_bin, kind="stable")
-    ids = np.empty(len(per_bin), dtype=np.int32)
-    ids[order] = np.arange(1, len(per_bin) + 1, dtype=np.int32)
+    order, ids = _by_count(per_bin)
     return Column(
         kind="numeric",
         known=pl.Series(uppers, dtype=pl.Float64),
@@ -173,6 +175,38 @@ def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
         missing=int(ids[-1]) if missing else 0,
         counts=np.append(np.int64(0), per_bin[order]),
     )
+
+
+def _by_count(per_bin: Counts) -> tuple[Counts, Ids]:
+    """The bins by falling count, and the id of each bin, from 1 on."""
+    order = np.argsort(-per_bin, kind="stable")
+    ids = np.empty(len(per_bin), dtype=np.int32)
+    ids[order] = np.arange(1, len(per_bin) + 1, dtype=np.int32)
+    return order, ids
+
+
+def statistic_column(of: str, uppers: Floats, train: Floats, values: Floats) -> tuple[Column, Ids]:
+    """The column of the bins of another field's rates, and the ids of the train rows, int32 [rows].
+
+    Args:
+        of: the other field.
+        uppers: the ascending upper bounds of the bins.
+        train: the rate of each train row.
+        values: the rate of each id of the other field, for all other rows.
+    """
+    bins = np.searchsorted(uppers, train)
+    per_bin = np.bincount(bins, minlength=len(uppers)).astype(np.int64)
+    order, ids = _by_count(per_bin)
+    column = Column(
+        kind="statistic",
+        known=pl.Series(uppers, dtype=pl.Float64),
+        ids=ids,
+        missing=0,
+        counts=np.append(np.int64(0), per_bin[order]),
+        statistic_of=of,
+        of_ids=ids[np.searchsorted(uppers, values)],
+    )
+    return column, ids[bins]
 
 
 def encode_multi(series: pl.Series, column: Column, multi: Multi, enum: pl.Enum) -> Ids:
@@ -226,10 +260,12 @@ def table_of(name: str, column: Column) -> pl.DataFrame:
     size = len(column.counts)
     values: list[str | None] = [None] * size
     uppers: list[float | None] = [None] * size
-    into: list[str | None] | list[float | None] = uppers if column.kind == "numeric" else values
+    into: list[str | None] | list[float | None] = uppers if column.kind in ("numeric", "statistic") else values
     known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
     for place, value in zip(column.ids, known, strict=True):
         into[place] = value
+    if column.of_ids is not None:
+        values[1:] = [" ".join(map(str, np.flatnonzero(column.of_ids == own))) for own in range(1, size)]
     data = {
         "field": [name] * size,
         "kind": [column.kind] * size,
@@ -254,8 +290,31 @@ def crossed_column(keys: Keys, counts: Counts, cross: Cross) -> Column:
     )
 
 
+def _statistic(part: pl.DataFrame, statistics: Mapping[str, str], path: str | Path) -> Column:
+    name, bins = part["field"][0], part[1:].sort("upper")
+    if name not in statistics:
+        raise DataError(f"{path} is not a vocabulary: it does not say which field has the rates of {name!r}")
+    own = part[1:].select("id", pl.col("value").str.split(" ")).explode("value").filter(pl.col("value") != "")
+    own = own.with_columns(pl.col("value").cast(pl.Int64)).sort("value")
+    if own["value"].to_list() != list(range(own.height)):
+        raise DataError(f"{path} is not a vocabulary: {name!r} must have one bin for each id of {statistics[name]!r}")
+    return Column(
+        kind="statistic",
+        known=bins["upper"],
+        ids=bins["id"].to_numpy(),
+        missing=0,
+        counts=part["count"].to_numpy().astype(np.int64),
+        statistic_of=statistics[name],
+        of_ids=own["id"].to_numpy(),
+    )
+
+
 def column_of(
-    part: pl.DataFrame, crosses: Mapping[str, object], multi: Mapping[str, object], path: str | Path
+    part: pl.DataFrame,
+    crosses: Mapping[str, object],
+    multi: Mapping[str, object],
+    statistics: Mapping[str, str],
+    path: str | Path,
 ) -> Column:
     name, kind = part["field"][0], part["kind"][0]
     if part["id"].to_list() != list(range(part.height)) or kind not in get_args(Kind):
@@ -273,6 +332,8 @@ def column_of(
         return replace(column, kind="multi", multi=Multi.model_validate(multi[name]))
     if kind == "categorical":
         return ranked_column(part["value"][1:], counts)
+    if kind == "statistic":
+        return _statistic(part, statistics, path)
     ids = part[1:].select("id", "upper")
     missing = ids.filter(pl.col("upper").is_null())["id"]
     known = ids.drop_nulls("upper").sort("upper")

@@ -25,6 +25,8 @@ from autoembed.data.scan import unreadable
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.sides import KINDS, GroupCodes, Groups, Sides
 from autoembed.data.spec import SPLITS, DataSpec, Split
+from autoembed.data.target_statistics import TargetStatistics, order_of, ordered_rates, rates
+from autoembed.data.target_statistics import name_of as rate_of
 from autoembed.data.values import col, key
 from autoembed.data.vocabulary import ENCODING, Vocabulary
 from autoembed.data.writer import LAYOUT, DatasetFacts, Labels, Writer, fingerprint_of
@@ -34,6 +36,7 @@ from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
 _CHUNK = 1 << 18
+_TIMES = "train.times.npy"  # the rank of each train row's time, where statistics need it
 
 
 class Dataset:
@@ -223,6 +226,65 @@ class Dataset:
 
         return _cached(folder, write)
 
+    def with_statistics(self, spec: TargetStatistics, cache: str | Path, times: Array | None = None) -> Dataset:
+        """The dataset with the click rates of some columns behind its own, copied once into `cache`.
+
+        Memory is a few numbers per train row, for one column at a time, and the ids of the train rows.
+
+        Args:
+            spec: the columns, and how their rates are counted.
+            cache: where encoded data sets live.
+            times: numbers that order the train rows by time, [rows]; without them the order is random.
+
+        Raises:
+            DataError: a column is not there, holds several values a row, or is read by others and to be replaced.
+        """
+        for name in spec.columns:
+            if self.schema.fields[self.schema.index(name)].multi:
+                raise DataError(
+                    f"data.target_statistics must be of columns with one value a row, but {name!r} holds several"
+                )
+            readers = [field.name for field in self.schema.fields if field.shares == name]
+            if name in spec.replace and readers:
+                raise DataError(
+                    f"data.target_statistics cannot replace {name!r}, as {', '.join(readers)} reads its table: "
+                    "take it out of replace"
+                )
+        places = self.schema.columns(spec.columns)
+        folder = Path(cache) / _digest(
+            LAYOUT, self.fingerprint, "statistics", spec.model_dump(mode="json"), times is not None
+        )
+
+        def write(temporary: Path) -> None:
+            vocabulary, train = self.vocabulary, self.ids("train")
+            labels, weights = self.labels("train"), self.weights("train")
+            order, own, fields = order_of(len(labels), spec.seed, times), [], list(self.schema.fields)
+            for name, at in zip(spec.columns, places, strict=True):
+                seen = ordered_rates(train[:, at], labels, order, spec.prior, weights)
+                values = rates(train[:, at], labels, vocabulary.cardinality(name), spec.prior, weights)
+                vocabulary, ids = vocabulary.with_statistic(name, seen, values, spec.bins)
+                own.append(ids)
+                place = self.schema.index(name)
+                fields[place] = fields[place].model_copy(update={"candidate": name in spec.replace})
+                fields.append(Field(name=rate_of(name), kind="statistic", statistic_of=name))
+            schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
+            writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
+            for split in SPLITS:
+                ids, sides = self.ids(split), self.sides(split)
+                for start in range(0, len(ids), _CHUNK):
+                    chunk = np.asarray(ids[start : start + _CHUNK])
+                    rated = [
+                        ordered[start : start + _CHUNK]
+                        if split == "train"
+                        else vocabulary.encode_statistic(rate_of(name), chunk[:, at])
+                        for name, at, ordered in zip(spec.columns, places, own, strict=True)
+                    ]
+                    beside = {name: side[start : start + _CHUNK] for name, side in sides.items()}
+                    writer.add(split, np.column_stack([chunk, *rated]), beside)
+            writer.finish(vocabulary, self.truth, self.notes, self.sources)
+
+        return _cached(folder, write)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OtherVocabulary:
@@ -264,10 +326,13 @@ def build_dataset(
         for paths in locate(spec, data).values():
             sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
     other = [] if vocabulary is None else [vocabulary.key]
+    made = spec.target_statistics
+    if made is not None and spec.split.by in (None, "time"):
+        other.append("times")
     # Data without weights and groups are found where they were before there were such.
     absent = {name for name in ("weight", "group") if getattr(spec, name) is None}
-    said = spec.model_dump(mode="json", exclude={"crosses", *absent})
-    folder = Path(cache) / _digest(LAYOUT, ENCODING, said, sources, *other)
+    read_as = spec.model_dump(mode="json", exclude={"crosses", "target_statistics", *absent})
+    folder = Path(cache) / _digest(LAYOUT, ENCODING, read_as, sources, *other)
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"
 
     def write(temporary: Path) -> None:
@@ -283,9 +348,12 @@ def build_dataset(
         shutil.rmtree(staging)
 
     dataset = _cached(folder, write, progress)
-    if spec.crosses is None:
+    if spec.crosses is not None:
+        dataset = dataset.cross(spec.crosses.pairs, spec.crosses, cache, candidates=False)
+    if made is None:
         return dataset
-    return dataset.cross(spec.crosses.pairs, spec.crosses, cache, candidates=False)
+    times = np.load(folder / _TIMES) if (folder / _TIMES).is_file() else None
+    return dataset.with_statistics(made, cache, times)
 
 
 def data_changed(begun: Path, dataset: Dataset, before: str, encoding: int | None) -> str:
@@ -327,14 +395,20 @@ def _encode(
         vocabulary = other.make(vocabulary)
     writer = Writer(folder, vocabulary.schema(schema), rows)
     done, total = 0, sum(rows.values())
+    time = table.schema.time if spec.target_statistics and spec.split.by in (None, "time") else None
+    times = []
     for part in table.parts:
         for chunk, codes in part.chunks(_CHUNK):
+            if time is not None:
+                times.append(chunk[time].filter(codes == 0))
             ids, sides = vocabulary.encode(chunk), _sides(chunk, table.schema, groups)
             for code, split in enumerate(SPLITS):
                 inside = codes == code
                 writer.add(split, ids[inside], {name: side[inside] for name, side in sides.items()})
                 done += int(inside.sum())
             progress("encode", done, total)
+    if times:
+        np.save(folder / _TIMES, pl.concat(times).rank("dense").fill_null(0).to_numpy())
     writer.finish(vocabulary, table.truth, notes, sources)
 
 

@@ -18,7 +18,7 @@ from pydantic import Field as Key
 from autoembed.errors import DataError
 from autoembed.task import CLICKS, Task
 
-Kind = Literal["categorical", "numeric", "crossed", "multi"]
+Kind = Literal["categorical", "numeric", "crossed", "multi", "statistic"]
 PAD = -1  # in the encoded columns of a multi-valued field that a row has no value for
 
 
@@ -54,10 +54,11 @@ class Field(BaseModel):
     """One input column.
 
     `cardinality` counts the ids of the column, id 0 (unknown or rare) included; it is 0 until a vocabulary is fitted.
-    A crossed column names its pair. A `candidate` is one that a search may memorize, and no field until then. A
-    multi-valued one has `multi.length` columns of the encoded table: its values' ids, then PAD. One that `shares` has
-    the ids of another field, and its embeddings are looked up in the other's table. Rare and unknown values of one with
-    `buckets` are hashed into so many ids.
+    A crossed column names its pair. A `candidate` is no field: a crossed one that a search may memorize, or one that
+    other columns are made of. A multi-valued one has `multi.length` columns of the encoded table: its values' ids, then
+    PAD. One that `shares` has the ids of another field, and its embeddings are looked up in the other's table. Rare and
+    unknown values of one with `buckets` are hashed into so many ids. One that is the `statistic_of` another has the
+    bins of its click rates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,17 +71,23 @@ class Field(BaseModel):
     multi: Multi | None = None
     shares: str | None = None
     buckets: int | None = None
+    statistic_of: str | None = None
 
     @property
     def length(self) -> int:
         """How many columns of the encoded table the field has."""
         return self.multi.length if self.multi else 1
 
+    @property
+    def derived(self) -> bool:
+        """Whether its ids are made from those of other fields, and no raw table has the column."""
+        return self.cross is not None or self.statistic_of is not None
+
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what only some fields have: what was stored before there were such fields reads the same."""
         node: dict[str, Any] = handler(self)
-        later = ("multi", "shares", "buckets")
+        later = ("multi", "shares", "buckets", "statistic_of")
         return {key: value for key, value in node.items() if value is not None or key not in later}
 
 
@@ -159,9 +166,11 @@ class FeatureSchema(BaseModel):
     def keep(self, names: Iterable[str]) -> FeatureSchema:
         """The schema of these fields, in the order in which they stand, and of those that they need.
 
-        These are the columns of a crossed one, and the field whose table another one reads.
+        These are the columns of a crossed one, the field whose click rates another one has, and the one whose table it
+        reads.
         """
         wanted = set(names)
+        wanted |= {of for name in wanted if (of := self.fields[self.index(name)].statistic_of)}
         for name in list(wanted):
             cross = self.fields[self.index(name)].cross
             wanted |= {cross.a, cross.b} if cross else set()

@@ -14,6 +14,7 @@ from autoembed.data.planted import PlantedSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.schema import Field as Column
 from autoembed.data.strict import StrictModel
+from autoembed.data.target_statistics import TargetStatistics
 from autoembed.task import CLICKS, Task
 
 Split = Literal["train", "valid", "test"]
@@ -103,6 +104,7 @@ class DataSpec(StrictModel):
     of a column are hashed, such as {user_id: 10000}; without it they share one. `weight` names a column of weights: a
     row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
     compared as well (the metric gauc); it is a field all the same, unless it stands under `drop`.
+    `target_statistics` makes columns of the click rates of others' values.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -134,6 +136,7 @@ class DataSpec(StrictModel):
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
     crosses: Crosses | None = None
+    target_statistics: TargetStatistics | None = None
 
     @field_validator("multi", mode="before")
     @classmethod

@@ -24,15 +24,19 @@ from autoembed.data.columns import (
     fit_categorical,
     fit_numeric,
     grown,
+    statistic_column,
     table_of,
     with_rare,
 )
 from autoembed.data.crosses import CrossSpec, frequent_keys, keys_of, name_of
 from autoembed.data.schema import Cross, FeatureSchema, Field, Multi
+from autoembed.data.target_statistics import Floats, bounds
+from autoembed.data.target_statistics import name_of as rate_of
 from autoembed.errors import DataError
 from autoembed.types import Progress
 
 _CROSSES, _MULTI, _HASH = "autoembed.crosses", "autoembed.multi", "autoembed.hash"
+_STATISTICS = "autoembed.statistics"
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
 ENCODING = 5
 
@@ -45,7 +49,8 @@ class Vocabulary:
     any other. A numeric field is cut into bins as `bins.upper_bounds` says, and a number that train has not is in the
     nearest bin. The values of a crossed field are pairs of ids of two fields before it. Those of a multi-valued field
     are the single ones in its lists, and a list without any is missing. Fields that share a table have equal ids, by
-    the rows of all of them. Values of a hashed field that are rare or unknown share its buckets, and not id 0.
+    the rows of all of them. Values of a hashed field that are rare or unknown share its buckets, and not id 0. The ids
+    of a statistic are bins of the click rates of another field's ids; train rows have other rates than the rest.
     """
 
     def __init__(self, columns: dict[str, Column]) -> None:
@@ -84,8 +89,8 @@ class Vocabulary:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that a raw table must have: the fields without the crossed ones."""
-        return tuple(name for name, column in self._columns.items() if column.cross is None)
+        """The columns that a raw table must have: the fields without those that are made from other ones."""
+        return tuple(name for name, column in self._columns.items() if column.kind not in ("crossed", "statistic"))
 
     def _column(self, name: str) -> Column:
         if name not in self._columns:
@@ -107,7 +112,8 @@ class Vocabulary:
     def encode(self, frame: pl.DataFrame) -> Ids:
         """The ids of every field, int32 [rows, V]; further columns are ignored, DataError if one is missing.
 
-        A multi-valued field has as many columns as a row may have values, PAD where it has fewer.
+        A multi-valued field has as many columns as a row may have values, PAD where it has fewer. A statistic is that
+        of all train rows.
         """
         absent = [name for name in self.columns if name not in frame.columns]
         if absent:
@@ -121,6 +127,8 @@ class Vocabulary:
             if column.cross:
                 a, b = (out[:, self._places[parent].start] for parent in (column.cross.a, column.cross.b))
                 own[:, 0] = self.encode_cross(name, a, b)
+            elif column.statistic_of:
+                own[:, 0] = self.encode_statistic(name, out[:, self._places[column.statistic_of].start])
             elif column.kind == "numeric":
                 own[:, 0] = encode_numeric(frame[name], column)
             else:
@@ -147,6 +155,31 @@ class Vocabulary:
         places[places == len(known)] = 0
         found: Ids = np.where(known[places] == keys, column.ids[places], 0) if len(known) else np.zeros_like(a)
         return found
+
+    def encode_statistic(self, name: str, of: Ids) -> Ids:
+        """The ids of a statistic, int32 [rows], from those of its field; of rows that are not in train."""
+        column = self._column(name)
+        assert column.of_ids is not None
+        return column.of_ids[of]
+
+    def bins_of(self, name: str, rates: pl.Series) -> Ids:
+        """The ids of a statistic whose bins these rates are in, int32 [N]; 0 where one is missing."""
+        return encode_numeric(rates, self._column(name))
+
+    def with_statistic(self, of: str, train: Floats, values: Floats, bins: int) -> tuple[Vocabulary, Ids]:
+        """This vocabulary and the click rates of one of its fields, and the ids that these have in the train rows.
+
+        Args:
+            of: the field.
+            train: the rate of each train row, which its own label is not in.
+            values: the rate of each id of the field.
+            bins: how many bins there are about.
+        """
+        name = rate_of(of)
+        if name in self._columns:
+            raise DataError(f"the column {name!r} is there already, so data.target_statistics cannot make it")
+        column, ids = statistic_column(of, bounds(train, bins), train, values)
+        return Vocabulary({**self._columns, name: column}), ids
 
     def with_cross(self, a: str, b: str, train: tuple[Ids, Ids], spec: CrossSpec) -> Vocabulary:
         """This vocabulary and the crossed field of two of its fields, learnt from their ids in all train rows."""
@@ -203,6 +236,16 @@ class Vocabulary:
         """What a field is crossed of, or None."""
         return self._column(name).cross
 
+    def statistic_of(self, name: str) -> str | None:
+        """The field whose click rates a field has, or None."""
+        return self._column(name).statistic_of
+
+    def of_ids(self, name: str) -> Ids:
+        """Of a statistic, its id for each id of its field: int32 [cardinality of that field]."""
+        of_ids = self._column(name).of_ids
+        assert of_ids is not None
+        return of_ids.copy()
+
     def multi(self, name: str) -> Multi | None:
         """How the values of a multi-valued field are read, or None."""
         return self._column(name).multi
@@ -226,6 +269,8 @@ class Vocabulary:
         hashed = {name: column.buckets for name, column in self._columns.items() if column.buckets}
         metadata = {_CROSSES: json.dumps(crosses)} | ({_MULTI: json.dumps(multi)} if multi else {})
         metadata |= {_HASH: json.dumps(hashed)} if hashed else {}
+        statistics = {name: column.statistic_of for name, column in self._columns.items() if column.statistic_of}
+        metadata |= {_STATISTICS: json.dumps(statistics)} if statistics else {}
         self.table().write_parquet(path, metadata=metadata)
 
     @classmethod
@@ -234,7 +279,8 @@ class Vocabulary:
         try:
             table = pl.read_parquet(path, glob=False)
             metadata = pl.read_parquet_metadata(path)
-            crosses, multi, hashed = (json.loads(metadata.get(key, "{}")) for key in (_CROSSES, _MULTI, _HASH))
+            keys = (_CROSSES, _MULTI, _HASH, _STATISTICS)
+            crosses, multi, hashed, statistics = (json.loads(metadata.get(key, "{}")) for key in keys)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
         if table.schema != pl.Schema(COLUMNS) or not table.height:
@@ -242,5 +288,5 @@ class Vocabulary:
                 f"{path} is not a vocabulary: its columns must be {', '.join(COLUMNS)}, and it must have rows"
             )
         parts = table.partition_by("field", maintain_order=True)
-        columns = {part["field"][0]: column_of(part, crosses, multi, path) for part in parts}
+        columns = {part["field"][0]: column_of(part, crosses, multi, statistics, path) for part in parts}
         return cls({name: replace(column, buckets=hashed.get(name)) for name, column in columns.items()})

@@ -124,7 +124,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
     rows = [
-        f"| {field.name} | {field.kind} | {field.cardinality:,} |" for field in bundle.schema.fields if not field.cross
+        f"| {field.name} | {field.kind} | {field.cardinality:,} |"
+        for field in bundle.schema.fields
+        if not field.derived
     ]
     return "\n".join(
         [

@@ -66,11 +66,21 @@ class Crossed(TypedDict):
     ids: list[int]
 
 
-Lookup = Categorical | MultiLookup | Numeric | Crossed
+class Statistic(TypedDict):
+    """A row's id is `ids` at its id of the field `of`, whose click rates it has."""
+
+    name: str
+    kind: Literal["statistic"]
+    missing: int
+    of: str
+    ids: list[int]
+
+
+Lookup = Categorical | MultiLookup | Numeric | Crossed | Statistic
 
 
 def lookups_of(vocabulary: Vocabulary) -> list[Lookup]:
-    """The lookup of each field, in the order of the ids; crossed fields stand behind those that they are made of."""
+    """The lookup of each field, in the order of the ids; fields that are made of others stand behind them."""
     parts = vocabulary.table().partition_by("field", maintain_order=True)
     return [_lookup(vocabulary, part["field"][0], part["kind"][0], part) for part in parts]
 
@@ -103,6 +113,8 @@ def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) ->
         bins = rows.filter(pl.col("upper").is_not_null()).sort("upper")
         uppers = [upper if np.isfinite(upper) else None for upper in bins["upper"].to_list()]
         return Numeric(name=name, kind="numeric", missing=missing, uppers=uppers, ids=bins["id"].to_list())
+    if (of := vocabulary.statistic_of(name)) is not None:
+        return Statistic(name=name, kind="statistic", missing=missing, of=of, ids=vocabulary.of_ids(name).tolist())
     cross = vocabulary.cross(name)
     assert cross is not None
     keys = rows[1:].select("id", pl.col("value").cast(pl.Int64)).sort("value")

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from autoembed.bundle import Bundle
 from autoembed.errors import BundleError
-from autoembed.export.lookups import Categorical, Crossed, Lookup, Numeric, lookups_of
+from autoembed.export.lookups import Categorical, Crossed, Lookup, Numeric, Statistic, lookups_of
 from autoembed.export.program import INPUT, program_of, quiet
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Lookups:
         self.axis = self._constant("raw/axis", [1])
 
     def add(self, field: Lookup) -> None:
-        """A field, after those that it is crossed of."""
+        """A field, after those that it is made of."""
         at = f"raw/{len(self.ids)}"
         if field["kind"] == "categorical":
             self.ids[field["name"]] = self._categorical(field, at)
@@ -106,6 +106,8 @@ class _Lookups:
             self.ids[field["name"]] = self._numeric(field, at)
         elif field["kind"] == "crossed":
             self.ids[field["name"]] = self._crossed(field, at)
+        elif field["kind"] == "statistic":
+            self.ids[field["name"]] = self._statistic(field, at)
 
     def join(self, output: str) -> None:
         """The ids of all fields side by side, [N, F]."""
@@ -145,6 +147,9 @@ class _Lookups:
         # A lookup must have a key, and ids are never below 0.
         keys, ids = (field["keys"], field["ids"]) if field["keys"] else ([-1], [0])
         return self._encoder([key], f"{at}/id", keys_int64s=keys, values_int64s=ids)
+
+    def _statistic(self, field: Statistic, at: str) -> str:
+        return self._node("Gather", [self._constant(f"{at}/ids", field["ids"]), self.ids[field["of"]]], f"{at}/id")
 
     def _encoder(self, inputs: list[str], output: str, **tables: list[str] | list[int]) -> str:
         return self._node("LabelEncoder", inputs, output, domain="ai.onnx.ml", default_int64=0, **tables)

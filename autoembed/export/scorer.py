@@ -153,7 +153,21 @@ class _Crossed:
         return np.where(self.keys[places] == keys, self.of_place[places], 0)
 
 
-_KINDS = {"categorical": _Categorical, "multi": _Multi, "numeric": _Numeric, "crossed": _Crossed}
+class _Statistic:
+    def __init__(self, field):
+        self.of, self.of_ids = field["of"], np.array(field["ids"], dtype=np.int64)
+
+    def ids(self, of):
+        return self.of_ids[of]
+
+
+_KINDS = {
+    "categorical": _Categorical,
+    "multi": _Multi,
+    "numeric": _Numeric,
+    "crossed": _Crossed,
+    "statistic": _Statistic,
+}
 
 
 class Scorer:
@@ -162,7 +176,7 @@ class Scorer:
     def __init__(self, graph, weights, vocabulary):
         self.graph, self.weights = graph, weights
         self.fields: list[tuple] = [(field["name"], _KINDS[field["kind"]](field)) for field in vocabulary]
-        self.columns = [field["name"] for field in vocabulary if field["kind"] != "crossed"]
+        self.columns = [field["name"] for field in vocabulary if field["kind"] not in ("crossed", "statistic")]
         unknown = {node["op"] for node in graph["nodes"]} - set(_OPS)
         if unknown:
             raise ValueError(f"graph.json must use operations of this file, but has {', '.join(sorted(unknown))}")
@@ -187,6 +201,8 @@ class Scorer:
         for name, field in self.fields:
             if isinstance(field, _Crossed):
                 found[name] = field.ids(found[field.a], found[field.b])
+            elif isinstance(field, _Statistic):
+                found[name] = field.ids(found[field.of])
             else:
                 found[name] = field.ids(list(rows[name]))
         return np.concatenate([ids if ids.ndim == 2 else ids[:, None] for ids in found.values()], axis=1)

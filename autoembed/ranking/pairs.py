@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from autoembed.data.target_statistics import name_of as rate_of
 from autoembed.errors import DataError
 from autoembed.native import View
 from autoembed.ranking import pair_kernels
@@ -164,8 +165,9 @@ def rank_pairs(
 
     Args:
         table: with its codes kept.
-        wanted: "all"; a list of name pairs; or a number: as many best pairs of all pairs. Beyond 1e9 row visits, all
-            pairs are screened on every s-th row, and a quarter more than the number are then measured on all rows.
+        wanted: "all"; a list of name pairs; or a number: as many best pairs of all pairs. Those of a column and its own
+            click rate are not among them. Beyond 1e9 row visits, all pairs are screened on every s-th row, and a
+            quarter more than the number are then measured on all rows.
         threads: pairs measured at a time.
         progress: called with (step, done, total).
 
@@ -181,7 +183,7 @@ def rank_pairs(
             f"pairs need a label of two classes, but it has {len(totals)}: make it one class against the rest"
         )
     names = table.names
-    every = list(combinations(range(len(names)), 2))
+    every = [pair for pair in combinations(range(len(names)), 2) if not _is_own_rate(table, *pair)]
     if isinstance(wanted, str):
         if wanted != "all":
             raise DataError(f"pairs must be a number or all, but got {wanted!r}")
@@ -232,6 +234,12 @@ def _by_weights(table: CodedTable, pairs: Sequence[Pair], progress: Progress | N
         if progress:
             progress("pairs", done, len(pairs))
     return frame(named, np.stack(sums), totals)
+
+
+def _is_own_rate(table: CodedTable, a: int, b: int) -> bool:
+    """Whether one is the click rate of the other: among a value's rows, train's rate falls with their own labels."""
+    pairs = ((a, b), (b, a))
+    return any(table.kinds[y] == "statistic" and table.names[y] == rate_of(table.names[x]) for x, y in pairs)
 
 
 def _places(names: tuple[str, ...], pair: tuple[str, str]) -> Pair:

@@ -176,8 +176,8 @@ def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress 
 
 
 def _places(vocabulary: Vocabulary, field: Field) -> Codes | None:
-    """Of a numeric field, where each id stands in the order of the upper bounds."""
-    if field.kind != "numeric":
+    """Of a numeric field, or one of click rates, where each id stands in the order of the upper bounds."""
+    if field.kind not in ("numeric", "statistic"):
         return None
     uppers = vocabulary.keep([field.name]).table()["upper"]
     out: Codes = uppers.rank("ordinal").fill_null(0).to_numpy().astype(np.int32)

@@ -107,8 +107,10 @@ class RowReader:
         names = self.bundle.vocabulary.names
         for name in names if len(names) > len(found) else ():
             if (cross := self.bundle.vocabulary.cross(name)) is not None:
-                a, b = (np.maximum(np.array(found[one][0], dtype=np.int32), 0) for one in (cross.a, cross.b))
+                a, b = (_known(found[one]) for one in (cross.a, cross.b))
                 found[name] = [self.bundle.vocabulary.encode_cross(name, a, b)]
+            elif (of := self.bundle.vocabulary.statistic_of(name)) is not None:
+                found[name] = [self.bundle.vocabulary.encode_statistic(name, _known(found[of]))]
         out: Array = np.array([column for name in names for column in found[name]], dtype=np.int32).T
         return out
 
@@ -172,6 +174,11 @@ class RowReader:
                 )
         if self.strict and (more := sorted(present - self.known)):
             raise RefusedError(422, "is no field of the model, and the server is strict", more[0], row)
+
+
+def _known(columns: Sequence[Sequence[int] | Array]) -> Array:
+    """The ids of a field with one value a row, those that are gone as unknown: int32 [N]."""
+    return np.maximum(np.array(columns[0], dtype=np.int32), 0)
 
 
 def _is_plain(dtype: pl.DataType) -> bool:

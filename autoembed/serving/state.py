@@ -74,7 +74,7 @@ class Loaded:
         """What GET /model tells: columns and kinds, quality and cost."""
         bundle, cost = self.bundle, self.bundle.architecture.cost
         origin = {name: bundle.manifest.provenance.get(name) for name in ("study", "trial", "fingerprint")}
-        fields = [field for field in bundle.schema.fields if not field.cross]
+        fields = [field for field in bundle.schema.fields if not field.derived]
         return {
             "model": self.id,
             "label": bundle.schema.label,

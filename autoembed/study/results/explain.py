@@ -15,6 +15,7 @@ from autoembed.knockout import field_scores, rise_of
 from autoembed.nn.model import CTRModel
 from autoembed.plans import FieldPlan
 from autoembed.ranking.ranking import Ranking
+from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.types import Progress
 
@@ -25,10 +26,11 @@ def explain(
     """A row for each column of the study's data, by what the model loses without it.
 
     Columns: field, kind; ids (of a column that the ranking dropped, as the ranking counts them); place, score and z of
-    the ranking; fate (kept, closed by the search, dropped by the ranking, or whose table it reads); dims (kept ones,
-    the mean over values), bits (the mean over kept numbers), bytes of its embeddings and their share of all; and
-    logloss_rise, logloss_se, auc_fall, auc_se and saliency as `knockout.field_scores` has them. These five are null for
-    fields that are not kept, and for a model with clusters; bytes are null where fields share a table.
+    the ranking; fate (kept, closed by the search, dropped by the ranking, replaced by its rate, or whose table it
+    reads); dims (kept ones, the mean over values), bits (the mean over kept numbers), bytes of its embeddings and their
+    share of all; and logloss_rise, logloss_se, auc_fall, auc_se and saliency as `knockout.field_scores` has them. These
+    five are null for fields that are not kept, and for a model with clusters; bytes are null where fields share a
+    table.
     """
     known = [field.name for field in dataset.schema.fields if not field.candidate]
     table = described(run, trial, known)
@@ -56,7 +58,9 @@ def described(run: RunDir, trial: Trial, known: Sequence[str]) -> pl.DataFrame:
     kept = _kept(architecture)
     table = shown.join(kept, on="field", how="left")
     searched = pl.when(pl.col("field").is_in(list(known))).then(pl.lit("closed by the search"))
-    dropped = searched.otherwise(pl.lit("dropped by the ranking"))
+    rates = SearchSpace.read(run.space).data.target_statistics
+    replaced = pl.when(pl.col("field").is_in(list(rates.replace if rates else ()))).then(pl.lit("replaced by its rate"))
+    dropped = pl.coalesce(replaced, searched.otherwise(pl.lit("dropped by the ranking")))
     fate = pl.when(pl.col("dims").is_not_null()).then(pl.lit("kept")).otherwise(dropped)
     readers = {one.name: field.name for field in architecture.fields for one in field.readers}
     shared = pl.col("field").replace_strict(readers, default=None, return_dtype=pl.String)
