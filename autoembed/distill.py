@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from autoembed.architecture import Architecture
+from autoembed.batches import batches
 from autoembed.bundle import load_bundle
 from autoembed.data.dataset import Dataset
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import BundleError, SpaceError
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.nn.model import build_model
-from autoembed.training import Teacher, TeacherEnsemble, TrainConfig, batches, fit
+from autoembed.training import Teacher, TeacherEnsemble, TrainConfig, fit
 from autoembed.types import Array
 
 _BATCH = 16384

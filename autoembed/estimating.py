@@ -10,6 +10,7 @@ from time import perf_counter, process_time
 
 import torch
 
+from autoembed.batches import batches
 from autoembed.budget import Limit
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
@@ -17,7 +18,7 @@ from autoembed.fast import cores
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig, configure
 from autoembed.nn.model import CTRModel, cost_of
 from autoembed.space import SearchSpace
-from autoembed.training import Optimiser, batches, pick_device, predict
+from autoembed.training import Optimiser, pick_device, predict
 from autoembed.trial import TrialConfig, root_architecture
 
 _STEPS, _TIMED = 6, 2.0  # at least so many steps, and seconds of them

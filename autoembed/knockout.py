@@ -14,11 +14,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from autoembed.batches import batches
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import StudyError
 from autoembed.nn.model import CTRModel, Model
-from autoembed.training import batches
 from autoembed.types import Floats, Progress
 
 _CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
+from autoembed.batches import batches
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.events import EpochEnd, EpochReport
@@ -30,7 +31,7 @@ from autoembed.nn.model import (
     start_rounding,
 )
 from autoembed.nn.router import Router
-from autoembed.training import Fit, Teacher, TrainConfig, batches, fit, metrics_on, on_valid, predict
+from autoembed.training import Fit, Teacher, TrainConfig, fit, metrics_on, on_valid, predict
 
 _LATENCY_ROWS = 1000
 _AWARE_LR = 0.3

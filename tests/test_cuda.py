@@ -257,3 +257,14 @@ def test_a_model_is_refreshed_as_on_the_cpu(tmp_path, vocabulary):
 def test_a_model_is_taught(planted, teacher):
     train = {"epochs": 2, "lr": 3e-3, "batch_size": 512, "distill": {"teacher": teacher, "weight": 0.5}}
     as_on_the_cpu(planted, config({"method": "magnitude", "warm_epochs": 1}, train=train))
+
+
+@pytest.mark.parametrize("method", ["uniform", "sensitivity", "dnis"])
+def test_rows_of_weight_in_groups_train_as_on_the_cpu(tmp_path, method):
+    table = drawn(PlantedSpec(rows=6000, seed=1, marginal=[10, 40], noise=[20]))[0].drop("logit")
+    rng = np.random.default_rng(0)
+    table = table.with_columns(weight=pl.Series(rng.integers(1, 4, 6000)), user=pl.Series(rng.integers(0, 50, 6000)))
+    table.write_parquet(tmp_path / "t.parquet")
+    data = build_dataset(DataSpec(weight="weight", group="user"), tmp_path / "t.parquet", tmp_path / "cache")
+    stage = {"method": method} | OPTIONS.get(method, {} if method == "uniform" else {"warm_epochs": 1})
+    as_on_the_cpu(data, config(stage))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoembed.batches import batches
 from autoembed.data.schema import FeatureSchema
 from autoembed.errors import DataError, SpaceError, TrialError
 from autoembed.events import values_of
@@ -11,7 +12,7 @@ from autoembed.metrics import Metrics, evaluate
 from autoembed.nn.model import CTRModel
 from autoembed.retraining import retrain
 from autoembed.task import CLICKS, metric_of
-from autoembed.training import Adam, Optimiser, Plateau, TrainConfig, batches, fit, pick_device, predict
+from autoembed.training import Adam, Optimiser, Plateau, TrainConfig, fit, pick_device, predict
 from autoembed.trial import TrialConfig, check, root_architecture, run_trial
 
 CPU = torch.device("cpu")
@@ -344,9 +345,9 @@ def test_an_annealed_rate_falls_evenly_to_nothing(planted, monkeypatch):
 
 
 def test_a_sample_of_the_rows_without_a_click_gives_the_probabilities_of_all(tmp_path):
+    from autoembed.batches import sampled
     from autoembed.data.dataset import build_dataset
     from autoembed.data.spec import DataSpec
-    from autoembed.training import sampled
 
     planted = {
         "rows": 20_000,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from autoembed.architecture import Architecture
+from autoembed.batches import RowWeights, sampled
 from autoembed.bundle import load_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
@@ -22,7 +23,7 @@ from autoembed.reuse import train_architecture
 from autoembed.scoring import score_table
 from autoembed.shuffle import Stretch
 from autoembed.task import CLICKS
-from autoembed.training import RowWeights, Teacher, TrainConfig, fit, metrics_of, metrics_on, predict, sampled
+from autoembed.training import Teacher, TrainConfig, fit, metrics_of, metrics_on, predict
 from autoembed.trial import TrialConfig, run_trial
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoembed.batches import RowWeights, batches, sampled
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError
@@ -28,13 +29,10 @@ from autoembed.task import metric_in
 from autoembed.training import (
     Optimiser,
     Plateau,
-    RowWeights,
     TrainConfig,
-    batches,
     check_finite,
     fit,
     on_valid,
-    sampled,
 )
 from autoembed.types import Array
 

@@ -15,10 +15,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from autoembed.architecture import Architecture
+from autoembed.batches import batches
 from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
 from autoembed.task import CLICKS
-from autoembed.training import Optimiser, TrainConfig, batches
+from autoembed.training import Optimiser, TrainConfig
 
 BATCH = 4096
 BACKBONE = {"name": "deepfm", "hidden": [400, 400, 400], "dropout": 0.2}

@@ -19,6 +19,7 @@ import torch
 from training import BACKBONE, Bare, adam_step, make
 
 from autoembed.architecture import Architecture
+from autoembed.batches import batches
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.methods.bilevel import search
@@ -26,7 +27,7 @@ from autoembed.methods.method import configure, load
 from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
 from autoembed.task import CLICKS
-from autoembed.training import Optimiser, TrainConfig, batches
+from autoembed.training import Optimiser, TrainConfig
 from autoembed.trial import check, run_trial
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from autoembed.architecture import Architecture
+from autoembed.batches import batches
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.methods.bilevel import search
@@ -33,7 +34,7 @@ from autoembed.methods.dnis import Config, Supernet
 from autoembed.nn.model import CTRModel
 from autoembed.shuffle import Shuffle
 from autoembed.task import CLICKS
-from autoembed.training import Optimiser, TrainConfig, batches, fit
+from autoembed.training import Optimiser, TrainConfig, fit
 
 CARDINALITIES = [957, 4082, 7, 7, 2, 3, 2, 9, 80, 233]
 BACKBONE = {"name": "deepfm", "hidden": [400, 400, 400], "dropout": 0.2}
