@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from autoembed.bundle import Bundle, load_bundle
-from autoembed.data.dataset import Dataset, OtherVocabulary, build_dataset
+from autoembed.data.dataset import Dataset, build_dataset
+from autoembed.data.encoding import OtherVocabulary
 from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary

@@ -1,0 +1,129 @@
+"""A table that was read, split and checked, to ids on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from autoembed.data.readers import Table
+from autoembed.data.schema import FeatureSchema
+from autoembed.data.sides import GroupCodes, Sides
+from autoembed.data.spec import SPLITS, DataSpec, Split
+from autoembed.data.values import col, key
+from autoembed.data.vocabulary import Vocabulary
+from autoembed.data.writer import Writer
+from autoembed.errors import DataError
+from autoembed.types import Array, Progress
+
+_CHUNK = 1 << 18
+TIMES = "train.times.npy"  # the rank of each train row's time, where statistics need it
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherVocabulary:
+    """A vocabulary that is not simply fitted to train.
+
+    Args:
+        key: what tells it from others, for the cache.
+        fields: the columns that it has.
+        make: gives it from that of train with ids for all values.
+    """
+
+    key: str
+    fields: tuple[str, ...]
+    make: Callable[[Vocabulary], Vocabulary]
+
+
+def encode_table(
+    table: Table,
+    spec: DataSpec,
+    folder: Path,
+    progress: Progress,
+    sources: Sequence[str],
+    other: OtherVocabulary | None,
+) -> None:
+    splits = table.splits
+    schema = table.schema if other is None else table.schema.keep(other.fields)
+    rows, notes = {}, list(table.notes)
+    for split, frame in splits.items():
+        rows[split], note = _check_labels(split, frame, table.schema)
+        notes += note
+        if split != "train":
+            notes += _check_groups(split, frame, table.schema)
+    groups = None if schema.group is None else GroupCodes(splits.values(), schema.group)
+    least = spec.min_count if other is None else 1
+    vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins, progress)
+    if other is not None:
+        vocabulary = other.make(vocabulary)
+    writer = Writer(folder, vocabulary.schema(schema), rows)
+    done, total = 0, sum(rows.values())
+    time = table.schema.time if spec.target_statistics and spec.split.by in (None, "time") else None
+    times = []
+    for part in table.parts:
+        for chunk, codes in part.chunks(_CHUNK):
+            if time is not None:
+                times.append(chunk[time].filter(codes == 0))
+            ids, sides = vocabulary.encode(chunk), _sides(chunk, table.schema, groups)
+            for code, split in enumerate(SPLITS):
+                inside = codes == code
+                writer.add(split, ids[inside], {name: side[inside] for name, side in sides.items()})
+                done += int(inside.sum())
+            progress("encode", done, total)
+    if times:
+        np.save(folder / TIMES, pl.concat(times).rank("dense").fill_null(0).to_numpy())
+    writer.finish(vocabulary, table.truth, notes, sources)
+
+
+def _sides(chunk: pl.DataFrame, schema: FeatureSchema, groups: GroupCodes | None) -> Sides:
+    """What stands beside the ids of some rows."""
+    found: dict[str, Array] = {"labels": chunk[schema.label].cast(pl.Float32).to_numpy()}
+    if schema.weight is not None:
+        found["weights"] = chunk[schema.weight].to_numpy()
+    if groups is not None:
+        found["groups"] = groups.encode(chunk)
+    return found
+
+
+def _check_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> tuple[int, list[str]]:
+    """The rows of a split, and what to know of them; DataError if there are none, or the task can use none.
+
+    Rows of weight 0 are none that a task can use.
+    """
+    weight = pl.lit(1.0) if schema.weight is None else col(schema.weight)
+    values = frame.select(col(schema.label).alias("label"), weight.alias("weight"))
+    facts = values.group_by("label").agg(pl.len().alias("rows"), (pl.col("weight") > 0).sum().alias("count"))
+    found = facts.collect(engine="streaming")
+    rows = int(found["rows"].sum())
+    if not rows:
+        raise DataError(f"split {split} has no rows: change data.split or the files")
+    if not found["count"].sum():
+        raise DataError(f"all weights of {split} are 0: give rows of {split} that shall count a weight above 0")
+    counted = found.filter(pl.col("count") > 0).select("label", pl.col("count").cast(pl.Int64))
+    return rows, schema.task.check_split(split, counted, schema.label)
+
+
+def _check_groups(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> list[str]:
+    """What to know of the groups of a split; DataError if none has rows of both classes that count."""
+    if schema.group is None:
+        return []
+    name, weight = schema.group, pl.lit(1.0) if schema.weight is None else col(schema.weight)
+    group = key(col(name), frame.collect_schema()[name])
+    label = col(schema.label).filter(weight > 0)
+    both = frame.group_by(group.alias("group")).agg(
+        pl.len().alias("rows"), ((label.min() == 0) & (label.max() == 1)).alias("both")
+    )
+    found = both.select(
+        pl.col("rows").filter(pl.col("group").is_null()).sum().alias("missing"),
+        (pl.col("both") & pl.col("group").is_not_null()).sum().alias("both"),
+    ).collect(engine="streaming")
+    if not found["both"][0]:
+        raise DataError(
+            f"group {name!r} must have a value with both labels in {split}, but has none: choose another data.group, "
+            f"or give {split} more rows"
+        )
+    missing = int(found["missing"][0])
+    return [f"{missing:,} rows of {split} have no {name!r}: they are in no group"] if missing else []
