@@ -46,6 +46,19 @@ def encode_table(
     sources: Sequence[str],
     other: OtherVocabulary | None,
 ) -> None:
+    """Fits a vocabulary to train, and writes the ids of all splits and what stands beside them to a folder.
+
+    Args:
+        table: its splits, and the slices in which they are read.
+        spec: the `data:` section.
+        folder: an empty one.
+        progress: called with (step, done, total).
+        sources: signatures of the files.
+        other: the ids, if they are to be others than those fitted to train.
+
+    Raises:
+        DataError: labels, weights or groups of a split break a rule.
+    """
     splits = table.splits
     schema = table.schema if other is None else table.schema.keep(other.fields)
     rows, notes = {}, list(table.notes)
