@@ -28,7 +28,7 @@ class TargetStatistics(StrictModel):
 
     columns: tuple[str, ...] = Field(min_length=1)
     prior: float = Field(default=10.0, gt=0)
-    bins: int = Field(default=32, ge=2)
+    bins: int = Field(default=16, ge=2)
     seed: int = Field(default=0, ge=0)
     replace: tuple[str, ...] = ()
 
