@@ -143,3 +143,16 @@ def test_what_is_replaced_must_be_a_column_of_rates():
 def test_what_has_no_rates_is_one_line(tmp_path, data, line):
     with pytest.raises(DataError, match=line):
         built(table_of(rows=500), tmp_path, **data)
+
+
+def test_rows_count_by_their_weights():
+    rng = np.random.default_rng(0)
+    ids, labels, weights = rng.integers(0, 5, 200), rng.integers(0, 2, 200), rng.integers(0, 4, 200)
+    repeated = np.repeat(np.arange(200), weights)
+    assert rates(ids, labels, 5, 2.0, weights) == pytest.approx(rates(ids[repeated], labels[repeated], 5, 2.0))
+    order = rng.permutation(200)
+    assert ordered_rates(ids, labels, order, 2.0, np.full(200, 1)) == pytest.approx(
+        ordered_rates(ids, labels, order, 2.0)
+    )
+    twice = ordered_rates(ids, labels, order, 4.0, np.full(200, 2))
+    assert twice == pytest.approx(ordered_rates(ids, labels, order, 2.0))
