@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import polars as pl
 
 from autoembed.bundle import Bundle
@@ -157,11 +156,11 @@ def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | No
     if group is None:
         return line
     dtype = frame.collect_schema()[group]
-    groups = frame.select(key(col(group), dtype).alias("group")).collect(engine="streaming")["group"].to_numpy()
-    some = np.array([value is not None for value in groups[known]], dtype=bool)  # rows without a value are in no group
+    groups = frame.select(key(col(group), dtype).alias("group")).collect(engine="streaming")["group"].filter(known)
+    some = groups.is_not_null().to_numpy()  # rows without a value are in no group
     own = None if weights is None else weights[some]
     try:
-        value, number = spec.task.within(present[some], scores[known][some], groups[known][some], own)
+        value, number = spec.task.within(present[some], scores[known][some], groups.to_numpy()[some], own)
     except DataError as error:
         if asked:
             raise

@@ -289,39 +289,26 @@ class BinaryClicks:
     ) -> Callable[[Array], dict[str, float]]:
         ones = labels == 1
         loss, placed = _losses(logits, ones), placements(logits, ones, weights)
+        of_ones, of_zeros = (None if weights is None else weights[own] for own in (ones, ~ones))
 
-        def weighted(other: Array) -> dict[str, float]:
+        def compared(other: Array) -> dict[str, float]:
             rise, fall = _losses(other, ones) - loss, placed - placements(other, ones, weights)
-            assert weights is not None
             mean, error = mean_and_error(rise, weights)
-            down, of_ones = mean_and_error(fall[ones], weights[ones])
-            of_zeros = mean_and_error(fall[~ones], weights[~ones])[1]
+            down, error_of_ones = mean_and_error(fall[ones], of_ones)
+            error_of_zeros = mean_and_error(fall[~ones], of_zeros)[1]
             return {
                 "logloss_rise": mean,
                 "logloss_se": error,
                 "auc_fall": down,
-                "auc_se": math.hypot(of_ones, of_zeros),
+                "auc_se": math.hypot(error_of_ones, error_of_zeros),
             }
 
-        def compared(other: Array) -> dict[str, float]:
-            rise, fall = _losses(other, ones) - loss, placed - placements(other, ones)
-            return {
-                "logloss_rise": float(rise.mean()),
-                "logloss_se": float(np.sqrt(_variance_of_mean(rise))),
-                "auc_fall": float(fall[ones].mean()),
-                "auc_se": float(np.sqrt(_variance_of_mean(fall[ones]) + _variance_of_mean(fall[~ones]))),
-            }
-
-        return compared if weights is None else weighted
+        return compared
 
 
 def _losses(logits: Array, ones: Bools) -> Floats:
     losses: Floats = np.logaddexp(0.0, np.where(ones, -logits, logits))
     return losses
-
-
-def _variance_of_mean(values: Floats) -> float:
-    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
 
 
 CLICKS = BinaryClicks()

@@ -166,15 +166,26 @@ class Dataset:
         folder = Path(cache) / _digest(LAYOUT, self.fingerprint, list(schema.names))
 
         def write(temporary: Path) -> None:
-            writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
-            for split in SPLITS:
-                ids, sides = self.ids(split), self.sides(split)
-                for start in range(0, len(ids), _CHUNK):
-                    some = slice(start, start + _CHUNK)
-                    writer.add(split, ids[some, places], {name: side[some] for name, side in sides.items()})
-            writer.finish(self.vocabulary.keep(schema.names), self.truth, self.notes, self.sources)
+            self._rewrite(temporary, schema, self.vocabulary.keep(schema.names), lambda _, some, ids: ids[:, places])
 
         return _cached(folder, write)
+
+    def _rewrite(
+        self,
+        folder: Path,
+        schema: FeatureSchema,
+        vocabulary: Vocabulary,
+        encode: Callable[[Split, slice, Ids], Ids],
+    ) -> None:
+        """Writes the rows anew with other ids: `encode` gives those of a slice of a split from the ones that it has."""
+        writer = Writer(folder, schema, {split: self.rows(split) for split in SPLITS})
+        for split in SPLITS:
+            ids, sides = self.ids(split), self.sides(split)
+            for start in range(0, len(ids), _CHUNK):
+                some = slice(start, start + _CHUNK)
+                found = encode(split, some, np.asarray(ids[some]))
+                writer.add(split, found, {name: side[some] for name, side in sides.items()})
+        writer.finish(vocabulary, self.truth, self.notes, self.sources)
 
     def cross(
         self, pairs: Sequence[tuple[str, str]], spec: CrossSpec, cache: str | Path, *, candidates: bool
@@ -209,18 +220,15 @@ class Dataset:
                 name = name_of(a, b)
                 fields.append(Field(name=name, kind="crossed", cross=vocabulary.cross(name), candidate=candidates))
             schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
-            writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
-            for split in SPLITS:
-                ids, others = self.ids(split), self.sides(split)
-                for start in range(0, len(ids), _CHUNK):
-                    chunk = np.asarray(ids[start : start + _CHUNK])
-                    crossed = [
-                        vocabulary.encode_cross(name_of(a, b), chunk[:, left], chunk[:, right])
-                        for (a, b), (left, right) in zip(pairs, sides, strict=True)
-                    ]
-                    beside = {name: side[start : start + _CHUNK] for name, side in others.items()}
-                    writer.add(split, np.column_stack([chunk, *crossed]), beside)
-            writer.finish(vocabulary, self.truth, self.notes, self.sources)
+
+            def encode(split: Split, some: slice, ids: Ids) -> Ids:
+                crossed = [
+                    vocabulary.encode_cross(name_of(a, b), ids[:, left], ids[:, right])
+                    for (a, b), (left, right) in zip(pairs, sides, strict=True)
+                ]
+                return np.column_stack([ids, *crossed])
+
+            self._rewrite(temporary, schema, vocabulary, encode)
 
         return _cached(folder, write)
 
@@ -266,20 +274,15 @@ class Dataset:
                 fields[place] = fields[place].model_copy(update={"candidate": name in spec.replace})
                 fields.append(Field(name=rate_of(name), kind="statistic", statistic_of=name))
             schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
-            writer = Writer(temporary, schema, {split: self.rows(split) for split in SPLITS})
-            for split in SPLITS:
-                ids, sides = self.ids(split), self.sides(split)
-                for start in range(0, len(ids), _CHUNK):
-                    chunk = np.asarray(ids[start : start + _CHUNK])
-                    rated = [
-                        ordered[start : start + _CHUNK]
-                        if split == "train"
-                        else vocabulary.encode_statistic(rate_of(name), chunk[:, at])
-                        for name, at, ordered in zip(spec.columns, places, own, strict=True)
-                    ]
-                    beside = {name: side[start : start + _CHUNK] for name, side in sides.items()}
-                    writer.add(split, np.column_stack([chunk, *rated]), beside)
-            writer.finish(vocabulary, self.truth, self.notes, self.sources)
+
+            def encode(split: Split, some: slice, ids: Ids) -> Ids:
+                rated = [
+                    ordered[some] if split == "train" else vocabulary.encode_statistic(rate_of(name), ids[:, at])
+                    for name, at, ordered in zip(spec.columns, places, own, strict=True)
+                ]
+                return np.column_stack([ids, *rated])
+
+            self._rewrite(temporary, schema, vocabulary, encode)
 
         return _cached(folder, write)
 

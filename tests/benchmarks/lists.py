@@ -70,10 +70,13 @@ def measured(space, data, stage, limit, seeds, pool):
 
 def main():
     args = arguments()
+    folders = {"ml100k": "ML100K", "kuairand": "KUAIRAND"}
+    given = [f"--{name} {word}" for name, word in folders.items() if getattr(args, name)]
+    given += [f"--seeds {args.seeds}", *([f"--methods {args.methods}"] if args.methods else [])]
     lines = [
         "# Lists",
         "",
-        f"`python tests/benchmarks/lists.py --ml100k ML100K --kuairand KUAIRAND --seeds {args.seeds}`",
+        f"`python tests/benchmarks/lists.py {' '.join(given)}`",
         "",
         f"Test AUC, mean and sd over {args.seeds} seeds, at equal bytes of embeddings. The difference is from the data "
         "in the first row, paired over seeds. Mean pooling but where it says attention; DeepFM with the recipe of the "
