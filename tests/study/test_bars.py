@@ -24,10 +24,9 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def frappe(tmp_path_factory):
-    """A directory with train, valid and test Parquet tables in which users and items have tastes."""
-    folder, rng = tmp_path_factory.mktemp("frappe"), np.random.default_rng(0)
+def write_tables(folder):
+    """Writes train, valid and test Parquet tables in which users and items have tastes."""
+    rng = np.random.default_rng(0)
     taste = {name: rng.normal(size=size) for name, size in COLUMNS.items()}
     for split, rows in {"train": 3000, "valid": 800, "test": 800}.items():
         columns = {name: rng.integers(0, size, rows) for name, size in COLUMNS.items()}
@@ -35,6 +34,13 @@ def frappe(tmp_path_factory):
         labels = (rng.random(rows) < 1 / (1 + np.exp(-1.5 * logit))).astype(np.int64)
         table = pl.DataFrame({**columns, "label": labels})
         table.select("label", *COLUMNS).write_parquet(folder / f"{split}.parquet")
+
+
+@pytest.fixture(scope="module")
+def frappe(tmp_path_factory):
+    """A directory with the tables."""
+    folder = tmp_path_factory.mktemp("frappe")
+    write_tables(folder)
     return folder
 
 

@@ -1,18 +1,10 @@
 """Studies as jobs of a Ray cluster that the test starts on this machine, with ports and a token of its own."""
 
-import contextlib
 import importlib.util
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import yaml
@@ -23,107 +15,20 @@ from autoembed.study.engine.run import Request, run_study
 from autoembed.study.engine.submit import Cluster, Job, check, variables
 from autoembed.study.results.leaderboard import Leaderboard
 from autoembed.study.run_dir import RunDir
+from tests.pages import blocks
+from tests.study.nodes import cluster, command, cpus, python, wait_for
 
 needs_job_server = pytest.mark.skipif(
     importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed (the extra cluster)"
 )
-# Only for processes of the cluster and its clients: Ray reads a token once per process, and this one has its own Ray.
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-alone"}
 LONG = {"method": "dnis", "warm_epochs": 1, "epochs": 5000}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Node:
-    """A raylet with what belongs to it, in a session of its own."""
-
-    def __init__(self, folder, *words):
-        self.log = (folder / f"node-{len(list(folder.glob('node-*')))}.log").open("w")
-        ports = ("--dashboard-agent-listen-port", "--metrics-export-port", "--runtime-env-agent-port")
-        command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats", "--num-cpus=1"]
-        command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *words]
-        command += [f"{port}={free_port()}" for port in ports]
-        self.process = subprocess.Popen(
-            list(map(str, command)),
-            # A job's `python` is the one that the tests run with.
-            env=os.environ | TOKEN | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            stdout=self.log,
-            stderr=self.log,
-            cwd=folder,
-            start_new_session=True,
-        )
-
-    def kill(self, name):
-        """Kills the one process of this node whose name begins with `name`."""
-        (found,) = [one for one in psutil.Process(self.process.pid).children(True) if one.name().startswith(name)]
-        found.kill()
-
-    def end(self):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            self.process.send_signal(signal.SIGTERM)
-            _, alive = psutil.wait_procs(family, timeout=15)
-            for one in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=15)
-        self.process.kill()
-        self.process.wait(timeout=10)
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """A head with one CPU and a job server: (its dashboard, a function that adds a node, the address for drivers)."""
-    folder, nodes = tmp_path_factory.mktemp("cluster"), []
-    port, dashboard = free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="ae", dir="/tmp") as short:
-        words = (f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={short}")
-        nodes.append(
-            Node(folder, "--head", "--include-dashboard=true", f"--ray-client-server-port={free_port()}", *words)
-        )
-
-        def add():
-            # A folder of its own: a node that dies takes along the job's files in its session.
-            nodes.append(Node(folder, f"--address=127.0.0.1:{port}", f"--temp-dir={short}/{len(nodes)}"))
-            return nodes[-1]
-
-        try:
-            address = f"http://127.0.0.1:{dashboard}"
-            deadline = time.monotonic() + 600
-            while command("job", "status", "none", "--address", address)[2].count("does not exist") == 0:
-                assert nodes[0].process.poll() is None, Path(nodes[0].log.name).read_text()
-                assert time.monotonic() < deadline, "the job server did not come up"
-            yield address, add, f"127.0.0.1:{port}"
-        finally:
-            for node in reversed(nodes):
-                node.end()
-
-
-def python(*words, seconds=60, **named):
-    """A Python process that is a client of the cluster."""
-    environment = os.environ | TOKEN | named.pop("env", {})
-    return subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=seconds, **named
-    )
-
-
-def command(*words, **named):
-    """(status, stdout, stderr) of the command line."""
-    done = python("-m", "autoembed.cli", *words, seconds=200, **named)
-    return done.returncode, done.stdout, done.stderr
-
-
-def wait_for(condition, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
+    """A head with one CPU, as `cluster` gives it."""
+    with cluster(tmp_path_factory.mktemp("cluster"), "--num-cpus=1") as made:
+        yield made
 
 
 def statuses(run):
@@ -224,8 +129,8 @@ def test_a_node_that_is_lost_costs_no_trial(head, write_space, tmp_path):
     """Two raylets on this machine; the second is killed while it runs a trial."""
     stage = LONG | {"epochs": 150}
     space, run = write_space(stages=[stage], baselines=[]), RunDir(tmp_path / "runs" / "tiny")
-    node = head[1]()
-    wait_for(lambda: "2 CPUs" in nodes_line(head))
+    node = head[1]("--num-cpus=1")
+    wait_for(lambda: cpus(head[2]) == 2)
     words = ("submit", space, "--address", head[0], "--runs", run.path.parent, "--trials", "3", "--no-follow")
     status, out, err = command(*words)
     assert status == 0, err
@@ -240,20 +145,13 @@ def test_a_node_that_is_lost_costs_no_trial(head, write_space, tmp_path):
     assert set(statuses(run).values()) == {"FINISHED"}
 
 
-def nodes_line(head):
-    """What a driver sees of the cluster."""
-    code = f"import ray; ray.init(address={head[2]!r}, logging_level='CRITICAL'); "
-    code += "print(f\"{ray.cluster_resources().get('CPU', 0):g} CPUs\")"
-    return python("-c", code).stdout
-
-
 @needs_job_server
 @pytest.mark.slow
 def test_a_node_that_does_not_see_the_run_folder_is_named(head, write_space, tmp_path):
     """The driver's own working directory, by a path that means another folder to every other process."""
-    node = head[1]()
+    node = head[1]("--num-cpus=1")
     try:
-        wait_for(lambda: "2 CPUs" in nodes_line(head))
+        wait_for(lambda: cpus(head[2]) == 2)
         words = ("search", write_space(), "--runs", "/proc/self/cwd/runs", "--address", head[2])
         status, _, err = command(*words, cwd=tmp_path)
     finally:
@@ -343,10 +241,9 @@ def test_the_manifests_in_the_documentation_are_well_formed():
     """Kubernetes' by their shape, since no cluster is here to ask; the one for `ray up` by Ray's own schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
-    cluster, job, up = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert (cluster["kind"], job["kind"]) == ("RayCluster", "RayJob")
-    for spec in (cluster["spec"], job["spec"]["rayClusterSpec"]):
+    kube, job, up = map(yaml.safe_load, blocks("cluster.md", "yaml"))
+    assert (kube["kind"], job["kind"]) == ("RayCluster", "RayJob")
+    for spec in (kube["spec"], job["spec"]["rayClusterSpec"]):
         assert spec["rayVersion"] == ray.__version__
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
             pod = group["template"]["spec"]

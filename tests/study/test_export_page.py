@@ -1,7 +1,5 @@
 """The commands of docs/export.md, run as they stand."""
 
-import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -9,21 +7,16 @@ import pytest
 
 from autoembed.bundle import verify_bundle
 from autoembed.export.formats import FORMATS
-
-PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+from tests.pages import commands
 
 
 @pytest.mark.slow  # every format, one of which calls a compiler of C++
 def test_the_page_runs_as_it_stands(finished, tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished[0].path, tmp_path / "runs" / "quickstart")
-    (block,) = (
-        text for text in re.findall(r"```\n(.*?)```", PAGE.read_text(), re.DOTALL) if "autoembed export" in text
-    )
-    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
-    assert len(commands) == 5
-    for program, *words in commands:
-        assert program == "autoembed"
+    given = commands("export.md")
+    assert len(given) == 5
+    for words in given:
         if words[-1] == "all":
             shutil.rmtree("models")  # the page's two last lines are two ways to fill it
         status, _, err = cli(*words)

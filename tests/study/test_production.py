@@ -1,8 +1,6 @@
 """docs/production.md, run as it stands: a search, then a refresh each day, with MLflow beside it."""
 
 import re
-import shlex
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -11,9 +9,8 @@ from mlflow import MlflowClient
 from autoembed.bundle import load_bundle
 from autoembed.study.run_dir import RunDir
 from autoembed.study.trackers.mlflow.mirror import CHAMPION, REFRESH
+from tests.pages import blocks, commands
 from tests.test_refresh import logs
-
-PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 
 
 def champion(client):
@@ -28,20 +25,16 @@ def place(tmp_path, monkeypatch):
     for day in range(4):
         rows = logs(day, 5000).with_row_index("at", offset=10_000 * day)
         rows.write_parquet(tmp_path / "logs" / f"day-{day}.parquet")
-    (space,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (space,) = blocks("production.md", "yaml")
     (tmp_path / "clicks.yaml").write_text(space)
     return tmp_path
 
 
 def test_the_page_runs_as_it_stands(place, ray_here, cli):
-    commands = [
-        line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL) for line in block.splitlines()
-    ]
-    assert len(commands) == 5
+    given = commands("production.md")
+    assert len(given) == 5
     outs = []
-    for command in commands:
-        program, *words = shlex.split(command)
-        assert program == "autoembed"
+    for words in given:
         status, out, err = cli(*words)
         assert status == 0, err
         outs.append(out + err)

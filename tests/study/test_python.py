@@ -1,16 +1,12 @@
 """The page on Python, run as it stands, and what a study tells of itself."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
 
 import autoembed as ae
 from autoembed.study.run_dir import RunDir
-
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+from tests.pages import blocks
 
 
 @pytest.fixture
@@ -32,10 +28,10 @@ def clicks():
 def test_the_page_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     there = {"df": clicks}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), there)
+    given = blocks("python.md", "python")
+    assert len(given) == 5
+    for block in given:
+        exec(compile(block, "python.md", "exec"), there)
     assert there["ranking"].top(1) != ("noise",)
     study = there["study"]
     assert set(study.leaderboard.table["arm"]) == {"dnis", "uniform"}
@@ -53,7 +49,7 @@ def test_the_page_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch):
 def test_the_readme_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch, write_space):
     write_space("space", data={"label": "is_click"}, budget={"trials": 1, "width": 2})
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (PAGE.parents[1] / "README.md").read_text(), re.DOTALL)
+    (block,) = blocks("README.md", "python")
     there = {"df": clicks}
     exec(compile(block, "README.md", "exec"), there)
     assert len(there["model"].predict(clicks)) == len(clicks)

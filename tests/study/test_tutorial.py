@@ -1,14 +1,14 @@
 """docs/tutorial-adult.md, run as it stands on UCI's file."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial-adult.md"
+from tests.pages import commands
+
 ADULT = Path(__file__).parents[3] / "shared" / "data" / "adult" / "adult.data"
 
 
@@ -17,13 +17,10 @@ ADULT = Path(__file__).parents[3] / "shared" / "data" / "adult" / "adult.data"
 def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, ray_here, cli):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ADULT, tmp_path)
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    commands = "".join(blocks).replace("\\\n", " ").splitlines()
-    assert len(commands) == 7
+    given = commands("tutorial-adult.md")
+    assert len(given) == 7
     said = []
-    for command in commands:
-        program, *words = shlex.split(command)
-        assert program == "autoembed"
+    for words in given:
         status, out, err = cli(*words)
         assert status == 0, err
         said.append(out)
