@@ -1,8 +1,7 @@
-"""Blocks of code of the pages that no other test runs: commands have their options, YAML is a search space."""
+"""Pages: each block of code is run by a test, commands have their options, lists and tables are such."""
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import typer
@@ -10,19 +9,32 @@ import yaml
 
 from autoembed.cli import app
 from autoembed.space import SearchSpace
+from tests.pages import BLOCK, PAGES, ROOT, blocks
 from tests.serving.conftest import make
 from tests.test_refresh import logs
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^(?:\$ |\S*/bin/)?autoembed ")
-# Python that a test runs: here by its page, elsewhere as a part of the page.
-RUN = {"README.md", "python.md", "extend.md", "export.md", "serving.md", "runs.md"}
 STAGES = {"stages": [{"method": "dnis"}], "backbone": {"name": "deepfm"}, "budget": {"width": 2}}
+# What runs the blocks of a page as they stand: all commands, all Python and all YAML.
+RUN_BY = {
+    "README.md": (".ci/run", "tests/study/test_python.py", "tests/study/test_long_pages.py"),
+    "cluster.md": ("tests/study/test_cluster_page.py",),
+    "contributing.md": ("tests/test_contributing.py",),
+    "export.md": ("tests/study/test_export_page.py", "tests/test_pages.py"),
+    "extend.md": ("tests/test_extend.py",),
+    "frontier.md": ("tests/study/test_long_pages.py",),
+    "production.md": ("tests/study/test_production.py",),
+    "python.md": ("tests/study/test_python.py",),
+    "reproduce.md": ("tests/study/test_long_pages.py",),
+    "runs.md": ("tests/study/test_served_by_mlflow.py", "tests/test_pages.py"),
+    "search-spaces.md": ("tests/study/test_long_pages.py",),
+    "serving.md": ("tests/serving/test_page.py", "tests/serving/test_image.py", "tests/study/test_served_by_mlflow.py"),
+    "tutorial-adult.md": ("tests/study/test_tutorial.py",),
+}
+PROGRAM = re.compile(r"^(\$ )?(\S*/)?(autoembed|python3?|pip|mlflow|ray|docker|kubectl|curl|pytest) ", re.MULTILINE)
 
 
-def blocks(kinds):
+def cases(kinds):
     for page in PAGES:
         for n, (kind, text) in enumerate(BLOCK.findall(page.read_text())):
             if kind in kinds:
@@ -50,19 +62,25 @@ def test_a_wrong_option_is_found():
         test_a_command_exists_with_its_options("autoembed show runs/a --colour")
 
 
-@pytest.mark.parametrize(("page", "text"), list(blocks({"yaml"})))
+@pytest.mark.parametrize(("page", "text"), list(cases({"yaml"})))
 def test_yaml_is_valid(page, text):
     known = yaml.safe_load(text)
-    if known is None or page.name == "cluster.md":  # one line for editors; tests/study/test_cluster.py has the other
+    if page.name == "cluster.md":  # Ray's and Kubernetes': tests/study/test_cluster.py
         return
     space = {key: value for key, value in STAGES.items() if key not in known} | known
     SearchSpace.parse(space)
 
 
-@pytest.mark.parametrize(("page", "text"), list(blocks({"python"})))
-def test_python_is_run_by_a_test(page, text):
-    compile(text, page.name, "exec")
-    assert page.name in RUN
+def test_every_block_is_run_by_a_test():
+    held = {page.name: BLOCK.findall(page.read_text()) for page in PAGES}
+    assert RUN_BY.keys() == {name for name, found in held.items() if any(kind for kind, _ in found)}
+    for name, tests in RUN_BY.items():
+        for path in tests:
+            assert name in (ROOT / path).read_text(), f"{path} does not name {name}"
+    for name, found in held.items():
+        assert {kind for kind, _ in found} <= {"", "bash", "sh", "json", "python", "yaml"}
+        shown = [text for kind, text in found if not kind and PROGRAM.search(text)]
+        assert not shown, f"{name} has commands in a block that says no language"
 
 
 def test_the_python_of_runs_md_predicts(tmp_path, monkeypatch):
@@ -70,7 +88,7 @@ def test_the_python_of_runs_md_predicts(tmp_path, monkeypatch):
     rows = logs(0, 3000)
     make(tmp_path / "runs" / "quickstart" / "best", train=rows)
     rows.write_parquet("clicks.parquet")
-    (text,) = [text for kind, text in BLOCK.findall((ROOT / "docs" / "runs.md").read_text()) if kind == "python"]
+    (text,) = blocks("runs.md", "python")
     names: dict[str, object] = {}
     exec(compile(text, "runs.md", "exec"), names)
     assert len(names["scores"]) == len(rows)

@@ -37,7 +37,8 @@ def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     # Rows are compared as they are stored, as this runs in every later pass: the text of each would be slow.
     column = pl.when(col(name).is_not_nan()).then(col(name)) if dtype.is_float() else col(name)
     if dtype == pl.String:
-        column = pl.when(~column.is_in(counted.filter(pl.col("text").is_null())["value"].drop_nulls())).then(column)
+        gone = counted.filter(pl.col("text").is_null())["value"].drop_nulls()
+        column = pl.when(~column.is_in(gone.to_list())).then(column)
     if spec.above is not None:
         if present["text"].cast(pl.Float64, strict=False).null_count():
             raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")

@@ -14,6 +14,7 @@ import autoembed.cli
 from autoembed.bundle import verify_bundle
 from autoembed.errors import BundleError
 from autoembed.serving.image import REQUIREMENTS, write_image
+from tests.pages import blocks, lines
 
 KNOWN = {
     "ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD", "LABEL",
@@ -125,3 +126,25 @@ def test_docker_builds_an_image_that_answers(image):
     code = "from autoembed.serving.state import *; print(State(Path('bundle'), max_rows=1, strict=True).current.id)"
     done = subprocess.run([*command, code], capture_output=True, text=True, timeout=120, check=True)
     assert re.fullmatch(r"[0-9a-f]{12}\n", done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_docker(), reason="no docker daemon answers")
+def test_the_commands_of_the_page(bundle, tmp_path, unused_port):
+    """docs/serving.md: the image is built, and a container of it answers, as does one that reads a mounted folder."""
+    (block,) = (text for text in blocks("serving.md", "sh") if text.startswith("docker build"))
+    write_image(bundle.path, tmp_path / "image")
+    shutil.copytree(bundle.path, tmp_path / "serving" / "clicks")
+    build, *runs = lines(block)
+    subprocess.run(["bash", "-c", build], cwd=tmp_path, check=True, timeout=800)
+    for number, run in enumerate(runs):
+        name = f"autoembed-page-{number}-{unused_port}"
+        asked = run.replace("docker run", f"docker run -d --rm --name {name}").replace(":8000:", f":{unused_port}:")
+        subprocess.run(["bash", "-c", asked], cwd=tmp_path, check=True, timeout=120)
+        try:
+            address = f"http://127.0.0.1:{unused_port}/health"
+            curl = ["curl", "-sf", "--retry", "60", "--retry-all-errors", "--retry-delay", "1", address]
+            done = subprocess.run(curl, capture_output=True, check=True, timeout=200)
+            assert json.loads(done.stdout)["status"] == "ok"
+        finally:
+            subprocess.run(["docker", "stop", name], timeout=60, check=False)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from inspect import signature
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,15 +14,11 @@ import pytest
 
 import autoembed.cli
 from autoembed.bundle import load_bundle
+from tests.pages import BLOCK, ROOT, commands
 from tests.serving.conftest import make
 from tests.test_refresh import logs
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
-
-
-def blocks():
-    """(language, text) of each block of code in the page."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+PAGE = ROOT / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +32,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(place):
     """That of a server which was started as the page says, on a port that is free."""
-    (command,) = [
-        text for kind, text in blocks() if kind == "sh" and text.startswith("autoembed serve serving/clicks\n")
-    ]
-    words = [sys.executable, "-m", "autoembed.cli", *shlex.split(command)[1:], "--port", "0"]
+    (words,) = [words for words in commands("serving.md") if words == ["serve", "serving/clicks"]]
+    words = [sys.executable, "-m", "autoembed.cli", *words, "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=place) as process:
         try:
             yield re.search(r"127\.0\.0\.1:(\d+): curl", process.stdout.readline())[1]
@@ -51,7 +44,7 @@ def port(place):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page asks with curl")
 def test_the_page_runs_as_it_stands(place, port):
     asked = 0
-    every = [(kind, text.replace(":8000", f":{port}")) for kind, text in blocks()]
+    every = [(kind, text.replace(":8000", f":{port}")) for kind, text in BLOCK.findall(PAGE.read_text())]
     for (kind, text), (after, wanted) in zip(every, [*every[1:], ("", "")], strict=True):
         if kind == "sh" and text.startswith("curl"):
             assert after == "json"
@@ -88,9 +81,9 @@ def test_the_page_names_the_defaults_and_the_metrics(port):
 
 
 def test_the_pages_folder_for_docker(place, monkeypatch):
-    (command,) = [text for kind, text in blocks() if kind == "sh" and "--dockerfile" in text]
+    (words,) = [words for words in commands("serving.md") if "--dockerfile" in words]
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    monkeypatch.setattr(sys, "argv", ["autoembed", *words])
     with pytest.raises(SystemExit) as ended:
         autoembed.cli.main()
     assert ended.value.code == 0

@@ -58,7 +58,7 @@ def test_the_page_on_frontiers(place, monkeypatch, cli):
     run_all(given, cli)
     for name in ("frontier_planted", "frontier_adult"):
         table = pl.read_parquet(f"runs/{name}-frontier/frontier.parquet")
-        assert (table["seed"].n_unique(), table["arm"].n_unique(), table["limit"].n_unique()) == (5, 2, 5)
+        assert (table["seed"].n_unique(), table["arm"].n_unique(), table["size"].n_unique()) == (5, 2, 5)
 
 
 def test_the_page_on_published_figures(place, ray_here, cli):

@@ -353,35 +353,3 @@ def test_a_real_server_that_comes_and_goes(write_space, ray_here, tmp_path, unus
         example = load_bundle(other.best).example()
         scores = mlflow.pyfunc.load_model("models:/live@champion").predict(example.to_pandas())
         assert scores["prediction"][0] == pytest.approx(load_bundle(other.best).predict(example)[0])
-
-
-@pytest.mark.slow
-def test_mlflow_serves_the_champion(finished, unused_port):
-    run, _ = finished
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{run.name}@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(unused_port)]
-    server = subprocess.Popen(
-        command,
-        env=os.environ
-        | {
-            "MLFLOW_TRACKING_URI": run.read_json("mlflow.json")["tracking_uri"],
-            # MLflow starts uvicorn by its name, as an environment that is active has it.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    example = load_bundle(run.best).example()
-    rows = {"dataframe_split": {"columns": example.columns, "data": [list(row) for row in example.iter_rows()]}}
-    try:
-        answers(f"http://127.0.0.1:{unused_port}/ping", server)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{unused_port}/invocations",
-            data=json.dumps(rows).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            scores = json.loads(answer.read())
-    finally:
-        end(server)
-    assert scores["predictions"][0]["prediction"] == pytest.approx(load_bundle(run.best).predict(example)[0])
