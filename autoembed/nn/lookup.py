@@ -30,7 +30,7 @@ _readers: WeakKeyDictionary[nn.Module, Reader] = WeakKeyDictionary()
 
 
 def reader_of(embedding: MixedEmbedding) -> Reader:
-    """What reads the rows of a module, made anew if its tables have moved."""
+    """What reads the rows of a module, made again if its tables have moved."""
     known = _readers.get(embedding)
     if known is None or known.places != _places(embedding):
         known = _readers[embedding] = Reader(embedding)
