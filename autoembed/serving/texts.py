@@ -95,30 +95,40 @@ class TextTable:
         free = len(self.of) - 1
         bits = max(2 * free, 2).bit_length()
         self.last, self.shift = (1 << bits) - 1, np.uint64(64 - bits)
-        self.slots = np.full(1 << bits, free, dtype=np.int32)
-        left, at = np.arange(free, dtype=np.int32), self._hash(*(part[:-1] for part in self.rows))
+        # A slot has a row, and its hash, which most others differ in.
+        self.slots, self.hashes = np.full(1 << bits, free, dtype=np.int32), np.zeros(1 << bits, dtype=np.uint64)
+        mixed = _hash(*(part[:-1] for part in self.rows))
+        left, at = np.arange(free, dtype=np.int32), self._first(mixed)
         while len(left):
             empty = self.slots[at] == free
             self.slots[at[empty]] = left[empty]
             on = self.slots[at] != left
+            self.hashes[at[~on]] = mixed[left[~on]]
             left, at = left[on], (at[on] + 1) & self.last
 
     def ids(self, texts: Texts, field: Array) -> Array:
         """The id of each text of a field int32 [N], UNSEEN where a few slots do not have it: int32 [N]."""
-        wanted = [*texts.words(), field]
-        at, left = self._hash(*wanted), np.arange(len(texts))
-        out = np.full(len(texts), UNSEEN, dtype=np.int32)
-        for _ in range(_LOOKS):
-            row = self.slots[at]
-            same = np.logical_and.reduce([own[row] == one for own, one in zip(self.rows, wanted, strict=True)])
-            out[left[same]] = self.of[row[same]]
-            on = np.flatnonzero(~same)
-            left, at, wanted = left[on], (at[on] + 1) & self.last, [one[on] for one in wanted]
-        return out
+        wanted = (*texts.words(), field)
+        mixed = _hash(*wanted)
+        at = self._first(mixed)
+        left = np.flatnonzero(self.hashes[at] != mixed)
+        for _ in range(_LOOKS - 1):
+            at[left] = (at[left] + 1) & self.last
+            left = left[self.hashes[at[left]] != mixed[left]]
+        row = self.slots[at]
+        same = np.logical_and.reduce([own[row] == one for own, one in zip(self.rows, wanted, strict=True)])
+        found: Array = np.where(same, self.of[row], np.int32(UNSEEN))
+        return found
 
-    def _hash(self, first: Array, second: Array, field: Array) -> Array:
-        mixed = (first ^ (second * _MIX[1]) ^ (field.astype(np.uint64) << np.uint64(40))) * _MIX[0]
-        return ((mixed ^ (mixed >> np.uint64(29))) * _MIX[1] >> self.shift).astype(np.int64)
+    def _first(self, mixed: Array) -> Array:
+        """The slot where a text with a hash is looked for first."""
+        return (mixed >> self.shift).astype(np.int64)
+
+
+def _hash(first: Array, second: Array, field: Array) -> Array:
+    mixed = (first ^ (second * _MIX[1]) ^ (field.astype(np.uint64) << np.uint64(40))) * _MIX[0]
+    out: Array = (mixed ^ (mixed >> np.uint64(29))) * _MIX[1]
+    return out
 
 
 def columns_of(body: bytes, decode: Callable[[str], object]) -> Columns | None:
