@@ -201,6 +201,7 @@ class Architecture(Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the fields, in order."""
         return tuple(field.name for field in self.fields)
 
     @property
@@ -411,6 +412,7 @@ class Architecture(Frozen):
         return table_bytes(rows, pair_dim, self.pair_bits, step=self.mixed().step, first_order=False)
 
     def write(self, path: Path) -> None:
+        """Writes the architecture as a JSON file."""
         path.write_text(self.model_dump_json(indent=1))
 
     @classmethod

@@ -300,9 +300,9 @@ def load_bundle(path: str | Path) -> Bundle:
 
 def _check_file(file: Path, hashed: str | None) -> None:
     if not file.is_file():
-        raise BundleError(f"bundle {file.parent} lacks {file.name}: export it anew")
+        raise BundleError(f"bundle {file.parent} lacks {file.name}: export it again")
     if hashed != sha256(file):
-        raise BundleError(f"{file} is not the file that the manifest describes (sha256 differs): export it anew")
+        raise BundleError(f"{file} is not the file that the manifest describes (sha256 differs): export it again")
 
 
 def verify_bundle(path: str | Path) -> list[str]:
@@ -365,7 +365,7 @@ def _chunks(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """All rows in their order, up to _CHUNK at a time.
 
     Slices of a Parquet scan: `collect_batches` decodes it far ahead of a slower consumer, so that its memory grows with
-    the rows (pola-rs/polars issue 28569). Of any other plan each slice would begin anew.
+    the rows (pola-rs/polars issue 28569). Of any other plan each slice would begin again.
     """
     if not _SLICED.fullmatch(frame.slice(1, 1).explain()):
         yield from frame.collect_batches(chunk_size=_CHUNK, maintain_order=True, engine="streaming")
@@ -400,7 +400,7 @@ def load_model(schema: FeatureSchema, architecture: Architecture, weights: Path)
     tensors = {_TABLE.sub(r"\1.weight", name): tensor for name, tensor in load_file(weights).items()}
     wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if wrong:
-        raise BundleError(f"the weights {wrong[0]} in {weights} are not all finite: export the model anew")
+        raise BundleError(f"the weights {wrong[0]} in {weights} are not all finite: export the model again")
     model.load_state_dict(tensors)
     return model
 

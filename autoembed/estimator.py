@@ -151,6 +151,7 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def architecture_(self) -> Architecture:
+        """The architecture of the best model."""
         check_is_fitted(self, "bundle_")
         return self.bundle_.architecture
 

@@ -255,7 +255,7 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     gone = [name for name in bundle.vocabulary.columns if name not in there]
     if gone:
         raise DataError(
-            f"the log lacks columns that the model takes: {', '.join(gone)}: bring them back, or search anew without "
+            f"the log lacks columns that the model takes: {', '.join(gone)}: bring them back, or search again without "
             "them, as what the model has learned of the others counts on them"
         )
     beside = {"time": spec.time, "weight": spec.weight, "group": spec.group}

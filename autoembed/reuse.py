@@ -64,7 +64,7 @@ def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
     }.items():
         if there:
             raise SpaceError(
-                f"the architecture has {what}, which belong to the values that it was searched on: search anew on "
+                f"the architecture has {what}, which belong to the values that it was searched on: search again on "
                 "these data"
             )
     known = {field.name: field for field in schema.fields}
@@ -388,5 +388,5 @@ def refuse_crossed(bundle: Bundle) -> None:
     if crossed:
         raise SpaceError(
             f"the architecture has crossed columns ({', '.join(crossed)}), whose values belong to the data that it was "
-            "searched on: search anew on these data"
+            "searched on: search again on these data"
         )

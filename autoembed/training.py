@@ -66,7 +66,7 @@ class TrainConfig(BaseModel):
         min_gain: see above.
         clip: bound of the gradient's norm.
         positive_weight: how often a click counts.
-        negative_sampling: the share of the rows without a click that an epoch draws, each epoch anew. The loss corrects
+        negative_sampling: the share of the rows without a click that each epoch draws at random. The loss corrects
             the logits for it, so predictions are those of all rows.
         sparse: update only the rows of a batch (SparseAdam), for tables that are too large to touch at every step.
         precision: of the forward pass on CUDA.

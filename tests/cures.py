@@ -10,14 +10,14 @@ import re
 # (how a message reads, what helps): the first row that fits is taken.
 ROWS = (
     # Reading tables
-    (r"is not a vocabulary|cannot read the vocabulary", "export the bundle anew, or copy its vocabulary.parquet again"),
+    (r"is not a vocabulary|cannot read the vocabulary", "export the bundle again, or copy its vocabulary.parquet"),
     (r"^a crossed column cannot be crossed", "leave pairs of crossed columns out of features.pairs"),
     (r"^the crossed column … is there", "rename the column of the table that has the pair's name"),
-    (r"^its vocabulary and", "a part was replaced: remove encoded data, which are made anew; export a bundle anew"),
-    (r"^its (content|counts)|^the arrays of", "remove the folder that the line names; the data are encoded anew"),
+    (r"^its vocabulary and", "a part was replaced: remove encoded data, which are made again; export a bundle again"),
+    (r"^its (content|counts)|^the arrays of", "remove the folder that the line names; the data are encoded again"),
     (
         r"the encoded data are damaged",
-        "remove the data's folder in runs/.cache, then `--resume`: the data are encoded anew",
+        "remove the data's folder in runs/.cache, then `--resume`: the data are encoded again",
     ),
     (r"^no such file: …$", "check the path; a relative one starts where the command runs"),
     (r"holds no file$", "check the path and the pattern; hidden files and names that start with _ are left out"),
@@ -48,7 +48,7 @@ ROWS = (
     (r"^…, (as it is written|such as …)", "set data.time_format, such as %m/%d/%Y, or write all times one way"),
     # Ranking
     (r"^a column of several values a row has counts", "leave it out of pairs and of scores by a model"),
-    (r"^cannot read the ranking|is not a ranking", "write the ranking anew by `autoembed rank --out`"),
+    (r"^cannot read the ranking|is not a ranking", "write the ranking again by `autoembed rank --out`"),
     (r"^no pairs were ranked", "rank with pairs"),
     (r"^stability needs", "give 2 draws or more"),
     (r"^pairs need a label", "make the label one class against the rest (data.positive)"),
@@ -99,7 +99,7 @@ ROWS = (
     (r"must be searched before it can choose", "run the stage's search first"),
     (r"probabilities must be finite", "lower train.lr"),
     # Command line and Python
-    (r"^module 'autoembed' has no", "check the name; reference.md lists what the package has"),
+    (r"^module 'autoembed' has no", "check the name; api.md lists what the package has"),
     (r"^settings and separators go with", "put them into the search space's data section"),
     (r"^--trial and --pick choose", "leave the option out, or name the study's folder"),
     (r"^no longer following", "nothing is lost: use the command that the line gives"),
@@ -157,9 +157,9 @@ ROWS = (
     (r"exists and is not a bundle", "choose another place"),
     (
         r"^bundle … does not fit|breaks a rule|is not a bundle|is not valid JSON",
-        "export the bundle anew, or copy it again whole",
+        "export the bundle again, or copy it again whole",
     ),
-    (r"^bundle … has version", "install an autoembed that reads the version that the line names, or export anew"),
+    (r"^bundle … has version", "install an autoembed that reads the version that the line names, or export again"),
     (r"^the C\+\+ compiler cannot", "use the format torch or onnx; what the compiler says follows the colon"),
     (
         r"the model must predict to",
@@ -168,7 +168,7 @@ ROWS = (
     (r"^weights of clusters, of a hashed", "train from the start: leave out --warm"),
     (r"^more than … of the values are unknown", "refresh the model on newer rows, or raise --max-unknown"),
     (r"is no number of JSON", "send null where a value is missing"),
-    (r"in the schema$|but the schema has", "export the bundle anew: its files are of different models"),
+    (r"in the schema$|but the schema has", "export the bundle again: its files are of different models"),
     (r"^graph.json must use", "export with the autoembed that scores"),
 )
 # A message that names an action, and one that states a rule, help by themselves.

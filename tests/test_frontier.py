@@ -64,7 +64,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A finished frontier: its folder, made anew for each test by `finished`."""
+    """A finished frontier: its folder, made again for each test by `finished`."""
     folder = tmp_path_factory.mktemp("frontier")
     request = run.FrontierRequest(
         space=write(folder), sizes=SIZES, seeds=2, runs=folder / "runs", command="autoembed ..."

@@ -94,7 +94,7 @@ def test_a_value_keeps_its_embedding(days, tmp_path):
         train={"epochs": 1, "lr": 1e-9, "quantise": "round"},
     )  # fmt: skip
     rows = clicks(0, 0)
-    # The splits differ, and so do the values that are too rare for an id; steps of few bits are found anew.
+    # The splits differ, and so do the values that are too rare for an id; steps of few bits are found again.
     assert np.corrcoef(same.bundle.predict(rows), old.predict(rows))[0, 1] > 0.97
     tests = {}
     for warm in (False, True):
@@ -151,5 +151,5 @@ def test_what_belongs_to_its_own_data_is_refused(planted_pairs):
         planted_pairs.schema, planted_pairs.counts, dim=4, blocks=2, backbone={"name": "deepfm", "hidden": [8]}
     )
     with_pairs = full.with_choices(["memorize"] + ["naive"] * (len(full.pairs) - 1), 2)
-    with pytest.raises(ae.SpaceError, match=r"has pairs of columns that have an input, .*: search anew on these data"):
+    with pytest.raises(ae.SpaceError, match=r"has pairs of columns that have an input, .*: search again on these data"):
         carried(with_pairs, planted_pairs.schema)

@@ -55,12 +55,12 @@ class Dataset:
         """Open a folder that `build_dataset` or `keep` wrote; DataError if it is incomplete or corrupt."""
         folder = Path(path)
         if not (folder / "dataset.json").is_file():
-            raise DataError(f"{folder} is not a complete dataset: it has no dataset.json (build it anew)")
+            raise DataError(f"{folder} is not a complete dataset: it has no dataset.json (build it again)")
         with _corrupt(folder):
             facts = json.loads((folder / "dataset.json").read_text())
             if facts["layout"] != LAYOUT:
                 raise DataError(
-                    f"{folder} has layout {facts['layout']}, but this version reads {LAYOUT}: build it anew"
+                    f"{folder} has layout {facts['layout']}, but this version reads {LAYOUT}: build it again"
                 )
             schema = FeatureSchema.model_validate_json((folder / "schema.json").read_text())
             dataset = cls(folder, schema, facts)
@@ -177,7 +177,7 @@ class Dataset:
         vocabulary: Vocabulary,
         encode: Callable[[Split, slice, Ids], Ids],
     ) -> None:
-        """Writes the rows anew with other ids: `encode` gives those of a slice of a split from the ones that it has."""
+        """Writes the rows with other ids: `encode` gives those of a slice of a split from the ones that it has."""
         writer = Writer(folder, schema, {split: self.rows(split) for split in SPLITS})
         for split in SPLITS:
             ids, sides = self.ids(split), self.sides(split)
@@ -383,7 +383,7 @@ def _corrupt(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"the dataset in {folder} is corrupt ({reason}): remove the folder and build it anew"
+            f"the dataset in {folder} is corrupt ({reason}): remove the folder and build it again"
         ) from error
 
 

@@ -29,7 +29,7 @@ class SplitSpec(StrictModel):
     `by: random` takes fractions of the rows. `by: time` takes fractions of the rows (rows of equal time stay together)
     or cut values: train < valid <= valid rows < test <= test rows. Without `by`, a table is split by time if it has a
     time column, and at random if it has none; a directory with train, valid and test is used as it is, unless by time
-    both cuts are given, which cut all its rows anew. `stratify` takes the fractions of `by: random` from each class, so
+    both cuts are given, which split all its rows. `stratify` takes the fractions of `by: random` from each class, so
     that every split has its share of a rare one. `by: group` keeps rows of one value of `column` together, such as a
     patient's: a random part of the values, which have about the fractions of the rows, is in valid, another in test.
     """

@@ -118,7 +118,7 @@ def _refuse(keys: set[str], why: str) -> None:
     if keys:
         raise DataError(
             f"{why}, so data.split must not say {', '.join(sorted(keys))} "
-            "(to cut all rows anew, give by: time with valid and test)"
+            "(to split all rows, give by: time with valid and test)"
         )
 
 

@@ -207,7 +207,7 @@ class Vocabulary:
     def grown(self, log: Vocabulary, *, least: int, evict: float, memory: float) -> Vocabulary:
         """This vocabulary after a later log. Numeric fields keep their bins.
 
-        Ids are ordered anew by rows: `memory` times those of before, and those of the log.
+        Ids are ordered again by rows: `memory` times those of before, and those of the log.
 
         Args:
             log: the vocabulary of the log, of these fields and fitted with `min_count` 1.

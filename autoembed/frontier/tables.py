@@ -53,8 +53,9 @@ def markdown(curves: Curves, facts: Measured) -> str:
     if baselines:
         parts += [
             "## Against each baseline",
-            f"{metric} of {labels[first]} minus the baseline's at the same limit, paired by seed: mean ± standard "
-            f"error (p of a paired t-test, not corrected for the {len(baselines) * len(plan.sizes)} comparisons). "
+            f"{metric[0].upper()}{metric[1:]} of {labels[first]} minus the baseline's at the same limit, paired by "
+            "seed: mean ± standard error (p of a paired t-test, not corrected for the "
+            f"{len(baselines) * len(plan.sizes)} comparisons). "
             + ("Above 0 is better." if direction.rises else "Below 0 is better."),
             _by_size(curves, lambda arm, size: _gap(curves.gap_to(first, arm, size)), baselines),
         ]

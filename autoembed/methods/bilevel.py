@@ -128,7 +128,7 @@ def _of_phase(report: Report, phase: Phase) -> EpochReport:
 def _cycle(
     dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int, weights: RowWeights
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Held-out batches without end, shuffled anew each time round."""
+    """Held-out batches without end, shuffled again each time round."""
     size = min(size, len(held))
     for turn in count():
         order = Shuffle(held, [seed, 2, turn])

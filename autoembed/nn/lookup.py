@@ -24,13 +24,13 @@ from autoembed.types import Array
 if TYPE_CHECKING:
     from autoembed.nn.embedding import MixedEmbedding
 
-_NO_STEPS, _NO_SLOTS = np.zeros(0, np.uint16), np.zeros((1, 1), np.float32)
+_NO_CODES, _NO_STEPS, _NO_SLOTS = np.zeros(0, np.uint8), np.zeros(0, np.uint16), np.zeros((1, 1), np.float32)
 Read = Callable[[View, View, View], None]  # what writes numbers: of these rows, in these blocks, into these places
 _readers: WeakKeyDictionary[nn.Module, Reader] = WeakKeyDictionary()
 
 
 def reader_of(embedding: MixedEmbedding) -> Reader:
-    """What reads the rows of a module, made anew if its tables have moved."""
+    """What reads the rows of a module, made again if its tables have moved."""
     known = _readers.get(embedding)
     if known is None or known.places != _places(embedding):
         known = _readers[embedding] = Reader(embedding)
@@ -52,9 +52,7 @@ class Reader:
         stops, first, shift, group, place = (View(_array(part)) for part in parts)
         slot = View(_array(embedding.slot) if embedding.steps else np.zeros(len(embedding.shift), np.int32))
         self._index = View(embedding.ids), stops, first, shift
-        self._reads: list[Read] = []
-        for number, rows in enumerate(_tables(embedding)):
-            self._reads += _reads(number, rows, group, place, slot)
+        self._reads = [_read(number, rows, group, place, slot) for number, rows in enumerate(_tables(embedding))]
 
     def __call__(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V] -> float [B, V, C]; IndexError if there are other columns, or one does not have an id."""
@@ -74,36 +72,27 @@ class Reader:
         return out.view(*ids_BV.shape, self._columns)
 
 
-def _reads(number: int, rows: Rows | PackedRows, group: View, place: View, slot: View) -> list[Read]:
+def _read(number: int, rows: Rows | PackedRows, group: View, place: View, slot: View) -> Read:
     """What writes a table's numbers, given the rows, the blocks and where to."""
     if isinstance(rows, Rows):
         table = View(_array(rows.weight))
-        return [lambda row, block, out: kernels.read_floats(number, rows.width, row, block, group, place, table, out)]
+        return lambda row, block, out: kernels.read_floats(number, rows.width, row, block, group, place, table, out)
     if rows.bits == 16:
         halves, values = View(_array(rows.halves)), View(_halves())
-        return [
-            lambda row, block, out: kernels.read_halves(
-                number, rows.width, row, block, group, place, halves, values, out
-            )
-        ]
+        return lambda row, block, out: kernels.read_halves(
+            number, rows.width, row, block, group, place, halves, values, out
+        )
     codes, values, low = View(_array(rows.codes)), View(_bfloats()), lowest(rows.bits)
     steps = View(_array(rows.step).reshape(-1) if rows.per_row else _NO_STEPS)
     slot_steps = View(_NO_SLOTS if rows.per_row else _array(rows.step))
-
-    def read(row: View, block: View, out: View) -> None:
-        kernels.read_codes(
-            number, rows.bits, rows.width, low, row, block, group, place, slot, codes, steps, values, slot_steps, out
-        )
-
-    if not rows.first_order:
-        return [read]
-    bits = first_order_bits(rows.bits)
-    first, first_steps = View(_array(rows.first_codes)), View(_array(rows.first_step))
-
-    def read_first_order(row: View, block: View, out: View) -> None:
-        kernels.read_first_order(number, bits, lowest(bits), row, block, group, slot, first, first_steps, out)
-
-    return [read, read_first_order]
+    bits = first_order_bits(rows.bits) if rows.first_order else 0
+    first = View(_array(rows.first_codes) if bits else _NO_CODES)
+    first_steps = View(_array(rows.first_step) if bits else _NO_SLOTS)
+    first_low = lowest(bits) if bits else 0.0
+    return lambda row, block, out: kernels.read_codes(
+        number, rows.bits, rows.width, low, row, block, group, place, slot, codes, steps, values, slot_steps, bits,
+        first_low, first, first_steps, out,
+    )  # fmt: skip
 
 
 def _tables(embedding: MixedEmbedding) -> Sequence[Rows | PackedRows]:

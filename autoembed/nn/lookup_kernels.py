@@ -104,11 +104,17 @@ def read_codes(
     steps: Array,
     values: Array,
     slot_steps: Array,
+    first_bits: int,
+    first_low: float,
+    first: Array,
+    first_steps: Array,
     out: Array,
 ) -> None:
-    """The same of rows of codes uint8 [N, bytes], without first-order weights.
+    """The same of rows of codes uint8 [N, bytes].
 
     Steps are uint16 [N], which stand for `values` float32 [65536], or float32 [slots, 1 or width] and `steps` is empty.
+    First-order weights are codes of their own, uint8 of 8 or 4 bits with steps float32 [slots, 1]; 0 bits if there are
+    none.
     """
     least, fours = np.float32(low), (width + 3) // 4
     for at in range(len(row)):
@@ -150,26 +156,6 @@ def read_codes(
             for w in range(width):
                 out[at, w] *= slot_steps[slot[own], w]
         spread(out, at, place, own, width)
-
-
-@native
-def read_first_order(
-    number: int,
-    bits: int,
-    low: float,
-    row: Array,
-    block: Array,
-    group: Array,
-    slot: Array,
-    codes: Array,
-    steps: Array,
-    out: Array,
-) -> None:
-    """The first-order weights of the same rows, codes uint8 of 8 or 4 bits with steps float32 [slots, 1], as last."""
-    last, least = out.shape[1] - 1, np.float32(low)
-    for at in range(len(row)):
-        own = block[at]
-        if group[own] == number:
-            r = row[at]
-            code = np.int32(codes[r]) if bits == 8 else np.int32(codes[r >> 1] >> ((r & 1) << 2)) & 15
-            out[at, last] = (np.float32(code) + least) * steps[slot[own], 0]
+        if first_bits > 0:
+            own_code = np.int32(first[r]) if first_bits == 8 else np.int32(first[r >> 1] >> ((r & 1) << 2)) & 15
+            out[at, out.shape[1] - 1] = (np.float32(own_code) + np.float32(first_low)) * first_steps[slot[own], 0]

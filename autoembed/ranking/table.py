@@ -119,7 +119,7 @@ class CodedTable:
         return tuple(len(table) for table in self.counts.tables)
 
     def codes(self, column: int, step: int = 1) -> Codes:
-        """int32 of every `step`-th row of a column, read anew each time."""
+        """int32 of every `step`-th row of a column, read again each time."""
         if self.store is None:
             raise ValueError("codes were not kept: build the table with keep=True")
         codes = self.store.read(column, len(self.names), self.rows)[::step]

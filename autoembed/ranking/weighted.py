@@ -2,7 +2,7 @@
 
 Whole weights are counts: a row of weight 3 is three equal rows, and its table is scored as that of the rows written
 out (`ranking.scores`). Other weights say how much a row counts, but not how often it was seen: the null must be that of
-the N rows themselves, drawn anew among the values of the column, each with its label and its weight.
+the N rows themselves, redrawn among the values of the column, each with its label and its weight.
 
 Let S_vc be the weight of class c in the value v, S_v in all, W the sum of all weights and p_c the share of class c of
 it. With f(x) = x ln x, W times the information is exactly the sum over values of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import NoReturn, cast
 
@@ -18,11 +18,13 @@ from autoembed.data.readers import clean
 from autoembed.data.values import col, is_missing
 from autoembed.errors import DataError, first_line
 from autoembed.export.lookups import lookups_of
+from autoembed.serving.texts import UNSEEN, Texts, TextTable, columns_of
 from autoembed.serving.values import GONE, BadValueError, CategoricalField, Field, MultiField, NumericField
 from autoembed.types import Array
 
 _SHAPES = ("row", "rows", "columns")
 _FEW = 4096  # rows from which Polars is faster
+_LONG = 1 << 14  # bytes of a body from which whole columns are faster than values
 _PLAIN = (pl.String, pl.Boolean, pl.Float64, pl.Null)
 
 
@@ -60,9 +62,14 @@ class RowReader:
                 self.fields[lookup["name"]] = MultiField(lookup, bundle.spec)
             elif lookup["kind"] == "numeric":
                 self.fields[lookup["name"]] = NumericField(lookup, bundle.spec)
+        self.table = TextTable(
+            [field.direct if isinstance(field, CategoricalField) else {} for field in self.fields.values()]
+        )
 
     def json(self, body: bytes) -> Array:
         """The ids of {"row": {}}, {"rows": [{}]} or {"columns": {"name": []}}."""
+        if len(body) >= _LONG and (columns := self._of_texts(body)) is not None:
+            return self.ids(columns)
         try:
             node = _JSON.decode(body.decode())
         except RecursionError:
@@ -96,10 +103,13 @@ class RowReader:
                 raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
         return self._of_frame(frame.select(col(name) for name in self.columns))
 
-    def ids(self, columns: Sequence[Sequence[object]]) -> Array:
-        """Ids int32 [N, V] of plain values, a list for each of `self.columns`."""
+    def ids(self, columns: Sequence[Sequence[object] | Array]) -> Array:
+        """Ids int32 [N, V] of plain values, a list for each of `self.columns`, or an array that is ids already."""
         found: dict[str, Sequence[Sequence[int] | Array]] = {}
         for (name, field), values in zip(self.fields.items(), columns, strict=True):
+            if isinstance(values, np.ndarray):
+                found[name] = [values]
+                continue
             try:
                 found[name] = field.columns(values)
             except BadValueError:
@@ -113,6 +123,45 @@ class RowReader:
                 found[name] = [self.bundle.vocabulary.encode_statistic(name, _known(found[of]))]
         out: Array = np.array([column for name in names for column in found[name]], dtype=np.int32).T
         return out
+
+    def _of_texts(self, body: bytes) -> list[Sequence[object] | Array] | None:
+        """The columns of a body, those of plain texts as ids; None if the body is not simple, or breaks a rule."""
+        try:
+            body.decode()
+            given = columns_of(body, _JSON.decode)
+        except (RecursionError, ValueError):
+            return None
+        if given is None or not self.known <= given.keys() or (self.strict and len(given) > len(self.known)):
+            return None
+        rows = len(given[self.columns[0]])
+        if rows > self.max_rows or any(len(given[name]) != rows for name in self.columns):
+            return None
+        texts: dict[str, Texts] = {}
+        columns: dict[str, Sequence[object] | Array] = {}
+        for name, field in self.fields.items():
+            one = given[name]
+            if not isinstance(one, Texts):
+                columns[name] = one
+            elif isinstance(field, CategoricalField):
+                texts[name] = one
+            else:
+                columns[name] = one.tolist()
+        columns |= self._of_table(texts)
+        return [columns[name] for name in self.columns]
+
+    def _of_table(self, texts: Mapping[str, Texts]) -> dict[str, Array]:
+        """The ids of columns of texts that are equally long."""
+        if not texts:
+            return {}
+        place = np.array([self.columns.index(name) for name in texts], dtype=np.int32)
+        joined = Texts.joined(list(texts.values()))
+        ids = self.table.ids(joined, np.repeat(place, len(joined) // len(place))).reshape(len(place), -1)
+        for name, own in zip(texts, ids, strict=True):
+            unseen = np.flatnonzero(own == UNSEEN)
+            if len(unseen):
+                field = cast(CategoricalField, self.fields[name])
+                own[unseen] = field.ids([texts[name][at] for at in unseen.tolist()])
+        return dict(zip(texts, ids, strict=True))
 
     def _of_rows(self, rows: object) -> list[Sequence[object]]:
         if not isinstance(rows, list):

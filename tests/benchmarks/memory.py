@@ -194,7 +194,7 @@ def imports():
 
 def table(dataset, dim, forked):
     lines = [
-        "| trials at once | encoded data, MiB | their models | all else | together | of one | of one and the models |"
+        "| trials at once | encoded data, MiB | their models | all else | total | x one trial | x (one + models) |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
     one, model = None, model_bytes(dataset, dim)
@@ -236,8 +236,8 @@ def main():
             "Each trial reads all of the data. Pss summed over processes: a page that several map is counted once. "
             "Their models are weights and Adam's two moments of each. All else is Python, torch, Ray and what else a "
             f"worker imports, and batches of {BATCH} rows, which each trial has for itself. The server that workers "
-            "are forks of and idle forks are counted, the driver and Ray's own processes are not. Of one: together, "
-            "over what one trial holds; of one and the models: over what one trial holds and the models of the others.",
+            "are forks of and idle forks are counted, the driver and Ray's own processes are not. The last two "
+            "columns divide the total by what one trial holds, and by that plus the models of the others.",
             "",
             *lines,
         ]

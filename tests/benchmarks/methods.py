@@ -5,7 +5,7 @@
 
 For each seed and arm, `--trials` random draws from the space's ranges are trained; the best by valid AUC is measured on
 test, once. The table gives mean and sd over seeds. On planted data the seed also draws the data. The architecture found
-is also trained anew from fresh weights ("fresh"), which tells it apart from weights that a search hands on.
+is also trained again from fresh weights ("fresh"), which tells it apart from weights that a search hands on.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ def z_of(first, second, labels, Ka, Kb):
 
 
 def calibration(args, folder):
-    """synergy_z on pairs drawn anew, most of them without an interaction."""
+    """synergy_z on fresh draws of pairs, most of them without an interaction."""
     lines = ["| pair | z mean | sd | lowest | highest | share with z > 3 |", "|---|---|---|---|---|---|"]
     plain = []
     for name, a, b, xor, dependent in CASES:

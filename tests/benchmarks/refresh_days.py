@@ -1,4 +1,4 @@
-"""A model of KuaiRand-Pure refreshed each day, beside a frozen one and one that is trained anew on all days so far.
+"""A model of KuaiRand-Pure refreshed each day, beside a frozen one and one that is trained again on all days so far.
 
     python tests/benchmarks/refresh_days.py ../shared/data/kuairand --out docs/results/refresh.md
 
@@ -55,7 +55,7 @@ def measured(paths: list[Path], folder: Path, seed: int) -> tuple[dict[str, list
     )  # fmt: skip
     model.fit(pl.concat([pl.read_parquet(path) for path in paths[:2]])).export(folder / "frozen")
     current = dict.fromkeys(WAYS, folder / "frozen")
-    names = ["frozen", *WAYS, "trained anew on all days"]
+    names = ["frozen", *WAYS, "trained again on all days"]
     found: dict[str, list[float]] = {name: [] for name in names}
     seconds = {}
     for day in range(2, len(paths) - 1):
@@ -90,14 +90,14 @@ def main() -> None:
         runs.append(found)
         print(seed, {name: round(float(np.mean(aucs)), 4) for name, aucs in found.items()}, flush=True)
     lines = [
-        "# Refreshed, frozen, anew",
+        "# Refreshed daily, frozen, or trained again",
         "",
         f"`python tests/benchmarks/refresh_days.py ../shared/data/kuairand --out {given.out}`",
         "",
         "KuaiRand-Pure, a log a day. AUC on the next day's log, as a mean over seven days; mean and sd over "
         f"{given.seeds} seeds. Seconds are of the last day's training, one thread.",
         "",
-        "| model | AUC | beside anew | s |",
+        "| model | AUC | less trained again | s |",
         "|---|---|---|---|",
     ]
     names = list(runs[0])

@@ -3,7 +3,7 @@
     python tests/benchmarks/serve_http.py --out docs/results/serve.md
 
 The models of tests/benchmarks/serving.py: a DeepFM with 30 fields of 2,000 values, width 16 in 32 bits, and a searched
-one. Raw rows come in, one or 1,000 of them, drawn anew for each turn. One thread of torch; client and server are two
+one. Raw rows come in, one or 1,000 of them, new ones for each turn. One thread of torch; client and server are two
 processes on one machine, with one connection that is kept. Blocks of calls take turns.
 """
 
@@ -137,7 +137,7 @@ def main() -> None:
         f"`python tests/benchmarks/serve_http.py --out {args.out}`",
         "",
         f"A DeepFM of {few_bits.FIELDS} fields with {few_bits.VALUES:,} values each, a tower of 400, 400, 400; drawn "
-        "weights, raw rows drawn anew for each turn. Percentiles in milliseconds (other work on the machine moves the "
+        "weights, new raw rows for each turn. Percentiles in milliseconds (other work on the machine moves the "
         "50th far more than the 10th), blocks of calls in turn, one "
         "thread of torch; client and server are two processes of one machine, on one connection that is kept. torch "
         f"{torch.__version__}, ONNX Runtime {onnxruntime.__version__}, {os.cpu_count()} cores, {platform.machine()}, "

@@ -96,7 +96,9 @@ def main() -> None:
         f"DeepFM, {few_bits.FIELDS} fields, width {few_bits.DIM}, hidden layers of 400, 400, 400; medians of "
         f"{few_bits.TURNS} turns, which the three take in turn.",
         "",
-        "| bits | bytes beside the tables | " + " | ".join(f"ms for {rows:,} rows" for rows in times) + " |",
+        "| bits | bytes beside the tables | "
+        + " | ".join(f"ms for {rows:,} row" + "s" * (rows > 1) for rows in times)
+        + " |",
         "|---|---|" + "---|" * len(times),
     ]
     lines += [

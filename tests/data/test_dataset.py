@@ -283,8 +283,8 @@ def damage_counts(path):
     ("damage", "message"),
     [
         (damage_missing, "not a complete dataset: it has no dataset.json"),
-        (damage_layout, "has layout 99, but this version reads 2: build it anew"),
-        (damage_array, "is corrupt .*remove the folder and build it anew"),
+        (damage_layout, "has layout 99, but this version reads 2: build it again"),
+        (damage_array, "is corrupt .*remove the folder and build it again"),
         (damage_rows, "arrays of valid are not as dataset.json says"),
         (damage_pickle, "is corrupt"),
         (damage_schema, "is corrupt"),
@@ -308,7 +308,7 @@ def test_a_damaged_vocabulary_is_refused_before_a_study_and_read_by_no_trial(bui
     opened = Dataset.open(path)
     assert opened.counts[0].sum() == opened.rows("train")
     for ask in (lambda: opened.vocabulary, lambda: build(**PLANTED)):
-        with pytest.raises(DataError, match=r"is corrupt .its vocabulary and its schema differ.*build it anew"):
+        with pytest.raises(DataError, match=r"is corrupt .its vocabulary and its schema differ.*build it again"):
             ask()
 
 

@@ -1,4 +1,4 @@
-"""Weights of rows: whole ones are repeated rows, and the null of others is that of rows drawn anew."""
+"""Weights of rows: whole ones are repeated rows, and the null of others is that of redrawn rows."""
 
 import math
 

@@ -41,7 +41,7 @@ def test_a_flipped_byte_of_the_encoded_data_is_found(finished, tmp_path, name):
     folder = next(path for path in cache.iterdir() if (path / "dataset.json").is_file())
     Dataset.open(folder).verify()
     flip(folder / name)
-    with pytest.raises(DataError, match=r"is corrupt \(its .*\): remove the folder and build it anew"):
+    with pytest.raises(DataError, match=r"is corrupt \(its .*\): remove the folder and build it again"):
         Dataset.open(folder).verify()
 
 

@@ -88,7 +88,7 @@ def test_a_search_no_better_than_chance_is_told_after_two_epochs(reporter, repor
         report(warm(epoch, 0.5))
     with pytest.raises(TrialPruned, match="after 4 epochs, at step 120"):
         report(warm(4, 0.5))
-    report = reporter(batches=30)  # steps count on from phase to phase, epochs of a phase anew
+    report = reporter(batches=30)  # steps count on from phase to phase, epochs start at 0 in each phase
     for values in (warm(1, 0.5), warm(2, 0.5), searched(1, 0.5)):
         report(values)
     with pytest.raises(TrialPruned, match=r"search_valid_auc 0.5000 after 2 epochs, at step 120"):

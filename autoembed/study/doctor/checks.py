@@ -274,7 +274,7 @@ def _store(runs: Path) -> Check:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
     except sqlite3.Error as error:
-        remedy = "mend its rights, or move it away: `autoembed sync RUN` writes each study anew"
+        remedy = "mend its rights, or move it away: `autoembed sync RUN` writes each study again"
         return Check(name="MLflow", state="problem", found=f"{path} cannot be written ({error})", remedy=remedy)
     return Check(name="MLflow", state="OK", found=f"{path} can be written")
 

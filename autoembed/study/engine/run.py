@@ -87,7 +87,7 @@ def run_study(request: Request, shown: Display | None = None) -> tuple[RunDir, L
     if request.dashboard and request.address:
         raise StudyError(f"{option('dashboard', True)} is of a study's own Ray: leave out {option('address')}")
     if request.force and request.resume:
-        raise StudyError(f"{option('force', True)} begins anew and {option('resume', True)} goes on: give one of them")
+        raise StudyError(f"{option('force', True)} begins again and {option('resume', True)} goes on: give one of them")
     if not (request.resume or request.force) and run.begun():
         raise StudyError(
             f"{run.path} holds a study already: go on with it by {option('resume', True)}, replace it by "

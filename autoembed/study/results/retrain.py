@@ -1,4 +1,4 @@
-"""The architecture of a trial, or of each arm's best one, trained anew over seeds."""
+"""The architecture of a trial, or of each arm's best one, trained again over seeds."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Tracker:
             if not self._off and not self._closing:
                 self._try(step)
         if self._off:
-            # What failed may work again; a mirror that is opened anew knows what is there.
+            # What failed may work again; a mirror that is opened again knows what is there.
             self._mirror = None
         if self._last is not None:
             self._try(self._last)
@@ -143,5 +143,5 @@ def line_of(error: BaseException) -> str:
     lines = str(error).splitlines()
     line = lines[0].split(" (Caused by")[0][:200] if lines else type(error).__name__
     if "_alembic_tmp_" in str(error) or "database disk image is malformed" in str(error):
-        line += "; the store is damaged: move its file away, and `autoembed sync RUN` writes each study anew"
+        line += "; the store is damaged: move its file away, and `autoembed sync RUN` writes each study again"
     return line
