@@ -2,7 +2,6 @@
 
     architecture.json, schema.json, vocabulary.parquet, weights.safetensors, manifest.json
     README.md (a model card), sample.json (ids and what the model predicts for them)
-    masters.safetensors: of a refreshed model with few bits, the numbers before they were rounded
 
 Nothing in it is pickled, and every file of the first line is checked against the manifest when it is loaded.
 """
@@ -45,7 +44,6 @@ from autoembed.writing import as_open_as, exchange, scratch
 
 FILES = ("architecture.json", "schema.json", "vocabulary.parquet", "weights.safetensors")
 EXTRAS = ("README.md", "sample.json")  # not in bundles of before
-MASTERS = "masters.safetensors"
 VERSION = 1
 _CHUNK = 1 << 18
 _SAME = 1e-5
@@ -82,17 +80,6 @@ class Bundle:
     model: Model
     spec: DataSpec
     manifest: Manifest
-
-    def masters(self) -> dict[str, torch.Tensor]:
-        """The numbers that tables of few bits were rounded from, as `nn.model.masters_of` gives them.
-
-        Empty of a model that was not refreshed. BundleError if the file is not the one that was written.
-        """
-        if MASTERS not in self.manifest.files:
-            return {}
-        _check_file(self.path / MASTERS, self.manifest.files[MASTERS])
-        found: dict[str, torch.Tensor] = load_file(self.path / MASTERS)
-        return found
 
     def predict(self, frame: Frame, *, batch: int = 16384, device: str = "auto") -> Array:
         """Click probabilities of raw rows, float32 [N], in the order of the rows.
@@ -199,7 +186,6 @@ def write_bundle(
     data: Mapping[str, JsonValue],
     metrics: Mapping[str, JsonValue],
     provenance: Mapping[str, JsonValue],
-    masters: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Writes a bundle in one step, in the place of one that is there; BundleError if something else is.
 
@@ -212,7 +198,6 @@ def write_bundle(
         data: the keys of the `data:` section that say how raw tables are parsed.
         metrics: what to record of the model's quality.
         provenance: the study, the trial and the fingerprint of the data.
-        masters: as `nn.model.masters_of` gives them, for a model that will be trained on.
     """
     with _replacing(path) as temporary:
         architecture.write(temporary / "architecture.json")
@@ -224,15 +209,10 @@ def write_bundle(
         own.write(temporary / "vocabulary.parquet")
         (temporary / "README.md").write_text(card(kept, own, architecture, metrics, provenance))
         _write_sample(temporary, kept, _sample(schema, kept, model))
-        files = [*FILES, *EXTRAS]
-        if masters:
-            save_file(dict(masters), temporary / MASTERS)
-            as_open_as(temporary / MASTERS, temporary / "schema.json")
-            files.append(MASTERS)
         manifest = Manifest(
             autoembed=__version__,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            files={name: sha256(temporary / name) for name in files},
+            files={name: sha256(temporary / name) for name in (*FILES, *EXTRAS)},
             data=dict(data),
             metrics=dict(metrics),
             provenance=dict(provenance),
@@ -275,7 +255,11 @@ def load_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     manifest = _manifest(folder)
     for name in FILES:
-        _check_file(folder / name, manifest.files.get(name))
+        file = folder / name
+        if not file.is_file():
+            raise BundleError(f"bundle {folder} lacks {name}: export it again")
+        if manifest.files.get(name) != sha256(file):
+            raise BundleError(f"{file} is not the file that the manifest describes (sha256 differs): export it again")
     try:
         schema = FeatureSchema.model_validate_json((folder / "schema.json").read_text())
         spec = DataSpec.model_validate(manifest.data)
@@ -296,13 +280,6 @@ def load_bundle(path: str | Path) -> Bundle:
         spec=spec,
         manifest=manifest,
     )
-
-
-def _check_file(file: Path, hashed: str | None) -> None:
-    if not file.is_file():
-        raise BundleError(f"bundle {file.parent} lacks {file.name}: export it again")
-    if hashed != sha256(file):
-        raise BundleError(f"{file} is not the file that the manifest describes (sha256 differs): export it again")
 
 
 def verify_bundle(path: str | Path) -> list[str]:

@@ -8,18 +8,15 @@ better on valid.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoembed.data.dataset import Dataset
-from autoembed.errors import SpaceError
-from autoembed.events import EpochReport
 from autoembed.metrics import Metrics, mean_and_error
-from autoembed.nn.model import CTRModel, has_few_bits, start_rounding
-from autoembed.training import Fit, TrainConfig, copy_of, finite_on_valid, fit, metrics_of, on_valid
+from autoembed.training import copy_of, finite_on_valid, metrics_of
 from autoembed.types import Array
 
 _SURE = 1.645  # standard errors of a one-sided test at 5 %
@@ -93,33 +90,3 @@ class Follower:
             state=state,
             row_weights=self.dataset.weights("valid"),
         )
-
-
-def follow(
-    model: CTRModel,
-    dataset: Dataset,
-    train: TrainConfig,
-    device: torch.device,
-    seed: int,
-    report: EpochReport,
-    monitor: str,
-    mean: Callable[[nn.Module], Mapping[str, Tensor]],
-) -> Fit:
-    """Trains a model on with a log and leaves the weights that a `Follower` keeps.
-
-    Tables of few bits are looked up rounded from the first step on, while training moves the numbers behind them. With
-    `quantise: round` they are rounded at the end. SpaceError for `quantise: none`.
-    """
-    few = has_few_bits(model)
-    if few and train.quantise == "none":
-        raise SpaceError(
-            "train.quantise: none keeps 32-bit numbers, but the architecture has fewer: use round or aware, or bits: 32"
-        )
-    if few and train.quantise == "aware":
-        start_rounding(model)
-    keeper = Follower(model, dataset, device, train.lr, mean)
-    found = fit(model, dataset, train, device=device, seed=seed, report=report, monitor=monitor, keeper=keeper)
-    if few and train.quantise == "round":
-        start_rounding(model)
-        found = replace(found, valid=on_valid(model, dataset, device, train.lr, "rounding"))
-    return found

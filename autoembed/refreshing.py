@@ -19,19 +19,8 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
-from autoembed.following import follow
 from autoembed.metrics import Metrics
-from autoembed.nn.model import masters_of, pack
-from autoembed.reuse import (
-    averaged,
-    carried,
-    known_recipe,
-    refuse_crossed,
-    rows_seen,
-    telling,
-    with_weights_of,
-    written,
-)
+from autoembed.reuse import averaged, carried, fitted, known_recipe, refuse_crossed, rows_seen, with_weights_of, written
 from autoembed.scoring import coverage_warnings
 from autoembed.task import Metric, metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
@@ -167,10 +156,7 @@ def refresh(
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)
     mean = averaged(bundle, start, dataset, memory)
-    with telling(once.epochs, progress) as told_epoch:
-        fit = follow(start, dataset, once, where, seed, told_epoch, metric.monitor, mean)
-    model = pack(start, dataset.schema)
-    after = metrics_on(model, dataset, "test", where)
+    model, valid, after = fitted(plan, dataset, once, where, seed, start, metric.monitor, progress, mean)
     coverage = _coverage(bundle, known)
     result = Refreshed(
         bundle=bundle,
@@ -195,7 +181,7 @@ def refresh(
         "tail": {"before": before.model_dump(), "after": after.model_dump()},
     }
     place = bundle.path if out is None else Path(out)
-    new = written(place, model.cpu(), dataset, spec, fit.valid, after, provenance, masters_of(start))
+    new = written(place, model, dataset, spec, valid, after, provenance)
     return Refreshed(**{**vars(result), "bundle": new, "kept": True})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -11,12 +11,14 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.batches import batches
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.events import EpochEnd, EpochReport
+from autoembed.following import Follower
 from autoembed.metrics import Metrics
 from autoembed.nn.model import (
     Model,
@@ -47,18 +49,20 @@ def retrain(
     monitor: str | None = None,
     teacher: Teacher | None = None,
     like: Model | None = None,
+    mean: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
 ) -> tuple[Model, Fit]:
     """Trains the compact model of an architecture, from `model`'s weights if given; (packed model, Fit).
 
     The weights of the epoch with the best `monitor` on valid are kept, those that were given if none is better. With a
     `teacher` it learns from that as well.
+    With a `mean`, which averages weights with those of before, a `Follower` keeps them instead.
     Clusters need a `router` as the search fitted it, and fresh weights of a sparse architecture a model that is `like`
     them in which entries it keeps: training finds neither.
     """
     start = None
-    if model is not None:
+    if model is not None and mean is None:
         start = on_valid(model, dataset, device, train.lr, "the weights that it starts from")
-    else:
+    if model is None:
         torch.manual_seed(seed)
         model = build_model(dataset.schema, architecture).to(device)
         keep_as(model, like)
@@ -72,7 +76,7 @@ def retrain(
         report(replace(event, epoch=next(epochs)))
 
     learn = partial(fit, model, dataset, device=device, report=counted, monitor=monitor, teacher=teacher)
-    fitted = learn(train, seed=seed, start=start)
+    fitted = learn(train, seed=seed, start=start, keeper=mean and Follower(model, dataset, device, train.lr, mean))
     if has_few_bits(model):
         fitted = quantise(model, dataset, train, fitted, device, learn, seed)
     if isinstance(model, RoutedModel) and model.calibration is not None:

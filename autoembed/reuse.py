@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import PAD, FeatureSchema, Field
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
-from autoembed.events import EpochReport
+from autoembed.events import EpochEnd
 from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding, starts
 from autoembed.nn.model import CTRModel, Model, inherit, measure
-from autoembed.nn.rows import PackedRows
 from autoembed.plans import Block, FieldPlan, Input
 from autoembed.retraining import retrain
 from autoembed.task import metric_in
@@ -195,24 +193,22 @@ def fitted(
     start: CTRModel | None,
     monitor: str,
     progress: Progress | None = None,
+    mean: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
 ) -> tuple[Model, Metrics, Metrics]:
     """An architecture trained on a dataset, on the CPU, with its metrics on valid and on test.
 
-    `progress` is called with ("train", epochs done, epochs at most).
+    `mean` is as in `retrain`. `progress` is called with ("train", epochs done, epochs at most).
     """
-    with telling(recipe.epochs, progress) as told:
-        model, fit = retrain(plan, dataset, recipe, where, seed, told, start, monitor=monitor)
+    tell = progress or (lambda *_: None)
+
+    def told(event: EpochEnd) -> None:
+        tell("train", min(event.epoch, recipe.epochs - 1), recipe.epochs)
+
+    tell("train", 0, recipe.epochs)
+    model, fit = retrain(plan, dataset, recipe, where, seed, told, start, monitor=monitor, mean=mean)
+    tell("train", recipe.epochs, recipe.epochs)
     test = metrics_on(model, dataset, "test", where)
     return model.cpu(), fit.valid, test
-
-
-@contextmanager
-def telling(epochs: int, progress: Progress | None) -> Iterator[EpochReport]:
-    """Gives what a training reports to: `progress` is called with ("train", epochs done, epochs at most)."""
-    tell = progress or (lambda *_: None)
-    tell("train", 0, epochs)
-    yield lambda event: tell("train", min(event.epoch, epochs - 1), epochs)
-    tell("train", epochs, epochs)
 
 
 def written(
@@ -223,9 +219,8 @@ def written(
     valid: Metrics,
     test: Metrics,
     provenance: Mapping[str, JsonValue],
-    masters: Mapping[str, Tensor] | None = None,
 ) -> Bundle:
-    """The bundle of a model that was trained on a dataset, in `out`; `masters` are as `write_bundle` takes them."""
+    """The bundle of a model that was trained on a dataset, in `out`."""
     write_bundle(
         out,
         schema=dataset.schema,
@@ -235,7 +230,6 @@ def written(
         data=spec.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
         metrics={"valid": valid.model_dump(), "test": test.model_dump()},
         provenance={**provenance, "fingerprint": dataset.fingerprint, "sources": list(dataset.sources)},
-        masters=masters,
     )
     return load_bundle(out)
 
@@ -283,7 +277,7 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     old = bundle.model
     if not isinstance(old, CTRModel) or not isinstance(old.embedding, MixedEmbedding) or plan.tower_bits < 32:
         raise SpaceError("weights of clusters, of a hashed table and of layers in few bits cannot be taken over")
-    dense, embedding = {}, _unrounded(bundle)
+    dense = {}
     inputs = [one for field in old.architecture.fields for one in field.inputs]
     columns = starts([one.length for one in inputs])
     for number, field in enumerate(plan.fields):
@@ -291,27 +285,13 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
         ids = torch.full((field.cardinality, sum(old.architecture.lengths)), PAD, dtype=torch.int32)
         ids[:, columns] = 0
         ids[:, columns[place]] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
-        parts = [embedding(part)[:, place] for part in torch.split(ids, _CHUNK)]
+        parts = [old.embedding(part)[:, place] for part in torch.split(ids, _CHUNK)]
         dense[number] = torch.cat(parts).reshape(field.cardinality, -1)
     model = CTRModel(dataset.schema, plan)
     assert isinstance(model.embedding, MixedEmbedding)
     model.embedding.load_dense(dense, plan)
     inherit(old.backbone, model.backbone, range(len(plan.inputs)))
     return model
-
-
-def _unrounded(bundle: Bundle) -> MixedEmbedding:
-    """A bundle's embedding with the numbers of before they were rounded, where it has kept them."""
-    own, masters = bundle.model.embedding, bundle.masters()
-    assert isinstance(own, MixedEmbedding)
-    if not masters:
-        return own
-    found = CTRModel(bundle.schema, bundle.architecture).embedding
-    assert isinstance(found, MixedEmbedding)
-    for number, (rows, stored) in enumerate(zip(found.tables, own.tables, strict=True)):
-        few = isinstance(stored, PackedRows)
-        rows.load_state_dict({"weight": masters[f"tables.{number}"]} if few else stored.state_dict())
-    return found
 
 
 def rows_seen(bundle: Bundle) -> int:
@@ -362,8 +342,7 @@ def averaged(
         old, found = before.state_dict(), {}
         for name, tensor in model.state_dict().items():
             share = by_row[name] if name in by_row and tensor.is_floating_point() else whole
-            averages = name in old and tensor.is_floating_point()  # steps of rounding are those of the new weights
-            found[name] = old[name].lerp(tensor, share) if averages else tensor
+            found[name] = old[name].lerp(tensor, share) if tensor.is_floating_point() else tensor
         return found
 
     return mean

@@ -219,17 +219,6 @@ def start_rounding(model: Model) -> None:
                 rows.start_rounding(slot)
 
 
-def masters_of(model: CTRModel) -> dict[str, Tensor]:
-    """The numbers that tables of few bits are rounded from, on the CPU, by the name of the table: float [rows, width].
-
-    Training moves these, by less than a step of the rounded ones at a time (Micikevicius et al., arXiv 1710.03740).
-    """
-    tables = enumerate(model.embedding.tables)
-    return {
-        f"tables.{n}": rows.weight.detach().cpu() for n, rows in tables if isinstance(rows, Rows) and rows.bits < 32
-    }
-
-
 def rounds_layers(model: Model) -> bool:
     """Whether packing rounds the weights of linear layers."""
     return any(member.architecture.tower_bits < 32 for member in members(model))
