@@ -288,10 +288,15 @@ def _coverage(bundle: Bundle, known: Dataset) -> pl.DataFrame:
     return bundle.shares(bundle.vocabulary.gaps(known.ids("train")))
 
 
+def _values(vocabulary: Vocabulary, name: str) -> set[str]:
+    """The values of a field that have an id; of a numeric one, none."""
+    return set() if vocabulary.knots(name) is not None else set(vocabulary.keep([name]).table()["value"].drop_nulls())
+
+
 def _changed(before: Vocabulary, after: Vocabulary) -> pl.DataFrame:
     """Per field: ids before, and how many values are gone and new."""
     rows = []
     for name in before.names:
-        old, new = (set(one.keep([name]).table()["value"].drop_nulls()) for one in (before, after))
+        old, new = (_values(one, name) for one in (before, after))
         rows.append((name, before.cardinality(name), len(old - new), len(new - old)))
     return pl.DataFrame(rows, schema=["field", "ids", "gone", "new"], orient="row")

@@ -1,0 +1,102 @@
+"""Numbers between knots: the two bins that a number lies between, each with its share of it.
+
+The embedding of a number is (1 - t) of one knot's and t of the next one's, as in a piecewise-linear encoding
+(Gorishniy et al., arXiv 2203.05556). The encoded table has two columns for such a field. Each holds an id and, in parts
+of ONE and times SPAN, what is missing of a whole share: a plain id is a whole value, and PAD is none. The first id is
+that of the number's bin.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from autoembed.errors import DataError
+
+Interpolation = Literal["piecewise", "linear"]
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int32]
+
+SPAN = 1 << 16  # ids are below it
+ONE = 1 << 15  # the parts of a whole share
+COLUMNS = 2  # of the encoded table
+_PAD = -1
+_TAIL = 0.005  # rows beyond each of the two knots of a line
+
+
+def medians(values: Floats, counts: Counts, uppers: Floats) -> Floats:
+    """The knot of each bin, the median of its rows: the least value that half of them do not exceed.
+
+    Args:
+        values: the distinct values of train, ascending; every bin has one.
+        counts: train rows of each.
+        uppers: ascending upper bounds (inclusive) of the bins.
+    """
+    upto = np.cumsum(counts)
+    last = np.searchsorted(values, uppers, side="right") - 1
+    ends = upto[last]
+    starts = np.append(0, ends[:-1])
+    found: Floats = values[np.searchsorted(upto, starts + (ends - starts + 1) // 2)]
+    return found
+
+
+def line(values: Floats, counts: Counts) -> tuple[Floats, Floats]:
+    """The upper bounds and knots of a line: two values that few rows lie beyond, of which the most extreme are.
+
+    They are the ends of the column where so few values differ from one that both would be the same; 0 without values.
+    """
+    if not len(values):
+        values, counts = np.zeros(1), np.ones(1, dtype=np.int64)
+    upto = np.cumsum(counts)
+    low, high = (values[np.searchsorted(upto, share * upto[-1])] for share in (_TAIL, 1 - _TAIL))
+    if low == high:
+        low, high = values[0], values[-1]
+    if low == high:
+        return np.array([np.inf]), np.array([low])
+    return np.array([low / 2 + high / 2, np.inf]), np.array([low, high])
+
+
+def check_size(name: str, knots: int) -> None:
+    """DataError if a field has more knots than codes can tell apart."""
+    if knots > SPAN - 2:
+        raise DataError(
+            f"numeric_embedding of {name!r} must have at most {SPAN - 2} knots, but has {knots}: lower data.bins"
+        )
+
+
+def encode(values: Floats, uppers: Floats, knots: Floats, ids: Ids, missing: int) -> Ids:
+    """The codes of numbers [N], NaN where one is missing: int32 [N, 2].
+
+    A number beyond the first or the last knot is that knot.
+
+    Args:
+        values: the numbers.
+        uppers: ascending upper bounds of the bins, the last infinite.
+        knots: the knot of each bin.
+        ids: the id of each bin.
+        missing: the id of missing.
+    """
+    out = np.full((len(values), COLUMNS), _PAD, dtype=np.int32)
+    gone = np.isnan(values)
+    x = np.where(gone, knots[0], values)
+    place = np.searchsorted(uppers, x)
+    own = knots[place]
+    other = np.clip(place + np.where(x > own, 1, -1), 0, len(knots) - 1)
+    # Halves: the distance of two numbers may be none.
+    gap = knots[other] / 2 - own / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(gap == 0, 0.0, (x / 2 - own / 2) / gap)
+    parts = np.minimum(np.floor(share * ONE + 0.5), ONE - 1).astype(np.int32)
+    between = (parts > 0) & ~gone
+    out[:, 0] = np.where(gone, missing, ids[place] + parts * SPAN)
+    out[between, 1] = (ids[other] + (ONE - parts) * SPAN)[between]
+    return out
+
+
+def plain(codes: Ids) -> Ids:
+    """The ids in codes, int32 of any shape; PAD as it stands."""
+    found: Ids = np.where(codes < 0, codes, codes % SPAN).astype(np.int32)
+    return found
