@@ -187,7 +187,7 @@ def test_exports_know_knots(bundle, odd, tmp_path, format):
 
 @pytest.mark.parametrize("format", ["torchrec", "fuxictr"])
 def test_formats_without_a_form_for_knots_say_so(bundle, tmp_path, format):
-    with pytest.raises(BundleError, match="has no form for the numbers between knots .numeric_embedding"):
+    with pytest.raises(BundleError, match="has no form for the numbers between knots"):
         export_bundle(bundle, tmp_path / "e", format)
 
 
@@ -218,7 +218,7 @@ def test_an_architecture_is_trained_on_numbers_with_knots_alone(bundle, table, t
     table.write_parquet(tmp_path / "t.parquet")
     (tmp_path / "a.json").write_text(bundle.architecture.model_dump_json())
     made = {"out": tmp_path / "b", "label": "label", "train": {"epochs": 1}}
-    with pytest.raises(DataError, match="numbers of column 'x' have no knots in the table, but knots .*piecewise"):
+    with pytest.raises(DataError, match="numbers of column 'x' have no knots in the table"):
         train_architecture(tmp_path / "a.json", tmp_path / "t.parquet", **made)
     trained = train_architecture(bundle.path, tmp_path / "t.parquet", warm=True, **made)
     assert trained.bundle.schema.interpolated == {"x", "y"}

@@ -143,7 +143,7 @@ def test_a_column_without_any_number_has_one_knot(table, tmp_path):
 def test_what_cannot_have_knots_is_refused(table, tmp_path):
     with pytest.raises(DataError, match="numeric_embedding is of numeric columns, but city is categorical"):
         built(table, tmp_path, numeric_embedding={"city": "linear"})
-    with pytest.raises(DataError, match="data.numeric_embedding names no column of the table: price"):
+    with pytest.raises(DataError, match=r"data\.numeric_embedding names no column of the table: price"):
         built(table, tmp_path, numeric_embedding={"price": "linear"})
     with pytest.raises(DataError, match="numeric_embedding"):
         DataSpec.checked({"numeric_embedding": "splines"})
