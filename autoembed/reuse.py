@@ -375,6 +375,8 @@ def _old_codes(bundle: Bundle, dataset: Dataset, name: str) -> Array:
     if bundle.vocabulary.statistic_of(name):
         return bundle.vocabulary.bins_of(name, known["upper"])[:, None]
     column = "upper" if known["value"].null_count() == len(known) else "value"
+    if dataset.vocabulary.knots(name) is not None:
+        known = known.with_columns(pl.col("value").str.strip_prefix("="))
     missing = known["value"].is_null() & known["upper"].is_null()
     value = pl.col(column) if dataset.vocabulary.multi(name) is None else pl.concat_list(pl.col(column))
     ids: Array = bundle.vocabulary.keep([name]).encode(known.select(value.alias(name)))

@@ -42,8 +42,9 @@ def table():
     rng = np.random.default_rng(0)
     rows = 4000
     x, city = rng.uniform(-3, 3, rows), rng.choice(["a", "b", "c"], rows)
+    x[rng.random(rows) < 0.1] = 0.0  # a value with a bin of its own
     gone = rng.random(rows) < 0.05
-    logit = np.where(gone, 1.0, 3 * np.sin(2 * x)) + (city == "a")
+    logit = np.where(gone, 1.0, np.where(x == 0, -2.0, 3 * np.sin(2 * x))) + (city == "a")
     label = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(int)
     return pl.DataFrame(
         {"x": np.where(gone, np.nan, x), "y": rng.normal(size=rows), "city": city, "label": label}
@@ -95,7 +96,7 @@ def bundle(trial, data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def odd(table):
     """Rows within knots, at them, beyond them, and without a number."""
-    some = [-1e9, 1e9, 0.0, None, float("nan"), 2.999]
+    some = [-1e9, 1e9, 0.0, None, float("nan"), 0.001]
     return table.head(306).with_columns(x=pl.concat([pl.Series("x", some, pl.Float64), table["x"].head(300)]))
 
 
@@ -128,7 +129,7 @@ def test_a_sine_is_learnt_better_between_knots_than_in_bins(parquet):
 
 def test_a_bundle_predicts_what_the_trained_model_does(trial, data, bundle, table, odd):
     result, model = trial
-    assert len({block.bits for field in result.architecture.fields for block in field.blocks} - {0, 4}) == 0
+    assert result.architecture.few_bits
     assert bundle.schema.lengths == tuple(2 if name in "xy" else 1 for name in bundle.schema.names)
     encoded = torch.from_numpy(data.vocabulary.encode(odd))
     with torch.no_grad():
@@ -137,11 +138,13 @@ def test_a_bundle_predicts_what_the_trained_model_does(trial, data, bundle, tabl
     assert verify_bundle(bundle.path)
     assert bundle.predict(bundle.example()).shape == (1,)
     auc = ae.metrics.evaluate(table["label"].to_numpy(), np.log(bundle.predict(table))).auc
-    assert auc > 0.9
+    assert auc > 0.87
 
 
 def test_numbers_beyond_the_knots_score_as_the_last_ones(bundle, table):
-    ends = bundle.vocabulary.knots("x")[[0, -1]]
+    knots = bundle.vocabulary.knots("x")
+    assert np.isnan(knots).sum() == 1
+    ends = knots[[0, -1]]
     row = table.head(1)
     for far, end in zip((-1e300, 1e300), ends, strict=True):
         a, b = (bundle.predict(row.with_columns(x=pl.lit(value))) for value in (far, end))
@@ -209,7 +212,7 @@ def test_a_refresh_keeps_or_moves_the_knots(bundle, table, tmp_path, vocabulary)
     done = refresh(bundle.path, tmp_path / "new.parquet", tmp_path / "next", vocabulary=vocabulary, epochs=1)
     after = ae.load_bundle(tmp_path / "next")
     assert after.schema.interpolated == {"x", "y"}
-    same = np.array_equal(after.vocabulary.knots("x"), bundle.vocabulary.knots("x"))
+    same = np.array_equal(after.vocabulary.knots("x"), bundle.vocabulary.knots("x"), equal_nan=True)
     assert same == (vocabulary != "rebuild")
     assert done.after.auc > 0.85
 

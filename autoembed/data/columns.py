@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from autoembed.data import knots as knots_of
+from autoembed.data import knots as between
 from autoembed.data.bins import upper_bounds
 from autoembed.data.crosses import Keys
-from autoembed.data.knots import Interpolation
+from autoembed.data.knots import Interpolation, Knots
 from autoembed.data.multi import cut, no_lists, spread
 from autoembed.data.schema import Cross, Field, Kind, Multi
 from autoembed.data.target_statistics import Floats
@@ -57,13 +57,13 @@ class Column:
     buckets: int | None = None
     statistic_of: str | None = None
     of_ids: Ids | None = None
-    knots: Floats | None = None
+    knots: Knots | None = None
 
     @property
     def length(self) -> int:
         """How many columns of the encoded table the field has."""
         if self.knots is not None:
-            return knots_of.COLUMNS
+            return between.COLUMNS
         return self.multi.length if self.multi else 1
 
     @property
@@ -169,14 +169,14 @@ def fit_numeric(counted: pl.DataFrame, name: str, bins: int, interpolation: Inte
     )
     present = merged.drop_nulls("value")
     values, counts = present["value"].to_numpy(), present["count"].to_numpy()
-    knots: Floats | None
+    knots: Knots | None
     if interpolation == "linear" or (interpolation and not len(values)):
-        uppers, knots = knots_of.line(values, counts)
+        uppers, knots = between.line(values, counts)
     else:
         uppers = upper_bounds(values, counts, bins, present["clicks"].to_numpy())
-        knots = knots_of.medians(values, counts, uppers) if interpolation else None
+        knots = between.of_bins(values, counts, uppers) if interpolation else None
     if knots is not None:
-        knots_of.check_size(name, len(knots))
+        between.check_size(name, len(knots.medians))
     per_bin = np.bincount(np.searchsorted(uppers, values), weights=counts, minlength=len(uppers)).astype(np.int64)
     missing = int(merged["count"].sum()) - int(counts.sum())
     if missing:
@@ -233,10 +233,10 @@ def encode_multi(series: pl.Series, column: Column, multi: Multi, enum: pl.Enum)
     return spread(lengths, values, multi.length)
 
 
-def encode_knots(series: pl.Series, column: Column, knots: Floats) -> Ids:
+def encode_knots(series: pl.Series, column: Column, knots: Knots) -> Ids:
     """The codes of numbers between knots, int32 [rows, 2]."""
     values = numbers(series).fill_null(np.nan).to_numpy()
-    return knots_of.encode(values, column.known.to_numpy(), knots, column.ids, column.missing)
+    return between.encode(values, column.known.to_numpy(), knots.places, column.ids, column.missing)
 
 
 def encode_numeric(series: pl.Series, column: Column) -> Ids:
@@ -287,8 +287,8 @@ def table_of(name: str, column: Column) -> pl.DataFrame:
     for place, value in zip(column.ids, known, strict=True):
         into[place] = value
     if column.knots is not None:
-        for place, knot in zip(column.ids.tolist(), column.knots.tolist(), strict=True):
-            values[place] = repr(knot)
+        for place, text in zip(column.ids.tolist(), column.knots.texts, strict=True):
+            values[place] = text
     if column.of_ids is not None:
         values[1:] = [" ".join(map(str, np.flatnonzero(column.of_ids == own))) for own in range(1, size)]
     data = {
@@ -362,12 +362,11 @@ def column_of(
     ids = part[1:].select("id", "upper", "value")
     missing = ids.filter(pl.col("upper").is_null())["id"]
     known = ids.drop_nulls("upper").sort("upper")
-    between = known["value"].null_count() < known.height
     return Column(
         kind="numeric",
         known=known["upper"],
         ids=known["id"].to_numpy(),
         missing=int(missing[0]) if len(missing) else 0,
         counts=counts,
-        knots=known["value"].cast(pl.Float64).to_numpy() if between else None,
+        knots=None if known["value"].null_count() else Knots.of_texts(known["value"].to_list()),
     )

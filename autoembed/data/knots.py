@@ -4,10 +4,15 @@ The embedding of a number is (1 - t) of one knot's and t of the next one's, as i
 (Gorishniy et al., arXiv 2203.05556). The encoded table has two columns for such a field. Each holds an id and, in parts
 of ONE and times SPAN, what is missing of a whole share: a plain id is a whole value, and PAD is none. The first id is
 that of the number's bin.
+
+A bin of a single value has no knot: a value that is frequent, or says much about the label, is often a category, such
+as no gain at all, and other numbers are not like it. No number is interpolated towards it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,8 +32,37 @@ _PAD = -1
 _TAIL = 0.005  # rows beyond each of the two knots of a line
 
 
-def medians(values: Floats, counts: Counts, uppers: Floats) -> Floats:
-    """The knot of each bin, the median of its rows: the least value that half of them do not exceed.
+@dataclass(frozen=True, kw_only=True)
+class Knots:
+    """The median of each bin's rows, and which bins have a single value: these medians are no knots."""
+
+    medians: Floats
+    single: npt.NDArray[np.bool_]
+
+    @property
+    def places(self) -> Floats:
+        """The knot of each bin, NaN for none."""
+        found: Floats = np.where(self.single, np.nan, self.medians)
+        return found
+
+    @property
+    def texts(self) -> list[str]:
+        """For each bin its knot, or behind "=" its value."""
+        return [f"={value!r}" if single else repr(value) for value, single in zip(*self._lists(), strict=True)]
+
+    def _lists(self) -> tuple[list[float], list[bool]]:
+        return self.medians.tolist(), self.single.tolist()
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> Knots:
+        return cls(
+            medians=np.array([float(text.removeprefix("=")) for text in texts]),
+            single=np.array([text.startswith("=") for text in texts]),
+        )
+
+
+def of_bins(values: Floats, counts: Counts, uppers: Floats) -> Knots:
+    """The knots of bins; a median is the least value that half of the rows do not exceed.
 
     Args:
         values: the distinct values of train, ascending; every bin has one.
@@ -39,11 +73,11 @@ def medians(values: Floats, counts: Counts, uppers: Floats) -> Floats:
     last = np.searchsorted(values, uppers, side="right") - 1
     ends = upto[last]
     starts = np.append(0, ends[:-1])
-    found: Floats = values[np.searchsorted(upto, starts + (ends - starts + 1) // 2)]
-    return found
+    medians = values[np.searchsorted(upto, starts + (ends - starts + 1) // 2)]
+    return Knots(medians=medians, single=last == np.append(-1, last[:-1]) + 1)
 
 
-def line(values: Floats, counts: Counts) -> tuple[Floats, Floats]:
+def line(values: Floats, counts: Counts) -> tuple[Floats, Knots]:
     """The upper bounds and knots of a line: two values that few rows lie beyond, of which the most extreme are.
 
     They are the ends of the column where so few values differ from one that both would be the same; 0 without values.
@@ -55,8 +89,9 @@ def line(values: Floats, counts: Counts) -> tuple[Floats, Floats]:
     if low == high:
         low, high = values[0], values[-1]
     if low == high:
-        return np.array([np.inf]), np.array([low])
-    return np.array([low / 2 + high / 2, np.inf]), np.array([low, high])
+        return np.array([np.inf]), Knots(medians=np.array([low]), single=np.zeros(1, dtype=bool))
+    ends = Knots(medians=np.array([low, high]), single=np.zeros(2, dtype=bool))
+    return np.array([low / 2 + high / 2, np.inf]), ends
 
 
 def check_size(name: str, knots: int) -> None:
@@ -70,25 +105,25 @@ def check_size(name: str, knots: int) -> None:
 def encode(values: Floats, uppers: Floats, knots: Floats, ids: Ids, missing: int) -> Ids:
     """The codes of numbers [N], NaN where one is missing: int32 [N, 2].
 
-    A number beyond the first or the last knot is that knot.
+    A number that has no knot on one side is its bin.
 
     Args:
         values: the numbers.
         uppers: ascending upper bounds of the bins, the last infinite.
-        knots: the knot of each bin.
+        knots: the knot of each bin, NaN for none.
         ids: the id of each bin.
         missing: the id of missing.
     """
     out = np.full((len(values), COLUMNS), _PAD, dtype=np.int32)
     gone = np.isnan(values)
-    x = np.where(gone, knots[0], values)
+    x = np.where(gone, 0.0, values)
     place = np.searchsorted(uppers, x)
     own = knots[place]
     other = np.clip(place + np.where(x > own, 1, -1), 0, len(knots) - 1)
     # Halves: the distance of two numbers may be none.
     gap = knots[other] / 2 - own / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(gap == 0, 0.0, (x / 2 - own / 2) / gap)
+        share = np.where((gap == 0) | np.isnan(gap), 0.0, (x / 2 - own / 2) / gap)
     parts = np.minimum(np.floor(share * ONE + 0.5), ONE - 1).astype(np.int32)
     between = (parts > 0) & ~gone
     out[:, 0] = np.where(gone, missing, ids[place] + parts * SPAN)

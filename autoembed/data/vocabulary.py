@@ -266,8 +266,9 @@ class Vocabulary:
         return self._column(name).buckets
 
     def knots(self, name: str) -> Floats | None:
-        """The knots of a field of numbers, ascending, or None if numbers are their bins."""
-        return self._column(name).knots
+        """The knot of each bin of a field of numbers, NaN for none, or None if numbers are their bins."""
+        knots = self._column(name).knots
+        return None if knots is None else knots.places
 
     def unknown(self, name: str) -> Ids:
         """The ids that rare and unknown values of a field have."""
@@ -276,7 +277,7 @@ class Vocabulary:
     def table(self) -> pl.DataFrame:
         """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare).
 
-        The value of a numeric field's id is its knot, if there are knots.
+        The value of a numeric field's id is its knot, if the field has knots, or "=" and the only value of its bin.
         """
         return pl.concat([table_of(name, column) for name, column in self._columns.items()])
 

@@ -108,7 +108,8 @@ class _Lookups:
         elif field["kind"] == "numeric":
             self.ids[field["name"]] = self._numeric(field, at)
             if "knots" in field:
-                self.columns += self._between(field, field["knots"], at)
+                knots = [math.nan if knot is None else knot for knot in field["knots"]]
+                self.columns += self._between(field, knots, at)
                 return
         elif field["kind"] == "crossed":
             self.ids[field["name"]] = self._crossed(field, at)
@@ -171,15 +172,16 @@ class _Lookups:
         own, far, from_x = (node("Div", one, half) for one in (own_knot, other(np.array(knots)), x))
         gap = node("Sub", far, own)
         part = node("Div", node("Sub", from_x, own), gap)
-        share = node("Where", node("Equal", gap, zero), zero, part)
+        alone = node("Or", node("Equal", gap, zero), node("IsNaN", gap))
+        share = node("Where", alone, zero, part)
         rounded = node("Floor", node("Add", node("Mul", share, constant(float(ONE))), constant(0.5)))
         parts = node("Cast", node("Min", rounded, constant(float(ONE - 1))), to=TensorProto.INT64)
         gone, span = f"{at}/nan", constant(SPAN)
         first = node("Add", f"{at}/known", node("Mul", parts, span))
         left = node("Mul", node("Sub", constant(ONE), parts), span)
         second = node("Add", other(np.array(field["ids"])), left)
-        alone = node("Or", gone, node("Equal", parts, constant(0)))
-        return node("Where", gone, f"{at}/missing", first), node("Where", alone, none, second)
+        whole = node("Or", gone, node("Equal", parts, constant(0)))
+        return node("Where", gone, f"{at}/missing", first), node("Where", whole, none, second)
 
     def _crossed(self, field: Crossed, at: str) -> str:
         size = self._constant(f"{at}/size", field["size"])

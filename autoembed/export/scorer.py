@@ -127,7 +127,7 @@ class _Numeric:
     def __init__(self, field):
         self.uppers = np.array([math.inf if upper is None else upper for upper in field["uppers"]])
         self.of_place, self.missing = np.array([*field["ids"], 0], dtype=np.int64), field["missing"]
-        self.knots = np.array(field.get("knots", []))
+        self.knots = np.array([math.nan if knot is None else knot for knot in field.get("knots", [])])
 
     def ids(self, column):
         values = np.array([math.nan if value is None or value in _MISSING else float(value) for value in column])
@@ -142,13 +142,13 @@ class _Numeric:
     def _between(self, values):
         """The codes of the two knots that each number lies between, -1 where one is enough."""
         gone = np.isnan(values)
-        x = np.where(gone, self.knots[0], values)
+        x = np.where(gone, 0.0, values)
         place = np.searchsorted(self.uppers, x)
         other = np.clip(place + np.where(x > self.knots[place], 1, -1), 0, len(self.knots) - 1)
         own = self.knots[place] / 2
         gap = self.knots[other] / 2 - own
         with np.errstate(invalid="ignore", divide="ignore"):
-            share = np.where(gap == 0, 0.0, (x / 2 - own) / gap)
+            share = np.where((gap == 0) | np.isnan(gap), 0.0, (x / 2 - own) / gap)
         parts = np.minimum(np.floor(share * _ONE + 0.5), _ONE - 1).astype(np.int64)
         first = np.where(gone, self.missing, self.of_place[place] + parts * _SPAN)
         second = np.where(gone | (parts == 0), -1, self.of_place[other] + (_ONE - parts) * _SPAN)

@@ -133,7 +133,8 @@ class NumericField:
         self.uppers = [math.inf if upper is None else upper for upper in field["uppers"]]
         self.of_place, self.missing = [*field["ids"], 0], field["missing"] or GONE
         self.arrays = np.array(self.uppers), np.array(self.of_place)
-        self.knots = np.array(field["knots"]) if "knots" in field else None
+        knots = [math.nan if knot is None else knot for knot in field.get("knots", [])]
+        self.knots = np.array(knots) if knots else None
 
     def columns(self, values: Sequence[object]) -> list[list[int]] | Array:
         """Its columns of the encoded table, one or with knots two; BadValueError if a value is no number."""

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from autoembed.data.dataset import build_dataset
-from autoembed.data.knots import ONE, SPAN, check_size, encode, line, medians, plain
+from autoembed.data.knots import ONE, SPAN, Knots, check_size, encode, line, of_bins, plain
 from autoembed.data.spec import DataSpec
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError
@@ -38,6 +38,12 @@ def test_numbers_beyond_the_knots_are_the_last_ones():
     assert codes(-1e300, -np.inf, 31.0, np.inf) == [[3, -1], [3, -1], [2, -1], [2, -1]]
 
 
+def test_no_number_is_interpolated_towards_a_bin_without_a_knot():
+    knots = np.array([0.0, np.nan, 30.0])
+    x = np.array([2.5, 7.0, 12.0, 20.0, 99.0])
+    assert encode(x, UPPERS, knots, IDS, 4).tolist() == [[3, -1], [1, -1], [1, -1], [2, -1], [2, -1]]
+
+
 def test_missing_has_an_id_of_its_own():
     assert codes(np.nan) == [[4, -1]]
     assert codes(np.nan, missing=0) == [[0, -1]]
@@ -59,20 +65,26 @@ def test_shares_are_as_exact_as_codes_can_tell():
     assert np.array_equal(plain(found)[:, 0], IDS[np.searchsorted(UPPERS, x)])
 
 
-def test_knots_are_medians_of_bins():
+def test_knots_are_medians_of_bins_of_several_values():
     values, counts = np.array([1.0, 2.0, 3.0, 4.0, 9.0]), np.array([1, 5, 1, 1, 7])
-    assert medians(values, counts, np.array([3.0, np.inf])).tolist() == [2.0, 9.0]
-    assert medians(values, np.ones(5, int), np.array([np.inf])).tolist() == [3.0]
+    assert of_bins(values, counts, np.array([3.0, np.inf])).places.tolist() == [2.0, 9.0]
+    assert of_bins(values, np.ones(5, int), np.array([np.inf])).places.tolist() == [3.0]
+    found = of_bins(values, counts, np.array([2.0, 3.0, np.inf]))
+    assert found.texts == ["2.0", "=3.0", "9.0"]
+    assert np.array_equal(found.places, [2.0, np.nan, 9.0], equal_nan=True)
+    again = Knots.of_texts(found.texts)
+    assert np.array_equal(again.places, found.places, equal_nan=True)
+    assert again.medians.tolist() == [2.0, 3.0, 9.0]
 
 
 def test_a_line_has_the_ends_that_few_rows_lie_beyond():
     values = np.arange(1001.0)
     uppers, knots = line(values, np.ones(1001, int))
-    assert knots.tolist() == [5.0, 995.0]
+    assert knots.places.tolist() == [5.0, 995.0]
     assert uppers.tolist() == [500.0, np.inf]
-    assert line(np.array([0.0, 7.0]), np.array([10_000, 1]))[1].tolist() == [0.0, 7.0]
-    assert line(np.array([3.0]), np.array([5]))[1].tolist() == [3.0]
-    assert line(np.empty(0), np.empty(0, int))[1].tolist() == [0.0]
+    assert line(np.array([0.0, 7.0]), np.array([10_000, 1]))[1].places.tolist() == [0.0, 7.0]
+    assert line(np.array([3.0]), np.array([5]))[1].places.tolist() == [3.0]
+    assert line(np.empty(0), np.empty(0, int))[1].places.tolist() == [0.0]
 
 
 def test_too_many_knots_are_refused():
@@ -88,6 +100,7 @@ ROWS = 400
 def table():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=ROWS), rng.normal(size=ROWS)
+    x[:60] = 0.5  # a value with a bin of its own
     label = (rng.random(ROWS) < 1 / (1 + np.exp(-2 * x))).astype(int)
     gaps = [None if n % 9 == 0 else value for n, value in enumerate(x.tolist())]
     return pl.DataFrame({"x": gaps, "y": y, "city": rng.choice(["a", "b", "c"], ROWS), "label": label})
@@ -105,13 +118,14 @@ def test_an_encoded_table_has_two_columns_for_a_number_between_knots(table, tmp_
     vocabulary = data.vocabulary
     knots = vocabulary.knots("x")
     assert len(knots) == data.schema.cardinalities[0] - 2  # unknown and missing beside them
-    at_knots = vocabulary.encode(table.head(len(knots)).with_columns(x=knots))[:, :2]
+    assert np.isnan(knots).sum() == 1
+    at_knots = vocabulary.encode(table.head(len(knots)).with_columns(x=np.where(np.isnan(knots), 0.5, knots)))[:, :2]
     assert (at_knots[:, 1] == -1).all()
     assert len(set(at_knots[:, 0].tolist())) == len(knots)
     gone = vocabulary.encode(table.head(1).with_columns(x=pl.lit(None, pl.Float64)))
     assert gone[0, :2].tolist() == [vocabulary.missing("x"), -1]
     again = Vocabulary.read(data.path / "vocabulary.parquet")
-    assert np.array_equal(again.knots("x"), knots)
+    assert np.array_equal(again.knots("x"), knots, equal_nan=True)
     assert np.array_equal(again.encode(table), vocabulary.encode(table))
     assert np.array_equal(data.schema.one(vocabulary.encode(table), "x"), bins_of(table, tmp_path))
 
