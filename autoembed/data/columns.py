@@ -362,11 +362,12 @@ def column_of(
     ids = part[1:].select("id", "upper", "value")
     missing = ids.filter(pl.col("upper").is_null())["id"]
     known = ids.drop_nulls("upper").sort("upper")
+    texts = known["value"].drop_nulls()
     return Column(
         kind="numeric",
         known=known["upper"],
         ids=known["id"].to_numpy(),
         missing=int(missing[0]) if len(missing) else 0,
         counts=counts,
-        knots=None if known["value"].null_count() else Knots.of_texts(known["value"].to_list()),
+        knots=Knots.of_texts(texts.to_list()) if len(texts) else None,
     )

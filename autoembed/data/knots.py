@@ -48,10 +48,8 @@ class Knots:
     @property
     def texts(self) -> list[str]:
         """For each bin its knot, or behind "=" its value."""
-        return [f"={value!r}" if single else repr(value) for value, single in zip(*self._lists(), strict=True)]
-
-    def _lists(self) -> tuple[list[float], list[bool]]:
-        return self.medians.tolist(), self.single.tolist()
+        values = zip(self.medians.tolist(), self.single.tolist(), strict=True)
+        return [f"={value!r}" if single else repr(value) for value, single in values]
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> Knots:

@@ -273,9 +273,8 @@ class PairEmbedding(nn.Module):
         if len(self.factors):
             ids = ids_BC[:, self.memorized :]
             if any(self.knots):
-                ids = torch.stack(
-                    [own % SPAN if k else own for own, k in zip(ids.unbind(1), self.knots, strict=True)], 1
-                )
+                columns = zip(ids.unbind(1), self.knots, strict=True)
+                ids = torch.stack([column % SPAN if knots else column for column, knots in columns], dim=1)
             factor = ids + self.factors
             e = self.tables[-1](factor, self._columns(factor))
             parts.append(e.index_select(1, self.left) * e.index_select(1, self.right))
