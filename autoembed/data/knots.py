@@ -29,7 +29,7 @@ SPAN = 1 << 16  # ids are below it
 ONE = 1 << 15  # the parts of a whole share
 COLUMNS = 2  # of the encoded table
 _PAD = -1
-_TAIL = 0.005  # rows beyond each of the two knots of a line
+_TAIL = 0.005  # of the rows are beyond each of the two knots of a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ def of_bins(values: Floats, counts: Counts, uppers: Floats) -> Knots:
 
 
 def line(values: Floats, counts: Counts) -> tuple[Floats, Knots]:
-    """The upper bounds and knots of a line: two values that few rows lie beyond, of which the most extreme are.
+    """The upper bounds and knots of a line: the values that half a percent of the rows are below, and above.
 
-    They are the ends of the column where so few values differ from one that both would be the same; 0 without values.
+    Where these are one value, the knots are the least and the largest. A column without finite values has the knot 0.
     """
-    if not len(values):
-        values, counts = np.zeros(1), np.ones(1, dtype=np.int64)
+    finite = np.isfinite(values)
+    values, counts = (values[finite], counts[finite]) if finite.any() else (np.zeros(1), np.ones(1, dtype=np.int64))
     upto = np.cumsum(counts)
     low, high = (values[np.searchsorted(upto, share * upto[-1])] for share in (_TAIL, 1 - _TAIL))
     if low == high:
@@ -118,10 +118,9 @@ def encode(values: Floats, uppers: Floats, knots: Floats, ids: Ids, missing: int
     place = np.searchsorted(uppers, x)
     own = knots[place]
     other = np.clip(place + np.where(x > own, 1, -1), 0, len(knots) - 1)
-    # Halves: the distance of two numbers may be none.
-    gap = knots[other] / 2 - own / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where((gap == 0) | np.isnan(gap), 0.0, (x / 2 - own / 2) / gap)
+        gap = knots[other] / 2 - own / 2  # halves: the distance of two numbers may be none
+        share = np.where((gap == 0) | ~np.isfinite(gap), 0.0, (x / 2 - own / 2) / gap)
     parts = np.minimum(np.floor(share * ONE + 0.5), ONE - 1).astype(np.int32)
     between = (parts > 0) & ~gone
     out[:, 0] = np.where(gone, missing, ids[place] + parts * SPAN)

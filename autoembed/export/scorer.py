@@ -146,9 +146,9 @@ class _Numeric:
         place = np.searchsorted(self.uppers, x)
         other = np.clip(place + np.where(x > self.knots[place], 1, -1), 0, len(self.knots) - 1)
         own = self.knots[place] / 2
-        gap = self.knots[other] / 2 - own
         with np.errstate(invalid="ignore", divide="ignore"):
-            share = np.where((gap == 0) | np.isnan(gap), 0.0, (x / 2 - own) / gap)
+            gap = self.knots[other] / 2 - own
+            share = np.where((gap == 0) | ~np.isfinite(gap), 0.0, (x / 2 - own) / gap)
         parts = np.minimum(np.floor(share * _ONE + 0.5), _ONE - 1).astype(np.int64)
         first = np.where(gone, self.missing, self.of_place[place] + parts * _SPAN)
         second = np.where(gone | (parts == 0), -1, self.of_place[other] + (_ONE - parts) * _SPAN)

@@ -87,6 +87,14 @@ def test_a_line_has_the_ends_that_few_rows_lie_beyond():
     assert line(np.empty(0), np.empty(0, int))[1].places.tolist() == [0.0]
 
 
+def test_infinite_numbers_of_train_are_values_of_their_own():
+    values, counts = np.array([-np.inf, 1.0, 2.0, 3.0, np.inf]), np.full(5, 9)
+    assert line(values, counts)[1].places.tolist() == [1.0, 3.0]
+    uppers = np.array([1.0, 2.0, np.inf])
+    knots = of_bins(values, counts, uppers).places  # -inf, none, and 3
+    assert encode(np.array([-np.inf, 0.0, 1.0, 2.5, np.inf]), uppers, knots, IDS, 0)[:, 1].tolist() == [-1] * 5
+
+
 def test_too_many_knots_are_refused():
     check_size("x", SPAN - 2)
     with pytest.raises(DataError, match=f"'x' must have at most {SPAN - 2} knots, but has {SPAN - 1}: lower data.bins"):
