@@ -235,7 +235,8 @@ def _recipe(
 def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Mapping[str, object]) -> DataSpec:
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
-    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}})
+    none: dict[str, object] = {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}}
+    spec = DataSpec.checked(own | none | {"numeric_embedding": "bins"})
     with scratch() as staging:
         there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
@@ -252,7 +253,7 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
             )
     wanted = {*bundle.vocabulary.columns, spec.label, *beside.values()}
     fields = {field.name: field for field in bundle.schema.fields}
-    columns = {
+    columns: dict[str, object] = {
         kind: [name for name, field in fields.items() if field.kind == kind] for kind in ("categorical", "numeric")
     }
     lists = {
@@ -262,9 +263,11 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     }
     shared = {name: field.shares for name, field in fields.items() if field.shares}
     hashed = {name: field.buckets for name, field in fields.items() if field.buckets}
+    between = {name: field.interpolation for name, field in fields.items() if field.interpolation} or "bins"
     # A group that is no field of the bundle stays beside the ids alone.
     dropped = [name for name in there if name not in wanted or (name == spec.group and name not in fields)]
-    return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "hash": hashed, "drop": dropped})
+    columns |= {"multi": lists, "shared": shared, "hash": hashed, "numeric_embedding": between, "drop": dropped}
+    return DataSpec.checked(own | columns)
 
 
 def _least(bundle: Bundle, log: Dataset) -> int:

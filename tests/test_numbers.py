@@ -209,7 +209,10 @@ def test_a_ranking_reads_the_bins_of_numbers(data, parquet):
 def test_a_refresh_keeps_or_moves_the_knots(bundle, table, tmp_path, vocabulary):
     new = table.with_columns(pl.col("x") * 1.01)
     new.write_parquet(tmp_path / "new.parquet")
-    done = refresh(bundle.path, tmp_path / "new.parquet", tmp_path / "next", vocabulary=vocabulary, epochs=1)
+    told = {"numeric_embedding": {"gone": "linear"}}  # of a column that the study had and the bundle has not
+    done = refresh(
+        bundle.path, tmp_path / "new.parquet", tmp_path / "next", vocabulary=vocabulary, epochs=1, settings=told
+    )
     after = ae.load_bundle(tmp_path / "next")
     assert after.schema.interpolated == {"x", "y"}
     same = np.array_equal(after.vocabulary.knots("x"), bundle.vocabulary.knots("x"), equal_nan=True)
