@@ -30,6 +30,7 @@ from autoembed.reuse import train_architecture
 from autoembed.serving.rows import RowReader
 from autoembed.training import TrainConfig
 from autoembed.trial import check, run_trial
+from tests.export.written import written
 
 CPU = torch.device("cpu")
 DATA = {"numeric_embedding": "piecewise", "bins": 8, "split": {"by": "random", "valid": 0.2, "test": 0.2}}
@@ -235,6 +236,24 @@ def test_an_architecture_is_trained_on_numbers_with_knots_alone(bundle, table, t
 def crossed(data, tmp_path_factory):
     pairs = [("x", "city"), ("y", "city")]
     return data.cross(pairs, CrossSpec(min_count=2), tmp_path_factory.mktemp("crossed"), candidates=True)
+
+
+def test_pairs_read_the_bins_of_numbers_wherever_they_are_scored(crossed, odd, tmp_path):
+    torch.manual_seed(0)
+    root = Architecture.full(crossed.schema, crossed.counts, dim=4, blocks=2, backbone={"name": "dnn", "hidden": [8]})
+    model = build_model(crossed.schema, root.with_choices(["factorize", "memorize"], 3)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    bundle = written(tmp_path / "b", crossed.schema, crossed.vocabulary, model)
+    expected = bundle.predict(odd)
+    folder = export_bundle(bundle, tmp_path / "numpy", "numpy").path
+    np.testing.assert_allclose(Scorer.load(folder).predict(odd), expected, atol=1e-5)
+    reader = RowReader(bundle, max_rows=1000, strict=False)
+    columns = [[None if v != v else v for v in odd[name].to_list()] for name in reader.columns]
+    np.testing.assert_allclose(bundle.predict_ids(np.where(reader.ids(columns) < -1, 0, reader.ids(columns))), expected)
+    with pytest.raises(BundleError, match="no form for the numbers between knots"):
+        export_bundle(bundle, tmp_path / "torchrec", "torchrec")
 
 
 @pytest.mark.parametrize("method", names())
