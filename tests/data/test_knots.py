@@ -136,6 +136,9 @@ def test_an_encoded_table_has_two_columns_for_a_number_between_knots(table, tmp_
     assert np.array_equal(again.knots("x"), knots, equal_nan=True)
     assert np.array_equal(again.encode(table), vocabulary.encode(table))
     assert np.array_equal(data.schema.one(vocabulary.encode(table), "x"), bins_of(table, tmp_path))
+    kept = data.keep(["x", "city"], tmp_path / "kept")
+    assert np.array_equal(kept.ids("train"), data.ids("train")[:, [0, 1, 3]])
+    assert np.array_equal(kept.vocabulary.encode(table), vocabulary.encode(table)[:, [0, 1, 3]])
 
 
 def bins_of(table, folder):
