@@ -427,6 +427,8 @@ class Architecture(Frozen):
 
 
 def _input(field: Field, pool: Pooling | Mapping[str, Pooling]) -> Input:
+    if field.interpolation:
+        return Input(name=field.name, pool=Pool(length=field.length, by="knots"))
     if field.multi is None:
         return Input(name=field.name)
     return Input(name=field.name, pool=Pool(length=field.multi.length, by=_pooling(field.name, pool)))

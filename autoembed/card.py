@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from autoembed.architecture import Architecture
+from autoembed.data.knots import ONE, SPAN
 from autoembed.data.schema import PAD, FeatureSchema
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.metrics import Metrics
@@ -20,12 +21,16 @@ SAMPLE_ROWS = 64
 def sample_ids(schema: FeatureSchema, rows: int = SAMPLE_ROWS) -> Array:
     """Ids int32 [rows, V], drawn evenly from each field's; equal for equal schemas.
 
-    Rows have from one value of a multi-valued field to as many as it may hold.
+    Rows have from one value of a multi-valued field to as many as it may hold, and numbers between any two knots.
     """
     rng = np.random.default_rng(0)
     parts = []
     for field in schema.fields:
         ids = rng.integers(0, field.cardinality, rows if field.multi is None else (rows, field.length))
+        if field.interpolation:
+            share = rng.integers(1, ONE, rows)
+            other = rng.integers(0, field.cardinality, rows)
+            ids = np.stack([ids + share * SPAN, other + (ONE - share) * SPAN], axis=1)
         if field.multi is not None:
             ids[np.arange(field.length) >= rng.integers(1, field.length + 1, (rows, 1))] = PAD
         parts.append(ids.reshape(rows, -1))

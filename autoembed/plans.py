@@ -52,17 +52,25 @@ class Block(Frozen):
 
 
 class Pool(Frozen):
-    """How the embeddings of the values of a multi-valued field, at most `length` of them, become one."""
+    """How the embeddings of a field's values, at most `length` of them, become one.
+
+    By "knots" is of a number: the sum of two, each times its share, which its code holds (`data.knots`).
+    """
 
     length: int = Field(ge=1)
-    by: Pooling = "mean"
+    by: Pooling | Literal["knots"] = "mean"
 
 
 class Input(Frozen):
-    """A field's embedding as a backbone sees it; `pool` is there, and stored, for multi-valued fields only."""
+    """A field's embedding as a backbone sees it; `pool` is there, and stored, where one value does not make it."""
 
     name: str
     pool: Pool | None = None
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether it is of numbers between knots."""
+        return self.pool is not None and self.pool.by == "knots"
 
     @property
     def length(self) -> int:

@@ -235,7 +235,8 @@ def _recipe(
 def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Mapping[str, object]) -> DataSpec:
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
-    spec = DataSpec.checked(own | {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}})
+    none: dict[str, object] = {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}}
+    spec = DataSpec.checked(own | none | {"numeric_embedding": "bins"})
     with scratch() as staging:
         there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
@@ -252,7 +253,7 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
             )
     wanted = {*bundle.vocabulary.columns, spec.label, *beside.values()}
     fields = {field.name: field for field in bundle.schema.fields}
-    columns = {
+    columns: dict[str, object] = {
         kind: [name for name, field in fields.items() if field.kind == kind] for kind in ("categorical", "numeric")
     }
     lists = {
@@ -262,9 +263,11 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     }
     shared = {name: field.shares for name, field in fields.items() if field.shares}
     hashed = {name: field.buckets for name, field in fields.items() if field.buckets}
+    between = {name: field.interpolation for name, field in fields.items() if field.interpolation} or "bins"
     # A group that is no field of the bundle stays beside the ids alone.
     dropped = [name for name in there if name not in wanted or (name == spec.group and name not in fields)]
-    return DataSpec.checked(own | columns | {"multi": lists, "shared": shared, "hash": hashed, "drop": dropped})
+    columns |= {"multi": lists, "shared": shared, "hash": hashed, "numeric_embedding": between, "drop": dropped}
+    return DataSpec.checked(own | columns)
 
 
 def _least(bundle: Bundle, log: Dataset) -> int:
@@ -288,10 +291,15 @@ def _coverage(bundle: Bundle, known: Dataset) -> pl.DataFrame:
     return bundle.shares(bundle.vocabulary.gaps(known.ids("train")))
 
 
+def _values(vocabulary: Vocabulary, name: str) -> set[str]:
+    """The values of a field that have an id; of a numeric one, none."""
+    return set() if vocabulary.knots(name) is not None else set(vocabulary.keep([name]).table()["value"].drop_nulls())
+
+
 def _changed(before: Vocabulary, after: Vocabulary) -> pl.DataFrame:
     """Per field: ids before, and how many values are gone and new."""
     rows = []
     for name in before.names:
-        old, new = (set(one.keep([name]).table()["value"].drop_nulls()) for one in (before, after))
+        old, new = (_values(one, name) for one in (before, after))
         rows.append((name, before.cardinality(name), len(old - new), len(new - old)))
     return pl.DataFrame(rows, schema=["field", "ids", "gone", "new"], orient="row")

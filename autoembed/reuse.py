@@ -17,6 +17,7 @@ from autoembed.architecture import Architecture
 from autoembed.bundle import Bundle, load_bundle, write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.files import Where
+from autoembed.data.knots import plain
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import PAD, FeatureSchema, Field
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
@@ -94,7 +95,13 @@ def _input(field: Input, column: Field, table: str) -> Input:
             f"column {field.name!r} reads the table of {table!r} in the architecture: set data.shared: "
             f"{{{field.name}: {table}}}"
         )
-    if bool(field.pool) != bool(column.multi):
+    if field.interpolated != bool(column.interpolation):
+        now, then = ("no knots", "knots") if field.interpolated else ("knots", "none")
+        raise DataError(
+            f"numbers of column {field.name!r} have {now} in the table, but {then} in the architecture: set "
+            f"data.numeric_embedding: {{{field.name}: {'piecewise' if field.interpolated else 'bins'}}}"
+        )
+    if bool(field.pool) != (column.length > 1 or column.multi is not None):
         several, one = ("the architecture", "the table") if field.pool else ("the table", "the architecture")
         raise DataError(
             f"column {field.name!r} has several values a row in {several}, and one in {one}: set data.multi, or list "
@@ -284,7 +291,11 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
         place = plan.inputs.index(field.name)
         ids = torch.full((field.cardinality, sum(old.architecture.lengths)), PAD, dtype=torch.int32)
         ids[:, columns] = 0
-        ids[:, columns[place]] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
+        at = columns[place]
+        if field.interpolated:  # a knot may lie between two of before
+            ids[:, at : at + field.length] = torch.from_numpy(_old_codes(bundle, dataset, field.name))
+        else:
+            ids[:, at] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
         parts = [old.embedding(part)[:, place] for part in torch.split(ids, _CHUNK)]
         dense[number] = torch.cat(parts).reshape(field.cardinality, -1)
     model = CTRModel(dataset.schema, plan)
@@ -325,7 +336,8 @@ def averaged(
     for number, field in enumerate(start.architecture.fields):
         new = np.zeros(field.cardinality, dtype=np.int64)
         for one in field.inputs:
-            for column in ids[:, dataset.schema.columns([one.name])].T:
+            columns = ids[:, dataset.schema.columns([one.name])].T
+            for column in [dataset.schema.one(ids, one.name)] if one.interpolated else columns:
                 new += np.bincount(column[column >= 0], minlength=len(new))
         old, counted = _old_ids(bundle, dataset, field.name), bundle.vocabulary.counts(field.name)
         known = (old > 0) | (np.arange(len(old)) == 0)
@@ -349,16 +361,27 @@ def averaged(
 
 
 def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:
-    """The id that a bundle gives to each value of a field of new data, 0 where it does not know it: int32 [N]."""
+    """The id that a bundle gives to each value of a field of new data, 0 where it does not know it: int32 [N].
+
+    Of a number between knots, that of its bin.
+    """
+    codes = _old_codes(bundle, dataset, name)[:, 0]
+    return codes if bundle.vocabulary.knots(name) is None else plain(codes)
+
+
+def _old_codes(bundle: Bundle, dataset: Dataset, name: str) -> Array:
+    """What a bundle makes of each value of a field of new data: int32 [N, columns of the field]."""
     known = dataset.vocabulary.keep([name]).table()
     if bundle.vocabulary.statistic_of(name):
-        return bundle.vocabulary.bins_of(name, known["upper"])
+        return bundle.vocabulary.bins_of(name, known["upper"])[:, None]
     column = "upper" if known["value"].null_count() == len(known) else "value"
+    if dataset.vocabulary.knots(name) is not None:
+        known = known.with_columns(pl.col("value").str.strip_prefix("="))
     missing = known["value"].is_null() & known["upper"].is_null()
     value = pl.col(column) if dataset.vocabulary.multi(name) is None else pl.concat_list(pl.col(column))
-    ids: Array = bundle.vocabulary.keep([name]).encode(known.select(value.alias(name)))[:, 0]
-    ids[missing.to_numpy()] = bundle.vocabulary.missing(name)
-    ids[0] = 0
+    ids: Array = bundle.vocabulary.keep([name]).encode(known.select(value.alias(name)))
+    ids[missing.to_numpy(), 0] = bundle.vocabulary.missing(name)
+    ids[0, 0] = 0
     return ids
 
 

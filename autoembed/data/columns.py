@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from autoembed.data import knots as between
 from autoembed.data.bins import upper_bounds
 from autoembed.data.crosses import Keys
+from autoembed.data.knots import Interpolation, Knots
 from autoembed.data.multi import cut, no_lists, spread
 from autoembed.data.schema import Cross, Field, Kind, Multi
 from autoembed.data.target_statistics import Floats
@@ -39,9 +41,10 @@ _BUCKET = "#hash:"
 class Column:
     """One field: `known` values in the order of `ids`, and the id of missing.
 
-    Numeric fields know ascending upper bounds, crossed ones ascending keys. With `buckets`, so many of the values are
-    those of `bucket_of`, which stand for all values that are rare or that train does not have. A statistic of another
-    field knows upper bounds of rates, and `of_ids` has its id for each id of that field.
+    Numeric fields know ascending upper bounds, and perhaps the knot of each bin; crossed ones ascending keys. With
+    `buckets`, so many of the values are those of `bucket_of`, which stand for all values that are rare or that train
+    does not have. A statistic of another field knows upper bounds of rates, and `of_ids` has its id for each id of that
+    field.
     """
 
     kind: Kind
@@ -54,10 +57,13 @@ class Column:
     buckets: int | None = None
     statistic_of: str | None = None
     of_ids: Ids | None = None
+    knots: Knots | None = None
 
     @property
     def length(self) -> int:
         """How many columns of the encoded table the field has."""
+        if self.knots is not None:
+            return between.COLUMNS
         return self.multi.length if self.multi else 1
 
     @property
@@ -153,7 +159,8 @@ def grown(before: Column, log: Column, least: int, evict: float, memory: float) 
     return with_rare(both, pl.col("stays"), rare, before.buckets)
 
 
-def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
+def fit_numeric(counted: pl.DataFrame, name: str, bins: int, interpolation: Interpolation | None = None) -> Column:
+    """The column of a field's numbers (value, count, clicks), cut into about so many bins, and perhaps with knots."""
     merged = (
         counted.select(numbers(counted["value"].alias(name)).alias("value"), "count", "clicks")
         .group_by("value")
@@ -162,7 +169,14 @@ def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
     )
     present = merged.drop_nulls("value")
     values, counts = present["value"].to_numpy(), present["count"].to_numpy()
-    uppers = upper_bounds(values, counts, bins, present["clicks"].to_numpy())
+    knots: Knots | None
+    if interpolation == "linear" or (interpolation and not len(values)):
+        uppers, knots = between.line(values, counts)
+    else:
+        uppers = upper_bounds(values, counts, bins, present["clicks"].to_numpy())
+        knots = between.of_bins(values, counts, uppers) if interpolation else None
+    if knots is not None:
+        between.check_size(name, len(knots.medians))
     per_bin = np.bincount(np.searchsorted(uppers, values), weights=counts, minlength=len(uppers)).astype(np.int64)
     missing = int(merged["count"].sum()) - int(counts.sum())
     if missing:
@@ -174,6 +188,7 @@ def fit_numeric(counted: pl.DataFrame, name: str, bins: int) -> Column:
         ids=ids[: len(uppers)],
         missing=int(ids[-1]) if missing else 0,
         counts=np.append(np.int64(0), per_bin[order]),
+        knots=knots,
     )
 
 
@@ -218,7 +233,14 @@ def encode_multi(series: pl.Series, column: Column, multi: Multi, enum: pl.Enum)
     return spread(lengths, values, multi.length)
 
 
+def encode_knots(series: pl.Series, column: Column, knots: Knots) -> Ids:
+    """The codes of numbers between knots, int32 [rows, 2]."""
+    values = numbers(series).fill_null(np.nan).to_numpy()
+    return between.encode(values, column.known.to_numpy(), knots.places, column.ids, column.missing)
+
+
 def encode_numeric(series: pl.Series, column: Column) -> Ids:
+    """The ids of the bins that numbers are in, int32 [rows]."""
     values = numbers(series)
     places = np.searchsorted(column.known.to_numpy(), values.fill_null(0.0).to_numpy())
     ids: Ids = column.lookup[places]
@@ -264,6 +286,9 @@ def table_of(name: str, column: Column) -> pl.DataFrame:
     known = column.known.cast(pl.String) if column.kind == "crossed" else column.known
     for place, value in zip(column.ids, known, strict=True):
         into[place] = value
+    if column.knots is not None:
+        for place, text in zip(column.ids.tolist(), column.knots.texts, strict=True):
+            values[place] = text
     if column.of_ids is not None:
         values[1:] = [" ".join(map(str, np.flatnonzero(column.of_ids == own))) for own in range(1, size)]
     data = {
@@ -334,13 +359,15 @@ def column_of(
         return ranked_column(part["value"][1:], counts)
     if kind == "statistic":
         return _statistic(part, statistics, path)
-    ids = part[1:].select("id", "upper")
+    ids = part[1:].select("id", "upper", "value")
     missing = ids.filter(pl.col("upper").is_null())["id"]
     known = ids.drop_nulls("upper").sort("upper")
+    texts = known["value"].drop_nulls()
     return Column(
         kind="numeric",
         known=known["upper"],
         ids=known["id"].to_numpy(),
         missing=int(missing[0]) if len(missing) else 0,
         counts=counts,
+        knots=Knots.of_texts(texts.to_list()) if len(texts) else None,
     )

@@ -213,19 +213,15 @@ class Dataset:
 
         def write(temporary: Path) -> None:
             vocabulary, train = self.vocabulary, self.ids("train")
-            sides = [tuple(self.schema.columns(pair)) for pair in pairs]
-            fields = list(self.schema.fields)
-            for (a, b), (left, right) in zip(pairs, sides, strict=True):
-                vocabulary = vocabulary.with_cross(a, b, (train[:, left], train[:, right]), spec)
+            of, fields = self.schema.one, list(self.schema.fields)
+            for a, b in pairs:
+                vocabulary = vocabulary.with_cross(a, b, (of(train, a), of(train, b)), spec)
                 name = name_of(a, b)
                 fields.append(Field(name=name, kind="crossed", cross=vocabulary.cross(name), candidate=candidates))
             schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
 
             def encode(split: Split, some: slice, ids: Ids) -> Ids:
-                crossed = [
-                    vocabulary.encode_cross(name_of(a, b), ids[:, left], ids[:, right])
-                    for (a, b), (left, right) in zip(pairs, sides, strict=True)
-                ]
+                crossed = [vocabulary.encode_cross(name_of(a, b), of(ids, a), of(ids, b)) for a, b in pairs]
                 return np.column_stack([ids, *crossed])
 
             self._rewrite(temporary, schema, vocabulary, encode)
@@ -256,7 +252,6 @@ class Dataset:
                     f"data.target_statistics cannot replace {name!r}, as {', '.join(readers)} reads its table: "
                     "take it out of replace"
                 )
-        places = self.schema.columns(spec.columns)
         folder = Path(cache) / _digest(
             LAYOUT, self.fingerprint, "statistics", spec.model_dump(mode="json"), times is not None
         )
@@ -265,9 +260,10 @@ class Dataset:
             vocabulary, train = self.vocabulary, self.ids("train")
             labels, weights = self.labels("train"), self.weights("train")
             order, own, fields = order_of(len(labels), spec.seed, times), [], list(self.schema.fields)
-            for name, at in zip(spec.columns, places, strict=True):
-                seen = ordered_rates(train[:, at], labels, order, spec.prior, weights)
-                values = rates(train[:, at], labels, vocabulary.cardinality(name), spec.prior, weights)
+            for name in spec.columns:
+                values_of = self.schema.one(train, name)
+                seen = ordered_rates(values_of, labels, order, spec.prior, weights)
+                values = rates(values_of, labels, vocabulary.cardinality(name), spec.prior, weights)
                 vocabulary, ids = vocabulary.with_statistic(name, seen, values, spec.bins)
                 own.append(ids)
                 place = self.schema.index(name)
@@ -277,8 +273,10 @@ class Dataset:
 
             def encode(split: Split, some: slice, ids: Ids) -> Ids:
                 rated = [
-                    ordered[some] if split == "train" else vocabulary.encode_statistic(rate_of(name), ids[:, at])
-                    for name, at, ordered in zip(spec.columns, places, own, strict=True)
+                    ordered[some]
+                    if split == "train"
+                    else vocabulary.encode_statistic(rate_of(name), self.schema.one(ids, name))
+                    for name, ordered in zip(spec.columns, own, strict=True)
                 ]
                 return np.column_stack([ids, *rated])
 
@@ -315,8 +313,9 @@ def build_dataset(
     made = spec.target_statistics
     if made is not None and spec.split.by in (None, "time"):
         other.append("times")
-    # Data without weights and groups are found where they were before there were such.
+    # Data without weights, groups and knots are found where they were before there were such.
     absent = {name for name in ("weight", "group") if getattr(spec, name) is None}
+    absent |= {"numeric_embedding"} if spec.numeric_embedding == "bins" else set()
     read_as = spec.model_dump(mode="json", exclude={"crosses", "target_statistics", *absent})
     folder = Path(cache) / _digest(LAYOUT, ENCODING, read_as, sources, *other)
     where = ", ".join(Path(name).name for name, _, _ in sources) or "planted data"

@@ -254,6 +254,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "multi": list(spec.multi),
         "shared": [*spec.readers, *spec.readers.values()],
         "hash": list(spec.hash),
+        "numeric_embedding": [] if isinstance(spec.numeric_embedding, str) else list(spec.numeric_embedding),
         "time": [spec.time] if spec.time else [],
         "weight": [spec.weight] if spec.weight else [],
         "group": [spec.group] if spec.group else [],
@@ -303,8 +304,20 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
 
     read = {name: how for name, (how, _) in multi.items()}
     shares = spec.readers
+    kinds = {name: kind(name) for name in names}
+    for name in wanted["numeric_embedding"]:
+        if kinds.get(name) != "numeric":
+            why = f"is {kinds[name]}" if name in kinds else "is no field"
+            raise DataError(f"data.numeric_embedding is of numeric columns, but {name} {why}: list it under numeric")
     fields = tuple(
-        Field(name=name, kind=kind(name), multi=read.get(name), shares=shares.get(name), buckets=spec.hash.get(name))
+        Field(
+            name=name,
+            kind=kinds[name],
+            multi=read.get(name),
+            shares=shares.get(name),
+            buckets=spec.hash.get(name),
+            interpolation=spec.interpolation(name) if kinds[name] == "numeric" else None,
+        )
         for name in names
     )
     for field in fields:

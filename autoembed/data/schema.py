@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic import Field as Key
 
+from autoembed.data.knots import COLUMNS, Ids, Interpolation, plain
 from autoembed.errors import DataError
 from autoembed.task import CLICKS, Task
 
@@ -58,7 +59,7 @@ class Field(BaseModel):
     other columns are made of. A multi-valued one has `multi.length` columns of the encoded table: its values' ids, then
     PAD. One that `shares` has the ids of another field, and its embeddings are looked up in the other's table. Rare and
     unknown values of one with `buckets` are hashed into so many ids. One that is the `statistic_of` another has the
-    bins of its click rates.
+    bins of its click rates. A numeric one with an `interpolation` has two columns, as `data.knots` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,10 +73,13 @@ class Field(BaseModel):
     shares: str | None = None
     buckets: int | None = None
     statistic_of: str | None = None
+    interpolation: Interpolation | None = None
 
     @property
     def length(self) -> int:
         """How many columns of the encoded table the field has."""
+        if self.interpolation:
+            return COLUMNS
         return self.multi.length if self.multi else 1
 
     @property
@@ -87,7 +91,7 @@ class Field(BaseModel):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what only some fields have: what was stored before there were such fields reads the same."""
         node: dict[str, Any] = handler(self)
-        later = ("multi", "shares", "buckets", "statistic_of")
+        later = ("multi", "shares", "buckets", "statistic_of", "interpolation")
         return {key: value for key, value in node.items() if value is not None or key not in later}
 
 
@@ -155,6 +159,20 @@ class FeatureSchema(BaseModel):
             start = sum(self.lengths[:place])
             found += range(start, start + self.lengths[place])
         return found
+
+    def one(self, ids: Ids, name: str) -> Ids:
+        """The ids of a field with one value a row in encoded rows int32 [N, V]; of numbers between knots, the bins."""
+        own = ids[:, self.first_columns([name])[0]]
+        return plain(own) if name in self.interpolated else own
+
+    def first_columns(self, names: Iterable[str]) -> list[int]:
+        """The first column of the encoded table of each of these fields: all, of those with one value a row."""
+        return [sum(self.lengths[: self.index(name)]) for name in names]
+
+    @property
+    def interpolated(self) -> frozenset[str]:
+        """The fields of numbers between knots."""
+        return frozenset(field.name for field in self.fields if field.interpolation)
 
     def index(self, name: str) -> int:
         """Which of the fields `name` is; DataError if it is none."""

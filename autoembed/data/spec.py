@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
+from autoembed.data.knots import Interpolation
 from autoembed.data.multi import MultiSpec
 from autoembed.data.planted import PlantedSpec
 from autoembed.data.schema import FeatureSchema
@@ -21,6 +22,7 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
 SplitPoint = float | int | str
+NumericEmbedding = Literal["bins", "piecewise", "linear"]
 
 
 class SplitSpec(StrictModel):
@@ -104,7 +106,10 @@ class DataSpec(StrictModel):
     of a column are hashed, such as {user_id: 10000}; without it they share one. `weight` names a column of weights: a
     row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
     compared as well (the metric gauc); it is a field all the same, unless it stands under `drop`.
-    `target_statistics` makes columns of the click rates of others' values.
+    `target_statistics` makes columns of the click rates of others' values. `bins` is into how many ranges a numeric
+    column is cut, about. `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those
+    of two neighbouring bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric
+    columns, or by name, such as {price: piecewise}.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -135,6 +140,7 @@ class DataSpec(StrictModel):
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
     bins: int = Field(default=32, ge=2)
+    numeric_embedding: NumericEmbedding | dict[str, NumericEmbedding] = "bins"
     crosses: Crosses | None = None
     target_statistics: TargetStatistics | None = None
 
@@ -149,6 +155,11 @@ class DataSpec(StrictModel):
     def readers(self) -> dict[str, str]:
         """The columns that read another one's table, and which."""
         return dict(self.shared) | {name: how.shared for name, how in self.multi.items() if how.shared}
+
+    def interpolation(self, name: str) -> Interpolation | None:
+        """How the embedding of a numeric column's numbers is interpolated, or None if it is that of their bins."""
+        how = self.numeric_embedding if isinstance(self.numeric_embedding, str) else self.numeric_embedding.get(name)
+        return None if how is None or how == "bins" else how
 
     @property
     def task(self) -> Task:

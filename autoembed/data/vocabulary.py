@@ -19,6 +19,7 @@ from autoembed.data.columns import (
     counted_values,
     crossed_column,
     encode_categorical,
+    encode_knots,
     encode_multi,
     encode_numeric,
     fit_categorical,
@@ -29,6 +30,7 @@ from autoembed.data.columns import (
     with_rare,
 )
 from autoembed.data.crosses import CrossSpec, frequent_keys, keys_of, name_of
+from autoembed.data.knots import plain
 from autoembed.data.schema import Cross, FeatureSchema, Field, Multi
 from autoembed.data.target_statistics import Floats, bounds
 from autoembed.data.target_statistics import name_of as rate_of
@@ -47,10 +49,11 @@ class Vocabulary:
     Id 0 is an unknown value, or one that train has fewer than `min_count` times. Ids from 1 on descend in train
     frequency (ties by value), so the first k ids are the k most frequent values. Missing (null or NaN) is a value like
     any other. A numeric field is cut into bins as `bins.upper_bounds` says, and a number that train has not is in the
-    nearest bin. The values of a crossed field are pairs of ids of two fields before it. Those of a multi-valued field
-    are the single ones in its lists, and a list without any is missing. Fields that share a table have equal ids, by
-    the rows of all of them. Values of a hashed field that are rare or unknown share its buckets, and not id 0. The ids
-    of a statistic are bins of the click rates of another field's ids; train rows have other rates than the rest.
+    nearest bin. With an interpolation it is coded as between two knots, `data.knots` says how. The values of a crossed
+    field are pairs of ids of two fields before it. Those of a multi-valued field are the single ones in its lists, and
+    a list without any is missing. Fields that share a table have equal ids, by the rows of all of them. Values of a
+    hashed field that are rare or unknown share its buckets, and not id 0. The ids of a statistic are bins of the click
+    rates of another field's ids; train rows have other rates than the rest.
     """
 
     def __init__(self, columns: dict[str, Column]) -> None:
@@ -75,7 +78,8 @@ class Vocabulary:
             if progress:
                 progress("vocabulary", done, len(tables))
             if fields[0].kind == "numeric":
-                column = fit_numeric(counted_values(frame, fields[0], schema.label), fields[0].name, bins)
+                counted = counted_values(frame, fields[0], schema.label)
+                column = fit_numeric(counted, fields[0].name, bins, fields[0].interpolation)
             else:
                 counted = pl.concat([counted_values(frame, field) for field in fields])
                 column = fit_categorical(counted, min_count, fields[0].buckets)
@@ -112,8 +116,8 @@ class Vocabulary:
     def encode(self, frame: pl.DataFrame) -> Ids:
         """The ids of every field, int32 [rows, V]; further columns are ignored, DataError if one is missing.
 
-        A multi-valued field has as many columns as a row may have values, PAD where it has fewer. A statistic is that
-        of all train rows.
+        A multi-valued field has as many columns as a row may have values, PAD where it has fewer. A number between
+        knots has the codes of two ids. A statistic is that of all train rows.
         """
         absent = [name for name in self.columns if name not in frame.columns]
         if absent:
@@ -125,21 +129,28 @@ class Vocabulary:
                 own[:] = encode_multi(frame[name], column, column.multi, self._enums[name])
                 continue
             if column.cross:
-                a, b = (out[:, self._places[parent].start] for parent in (column.cross.a, column.cross.b))
+                a, b = (self._one(parent, out) for parent in (column.cross.a, column.cross.b))
                 own[:, 0] = self.encode_cross(name, a, b)
             elif column.statistic_of:
-                own[:, 0] = self.encode_statistic(name, out[:, self._places[column.statistic_of].start])
+                own[:, 0] = self.encode_statistic(name, self._one(column.statistic_of, out))
+            elif column.knots is not None:
+                own[:] = encode_knots(frame[name], column, column.knots)
             elif column.kind == "numeric":
                 own[:, 0] = encode_numeric(frame[name], column)
             else:
                 own[:, 0] = encode_categorical(frame[name], column, self._enums[name])
         return out
 
+    def _one(self, name: str, ids: Ids) -> Ids:
+        """The ids of a field with one value a row in encoded rows: those of its bins, if it is one of numbers."""
+        own = ids[:, self._places[name].start]
+        return own if self._column(name).knots is None else plain(own)
+
     def gaps(self, ids: Ids) -> Counts:
         """Of encoded rows, int [N, V]: how many values of each field are unknown, missing, and there are: [3, F]."""
         found = np.zeros((3, len(self._columns)), dtype=np.int64)
         for place, (name, column) in enumerate(self._columns.items()):
-            own = ids[:, self._places[name]]
+            own = ids[:, self._places[name]] if column.knots is None else self._one(name, ids)
             missing = int((own == column.missing).sum()) if column.missing else 0
             unknown = np.isin(own, column.unknown) if column.buckets else own == 0
             found[:, place] = unknown.sum(), missing, (own >= 0).sum()
@@ -254,12 +265,20 @@ class Vocabulary:
         """How many ids the rare and unknown values of a field share, or None if they share id 0."""
         return self._column(name).buckets
 
+    def knots(self, name: str) -> Floats | None:
+        """The knot of each bin of a field of numbers, NaN for none, or None if numbers are their bins."""
+        knots = self._column(name).knots
+        return None if knots is None else knots.places
+
     def unknown(self, name: str) -> Ids:
         """The ids that rare and unknown values of a field have."""
         return self._column(name).unknown
 
     def table(self) -> pl.DataFrame:
-        """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare)."""
+        """One row per field and id; neither value nor upper bound means missing (at id 0: unknown or rare).
+
+        The value of a numeric field's id is its knot, if the field has knots, or "=" and the only value of its bin.
+        """
         return pl.concat([table_of(name, column) for name, column in self._columns.items()])
 
     def write(self, path: str | Path) -> None:

@@ -92,6 +92,7 @@ def _sayable(bundle: Bundle) -> CTRModel:
         "ensemble": architecture.ensemble,
         "pairs": architecture.built,
         "columns that share a table": [field for field in architecture.fields if field.readers],
+        "numbers between knots (numeric_embedding)": [field for field in architecture.fields if field.interpolated],
         "multi-valued columns": [field for field in architecture.fields if field.pool],
     }
     if name not in MODELS or not isinstance(bundle.model, CTRModel) or any(parts.values()):

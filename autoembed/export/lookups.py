@@ -43,13 +43,21 @@ class MultiLookup(TypedDict):
 
 
 class Numeric(TypedDict):
-    """A number's id is `ids` at the number of `uppers` below it; None as an upper bound means infinity."""
+    """A number's id is `ids` at the number of `uppers` below it; None as an upper bound means infinity.
+
+    With `knots`, one of each bin or None, a number x has two codes. The knot of its bin is a, that of the next bin on
+    the side of x is b, and s is (x - a) / (b - a) in parts of 32768, rounded. The codes are the id of a's bin plus
+    65536 s, and that of b's plus 65536 (32768 - s). Where s is 0, or there is no a or b, they are the id of x's bin and
+    -1. Where x is missing, they are `missing` and -1. The embedding is that of the first id times 1 - s / 32768, plus
+    that of the second times s / 32768.
+    """
 
     name: str
     kind: Literal["numeric"]
     missing: int
     uppers: list[float | None]
     ids: list[int]
+    knots: NotRequired[list[float | None]]
 
 
 class Crossed(TypedDict):
@@ -112,7 +120,11 @@ def _lookup(vocabulary: Vocabulary, name: str, kind: str, rows: pl.DataFrame) ->
     if kind == "numeric":
         bins = rows.filter(pl.col("upper").is_not_null()).sort("upper")
         uppers = [upper if np.isfinite(upper) else None for upper in bins["upper"].to_list()]
-        return Numeric(name=name, kind="numeric", missing=missing, uppers=uppers, ids=bins["id"].to_list())
+        numeric = Numeric(name=name, kind="numeric", missing=missing, uppers=uppers, ids=bins["id"].to_list())
+        knots = vocabulary.knots(name)
+        if knots is None:
+            return numeric
+        return {**numeric, "knots": [knot if np.isfinite(knot) else None for knot in knots.tolist()]}
     if (of := vocabulary.statistic_of(name)) is not None:
         return Statistic(name=name, kind="statistic", missing=missing, of=of, ids=vocabulary.of_ids(name).tolist())
     cross = vocabulary.cross(name)

@@ -11,9 +11,11 @@ import torch
 from torch.export import ExportedProgram
 
 from autoembed.bundle import Bundle
+from autoembed.data.knots import ONE, SPAN
 from autoembed.errors import BundleError
 from autoembed.export.lookups import Categorical, Crossed, Lookup, Numeric, Statistic, lookups_of
 from autoembed.export.program import INPUT, program_of, quiet
+from autoembed.types import Array
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -95,6 +97,7 @@ class _Lookups:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.ids: dict[str, str] = {}  # of each field, the name of its ids in the graph
+        self.columns: list[str] = []  # of the encoded table
         self.axis = self._constant("raw/axis", [1])
 
     def add(self, field: Lookup) -> None:
@@ -104,14 +107,19 @@ class _Lookups:
             self.ids[field["name"]] = self._categorical(field, at)
         elif field["kind"] == "numeric":
             self.ids[field["name"]] = self._numeric(field, at)
+            if "knots" in field:
+                knots = [math.nan if knot is None else knot for knot in field["knots"]]
+                self.columns += self._between(field, knots, at)
+                return
         elif field["kind"] == "crossed":
             self.ids[field["name"]] = self._crossed(field, at)
         elif field["kind"] == "statistic":
             self.ids[field["name"]] = self._statistic(field, at)
+        self.columns.append(self.ids[field["name"]])
 
     def join(self, output: str) -> None:
-        """The ids of all fields side by side, [N, F]."""
-        names = enumerate(self.ids.values())
+        """The columns of the encoded table side by side, [N, V]."""
+        names = enumerate(self.columns)
         columns = [self._node("Unsqueeze", [name, self.axis], f"raw/{place}/side") for place, name in names]
         self._node("Concat", columns, output, axis=1)
 
@@ -139,6 +147,41 @@ class _Lookups:
         known = self._node("Gather", [self._constant(f"{at}/ids", [*field["ids"], 0]), bin_], f"{at}/known")
         missing = self._constant(f"{at}/missing", field["missing"])
         return self._node("Where", [self._node("IsNaN", [name], f"{at}/nan"), missing, known], f"{at}/id")
+
+    def _between(self, field: Numeric, knots: list[float], at: str) -> tuple[str, str]:
+        """The codes of the two knots that a number lies between, those of `data.knots.encode`, after `_numeric`."""
+        from onnx import TensorProto
+
+        def node(kind: str, *inputs: str, **attributes: object) -> str:
+            return self._node(kind, list(inputs), f"{at}/between/{len(self.nodes)}", **attributes)
+
+        def constant(values: object) -> str:
+            return self._constant(f"{at}/between/constant/{len(self.constants)}", values)
+
+        x, bin_, none = field["name"], f"{at}/bin", constant(-1)
+        size = len(knots)
+        neighbours = [np.clip(np.arange(size) + step, 0, size - 1) for step in (1, -1)]
+        own_knot = node("Gather", constant([*knots]), bin_)
+        above = node("Greater", x, own_knot)
+
+        def other(values: Array) -> str:
+            up, down = (node("Gather", constant(values[at_side].tolist()), bin_) for at_side in neighbours)
+            return node("Where", above, up, down)
+
+        half, zero = constant(2.0), constant(0.0)
+        own, far, from_x = (node("Div", one, half) for one in (own_knot, other(np.array(knots)), x))
+        gap = node("Sub", far, own)
+        part = node("Div", node("Sub", from_x, own), gap)
+        alone = node("Or", node("Equal", gap, zero), node("IsNaN", gap))
+        share = node("Where", alone, zero, part)
+        rounded = node("Floor", node("Add", node("Mul", share, constant(float(ONE))), constant(0.5)))
+        parts = node("Cast", node("Min", rounded, constant(float(ONE - 1))), to=TensorProto.INT64)
+        gone, span = f"{at}/nan", constant(SPAN)
+        first = node("Add", f"{at}/known", node("Mul", parts, span))
+        left = node("Mul", node("Sub", constant(ONE), parts), span)
+        second = node("Add", other(np.array(field["ids"])), left)
+        whole = node("Or", gone, node("Equal", parts, constant(0)))
+        return node("Where", gone, f"{at}/missing", first), node("Where", whole, none, second)
 
     def _crossed(self, field: Crossed, at: str) -> str:
         size = self._constant(f"{at}/size", field["size"])

@@ -28,6 +28,7 @@ _TRUTH = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
 _MOMENT = re.compile(r"^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(:\d{2}(?:\.\d+)?)?(?: ?(Z|UTC|[+-]\d{2}:?\d{2}))?$")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 CHUNK = 4096
+_SPAN, _ONE = 1 << 16, 1 << 15  # of the codes of numbers between knots
 
 
 def text_of(value):
@@ -126,14 +127,37 @@ class _Numeric:
     def __init__(self, field):
         self.uppers = np.array([math.inf if upper is None else upper for upper in field["uppers"]])
         self.of_place, self.missing = np.array([*field["ids"], 0], dtype=np.int64), field["missing"]
+        self.knots = np.array([math.nan if knot is None else knot for knot in field.get("knots", [])])
 
     def ids(self, column):
         values = np.array([math.nan if value is None or value in _MISSING else float(value) for value in column])
+        if len(self.knots):
+            return self._between(values)
         found = self.of_place[
             np.searchsorted(self.uppers, np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf))
         ]
         found[np.isnan(values)] = self.missing
         return found
+
+    def _between(self, values):
+        """The codes of the two knots that each number lies between, -1 where one is enough."""
+        gone = np.isnan(values)
+        x = np.where(gone, 0.0, values)
+        place = np.searchsorted(self.uppers, x)
+        other = np.clip(place + np.where(x > self.knots[place], 1, -1), 0, len(self.knots) - 1)
+        own = self.knots[place] / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gap = self.knots[other] / 2 - own
+            share = np.where((gap == 0) | ~np.isfinite(gap), 0.0, (x / 2 - own) / gap)
+        parts = np.minimum(np.floor(share * _ONE + 0.5), _ONE - 1).astype(np.int64)
+        first = np.where(gone, self.missing, self.of_place[place] + parts * _SPAN)
+        second = np.where(gone | (parts == 0), -1, self.of_place[other] + (_ONE - parts) * _SPAN)
+        return np.stack([first, second], axis=1)
+
+
+def _one(ids):
+    """One id a row: of a number between two knots, that of its bin."""
+    return ids if ids.ndim == 1 else ids[:, 0] % _SPAN
 
 
 class _Crossed:
@@ -200,9 +224,9 @@ class Scorer:
         found: dict[str, np.ndarray] = {}
         for name, field in self.fields:
             if isinstance(field, _Crossed):
-                found[name] = field.ids(found[field.a], found[field.b])
+                found[name] = field.ids(_one(found[field.a]), _one(found[field.b]))
             elif isinstance(field, _Statistic):
-                found[name] = field.ids(found[field.of])
+                found[name] = field.ids(_one(found[field.of]))
             else:
                 found[name] = field.ids(list(rows[name]))
         return np.concatenate([ids if ids.ndim == 2 else ids[:, None] for ids in found.values()], axis=1)

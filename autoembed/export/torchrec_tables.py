@@ -40,7 +40,8 @@ LIMITS = (
 def write(bundle: Bundle, folder: Path) -> str:
     """Writes tables.json, tables.safetensors, dense.pt2, model.py, torchrec.txt and vocabulary.json.
 
-    BundleError for clusters, multi-valued columns, columns that share a table, and storage other than `mixed`.
+    BundleError for clusters, multi-valued columns, numbers between knots, columns that share a table, and storage other
+    than `mixed`.
     """
     model, kind = bundle.model, bundle.architecture.storage.kind
     fields = bundle.architecture.fields
@@ -48,6 +49,8 @@ def write(bundle: Bundle, folder: Path) -> str:
         "clusters": bundle.architecture.clusters,
         "columns that share a table": [field for field in fields if field.readers],
         # A bag of values from blocks of one width and several places cannot be put into place once it is summed.
+        "numbers between knots (numeric_embedding)": any(field.interpolated for field in fields)
+        or bundle.schema.interpolated & bundle.architecture.factors().keys(),
         "multi-valued columns": [field for field in fields if field.pool],
         f"storage of kind {kind}": kind != "mixed",
     }

@@ -92,12 +92,12 @@ class GatedNet(ClickModel):
         self.block = BlockIndex(parent)
         self.pool = pooling_of(parent.fields, parent.dim)
         parts = self.pair_parts()
-        self._pairs = nn.ModuleList(PairEmbedding(part) for part in parts)
+        self._pairs = nn.ModuleList(PairEmbedding(part, interpolated=schema.interpolated) for part in parts)
         self.inputs = parts[0].built if parts else ()
         pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
-        own = [schema.columns(part.columns[len(part.inputs) :]) for part in parts]
+        own = [schema.first_columns(part.columns[len(part.inputs) :]) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
         columns = schema.columns(parent.inputs) + [column for part in own for column in part]
         offsets = np.concatenate([[0], cardinality.cumsum()[:-1]]).repeat(parent.lengths)
@@ -131,7 +131,7 @@ class GatedNet(ClickModel):
         """Ids int [B, V] in the schema's column order -> logits [B]."""
         ids, *rest = self.split(ids_BV)
         e_BVC = functional.embedding(self.places_of(ids), self.weight, sparse=self.sparse)
-        e_BFC = self.pooled(self.gate(e_BVC, self.block(ids)), ids)
+        e_BFC = self.pooled(self.gate(e_BVC, self.block_of(ids)), ids)
         return self.logits(self.gate_rows(e_BFC), rest)
 
     def split(self, ids_BV: Tensor) -> list[Tensor]:
@@ -140,7 +140,16 @@ class GatedNet(ClickModel):
 
     def places_of(self, ids_BV: Tensor) -> Tensor:
         """Where the values of ids that `split` gives stand in `weight`: int [B, V]."""
-        return (ids_BV if self.pool is None else ids_BV.clamp_min(0)) + self.offsets
+        return self.ids_of(ids_BV) + self.offsets
+
+    def block_of(self, ids_BV: Tensor) -> Tensor:
+        """The blocks of the values of ids that `split` gives: int [B, V]."""
+        out: Tensor = self.block(self.ids_of(ids_BV))
+        return out
+
+    def ids_of(self, ids_BV: Tensor) -> Tensor:
+        """The ids themselves, without shares of numbers between knots, and some id where there is no value."""
+        return ids_BV if self.pool is None else self.pool.ids(ids_BV)
 
     def pooled(self, e_BVC: Tensor, ids_BV: Tensor) -> Tensor:
         """The embeddings of fields [B, F, C] from those of their values."""

@@ -235,7 +235,7 @@ class Supernet(supernet.Supernet):
         rows = ids.new_zeros(clusters * blocks, dtype=torch.float32)
         for part, of in zip(torch.split(ids, _CHUNK), torch.split(cluster, _CHUNK), strict=True):
             own = self.split(part)[0]
-            block = self.block(own)
+            block = self.block_of(own)
             e = functional.embedding(self.places_of(own), self.weight)[..., :dim]
             logits = self.map(self.pooled(e * functional.embedding(block, self.mask[:, :dim]), own))
             if self.pool is not None:

@@ -185,7 +185,7 @@ class Supernet(supernet.Supernet):
         logits, changes, blocks = [], [], []
         for part in torch.split(ids, _CHUNK):
             own, *rest = self.split(part)
-            block = self.block(own)
+            block = self.block_of(own)
             logit, change = self._linear(tables, options, state, own, block, rest)
             logits.append(logit)
             changes.append(change)

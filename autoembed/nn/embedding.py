@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Unpack, cast
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
+from autoembed.data.knots import SPAN
 from autoembed.fast import takes
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
@@ -85,10 +86,10 @@ class FieldEmbedding(nn.Module):
         self.pool = pooling_of(architecture.fields, architecture.dim)
 
     def forward(self, ids_BV: Tensor) -> Tensor:
-        """Ids int [B, V], PAD where a row has no value -> float [B, F, D (+ 1)]."""
+        """Ids int [B, V], PAD where a row has no value, codes of numbers between knots -> float [B, F, D (+ 1)]."""
         if self.pool is None:
             return self.lookup(ids_BV)
-        out: Tensor = self.pool(self.lookup(ids_BV.clamp_min(0)), ids_BV)
+        out: Tensor = self.pool(self.lookup(self.pool.ids(ids_BV)), ids_BV)
         return out
 
     def lookup(self, ids_BV: Tensor) -> Tensor:
@@ -217,7 +218,8 @@ class PairEmbedding(nn.Module):
     """The inputs of built pairs (OptInter, arXiv 2108.01265, sec. 3.2): memorized from crossed ids, or as products.
 
     It reads crossed ids of memorized pairs, then ids of factorized columns, as `Architecture.columns` orders them.
-    Tables of the two kinds stand apart: the embeddings of factorized columns are none of the fields'.
+    Tables of the two kinds stand apart: the embeddings of factorized columns are none of the fields'. In a product, a
+    number of the fields `interpolated` is its bin.
     """
 
     crossed: Tensor
@@ -226,13 +228,20 @@ class PairEmbedding(nn.Module):
     right: Tensor
     order: Tensor
 
-    def __init__(self, architecture: Architecture, *, packed: bool = False, std: float = 0.01) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        packed: bool = False,
+        std: float = 0.01,
+        interpolated: Collection[str] = (),
+    ) -> None:
         super().__init__()
         built, factors = architecture.built, architecture.factors()
         memorized = [pair.crossed for pair in built if pair.choice == "memorize"]
         products = [pair for pair in built if pair.choice == "factorize"]
         place = list(factors)
-        self.memorized = len(memorized)
+        self.memorized, self.knots = len(memorized), [name in interpolated for name in factors]
         # The root of std for factors: their products start at the scale of what is memorized.
         both = (memorized, std), (list(factors.values()), std**0.5)
         self.slots = [sizes for sizes, _ in both if sizes]
@@ -262,7 +271,11 @@ class PairEmbedding(nn.Module):
             crossed = ids_BC[:, : self.memorized] + self.crossed
             parts.append(self.tables[0](crossed, self._columns(crossed)))
         if len(self.factors):
-            factor = ids_BC[:, self.memorized :] + self.factors
+            ids = ids_BC[:, self.memorized :]
+            if any(self.knots):
+                columns = zip(ids.unbind(1), self.knots, strict=True)
+                ids = torch.stack([column % SPAN if knots else column for column, knots in columns], dim=1)
+            factor = ids + self.factors
             e = self.tables[-1](factor, self._columns(factor))
             parts.append(e.index_select(1, self.left) * e.index_select(1, self.right))
         return torch.cat(parts, dim=1).index_select(1, self.order)

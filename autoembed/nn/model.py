@@ -63,7 +63,9 @@ class CTRModel(ClickModel):
         known = {field.name: field for field in schema.fields}
         for name, field in _read(architecture).items():
             own = known.get(name)
-            if own is None or (own.cardinality, own.length) != (field.cardinality, field.length):
+            # Pairs read the first column alone.
+            longer = own is not None and name in architecture.inputs and own.length != field.length
+            if own is None or own.cardinality != field.cardinality or longer:
                 several = f" and {field.length} columns" if field.length > 1 else ""
                 raise BundleError(
                     f"field {name!r} must have {field.cardinality} ids{several} as in the architecture, but the schema "
@@ -72,11 +74,14 @@ class CTRModel(ClickModel):
         self.architecture = architecture
         self.first_order = find(str(architecture.backbone["name"])).Backbone.first_order
         self.embedding = STORAGES[architecture.storage.kind](architecture, first_order=self.first_order, packed=packed)
-        self.pairs = PairEmbedding(architecture, packed=packed) if architecture.built else None
+        self.pairs = None
+        if architecture.built:
+            self.pairs = PairEmbedding(architecture, packed=packed, interpolated=schema.interpolated)
         self.backbone = build_backbone(architecture)
         if packed:
             quantise_layers(self.backbone, architecture.tower_bits)
-        columns = schema.columns(architecture.columns)
+        pairs = architecture.columns[len(architecture.inputs) :]
+        columns = schema.columns(architecture.inputs) + schema.first_columns(pairs)
         self.values = sum(architecture.lengths)
         self.all = columns == list(range(sum(schema.lengths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
@@ -263,6 +268,8 @@ def _read(architecture: Architecture) -> dict[str, Field]:
     """The fields that a model reads, as far as it knows them."""
 
     def known(name: str, cardinality: int, pool: Pool | None = None) -> Field:
+        if pool is not None and pool.by == "knots":
+            return Field(name=name, cardinality=cardinality, interpolation="piecewise")
         return Field(name=name, cardinality=cardinality, multi=None if pool is None else Multi(length=pool.length))
 
     if architecture.router:
@@ -274,7 +281,7 @@ def _read(architecture: Architecture) -> dict[str, Field]:
     sizes = {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
     inputs = [(one, field.cardinality) for field in architecture.fields for one in field.inputs]
     fields = {one.name: known(one.name, size, one.pool) for one, size in inputs}
-    return fields | {name: known(name, size) for name, size in (sizes | architecture.factors()).items()}
+    return {name: known(name, size) for name, size in (sizes | architecture.factors()).items()} | fields
 
 
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:

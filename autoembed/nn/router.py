@@ -117,7 +117,7 @@ class CentroidRouter(Router):
         if self.pool is None:
             e = functional.embedding(ids + self.offsets, self.weight)
         else:
-            e = self.pool(functional.embedding(ids.clamp_min(0) + self.offsets, self.weight), ids)
+            e = self.pool(functional.embedding(self.pool.ids(ids) + self.offsets, self.weight), ids)
         if self.gates is not None:
             open_ = (self.gates(e) > 0) & (e != 0)
             e = open_.float() if self.plan.space == "mask" else e * open_

@@ -156,6 +156,8 @@ def drift(dataset: Dataset) -> list[Finding]:
     found, columns = [], np.cumsum([0, *dataset.schema.lengths])
     for place, (field, trained) in enumerate(zip(dataset.schema.fields, dataset.counts, strict=True)):
         ids = dataset.ids("valid")[:, columns[place] : columns[place + 1]]
+        if field.interpolation:
+            ids = dataset.schema.one(dataset.ids("valid"), field.name)
         valid = np.bincount(ids[ids >= 0], minlength=field.cardinality)
         value = divergence(trained, valid)
         if value >= DRIFT:

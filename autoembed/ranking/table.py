@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from autoembed.data.knots import plain
 from autoembed.data.labels import ONES, ZEROS
 from autoembed.data.multi import separated
 from autoembed.data.readers import no_label
@@ -128,14 +129,18 @@ class CodedTable:
 
 
 def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress | None = None) -> CodedTable:
-    """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart."""
+    """The train split. Values that the vocabulary pools as rare are one value, id 0: no model can tell them apart.
+
+    Numbers between knots are the bins that they are in.
+    """
     schema = dataset.schema
     fields = tuple(field for field in schema.fields if field.multi is None)
     if not fields:
         raise DataError("one column must hold one value per row, but all hold several")
     sizes, names = [field.cardinality for field in fields], [field.name for field in fields]
     several = [field for field in schema.fields if field.multi is not None]
-    own = slice(None) if not several else schema.columns(names)
+    between = schema.interpolated
+    own = schema.first_columns(names) if several or between else slice(None)
     multi = {field.name: ValueCounter(schema.columns([field.name]), field.cardinality) for field in several}
     store = Spill() if keep else None
     ids, counts = dataset.ids("train"), LabelCounts(tables=tuple(np.zeros((size, 2), np.int64) for size in sizes))
@@ -149,6 +154,9 @@ def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress 
         for part in multi.values():
             part.add(rows, classes, weights)
         chunk = np.ascontiguousarray(rows[:, own].T)
+        for place, name in enumerate(names):
+            if name in between:
+                chunk[place] = plain(chunk[place])
         counts += count_columns(list(chunk), classes, sizes, threads=threads, rows=len(ids))
         if gather:
             gather.add(list(chunk), classes, sizes, weights, threads)

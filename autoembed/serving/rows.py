@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from autoembed.bundle import Bundle
+from autoembed.data.knots import plain
 from autoembed.data.multi import is_list
 from autoembed.data.readers import clean
 from autoembed.data.values import col, is_missing
@@ -111,7 +112,7 @@ class RowReader:
                 found[name] = [values]
                 continue
             try:
-                found[name] = field.columns(values)
+                found[name] = list(field.columns(values))
             except BadValueError:
                 _blame(field, values)
         names = self.bundle.vocabulary.names
@@ -226,8 +227,12 @@ class RowReader:
 
 
 def _known(columns: Sequence[Sequence[int] | Array]) -> Array:
-    """The ids of a field with one value a row, those that are gone as unknown: int32 [N]."""
-    return np.maximum(np.array(columns[0], dtype=np.int32), 0)
+    """The ids of a field with one value a row, those that are gone as unknown: int32 [N].
+
+    Of a number between knots, which has two columns, that of its bin.
+    """
+    ids = np.maximum(np.array(columns[0], dtype=np.int32), 0)
+    return ids if len(columns) == 1 else plain(ids)
 
 
 def _is_plain(dtype: pl.DataType) -> bool:

@@ -38,6 +38,9 @@ class Loaded:
         missing, lengths = map(bundle.vocabulary.missing, bundle.schema.names), bundle.schema.lengths
         self.missing = np.repeat([at or GONE for at in missing], lengths)  # of each column of ids
         self.starts = np.cumsum((0, *lengths[:-1]))
+        # The second column of numbers between knots is no value of its own.
+        self.counts = np.ones(sum(lengths), dtype=bool)
+        self.counts[[at + 1 for at in bundle.schema.first_columns(bundle.schema.interpolated)]] = False
         known, schema = bundle.vocabulary, bundle.schema
         hashed = [name for name in schema.names if known.buckets(name)]
         self.hashed = {place: known.unknown(name) for name in hashed for place in schema.columns([name])}
@@ -62,7 +65,7 @@ class Loaded:
         unknown = (ids == 0) | (ids == GONE)
         for place, hashed in self.hashed.items():
             unknown[:, place] |= np.isin(ids[:, place], hashed)
-        counted = [(each.sum(axis=0)) for each in (unknown, ids == self.missing, ids != PAD)]
+        counted = [(each.sum(axis=0)) for each in (unknown, ids == self.missing, (ids != PAD) & self.counts)]
         self.counted += np.add.reduceat(counted, self.starts, axis=1)
         self.rows += len(ids)
 

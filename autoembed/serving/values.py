@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from autoembed.data.columns import bucket_of
+from autoembed.data.knots import encode
 from autoembed.data.schema import PAD
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import MISSING, as_text, numbers, tidy
@@ -125,17 +126,24 @@ class MultiField:
 
 
 class NumericField:
-    """Values of a numeric field -> ids of their bins."""
+    """Values of a numeric field -> ids of their bins, or codes of the knots that they lie between."""
 
     def __init__(self, field: lookups.Numeric, spec: DataSpec) -> None:
         self.name, self.cleaner = field["name"], Cleaner(spec)
         self.uppers = [math.inf if upper is None else upper for upper in field["uppers"]]
         self.of_place, self.missing = [*field["ids"], 0], field["missing"] or GONE
         self.arrays = np.array(self.uppers), np.array(self.of_place)
+        knots = [math.nan if knot is None else knot for knot in field.get("knots", [])]
+        self.knots = np.array(knots) if knots else None
 
-    def columns(self, values: Sequence[object]) -> list[list[int]]:
-        """Its one column of the encoded table; BadValueError if a value is no number."""
-        return [self.ids(values)]
+    def columns(self, values: Sequence[object]) -> list[list[int]] | Array:
+        """Its columns of the encoded table, one or with knots two; BadValueError if a value is no number."""
+        if self.knots is None:
+            return [self.ids(values)]
+        found = [self._number(value) for value in values]
+        x = np.array([math.nan if number is None else number for number in found])
+        uppers, of_place = self.arrays
+        return encode(x, uppers, self.knots, of_place[:-1], self.missing).T
 
     def ids(self, values: Sequence[object]) -> list[int]:
         """The id of each value."""

@@ -19,7 +19,12 @@ from autoembed.nn.model import build_model
 COUNTS = [np.array(c) for c in ([0, 90, 9, 8, 1], [3, 60, 5], [0, 50, 2, 1], [0, 44, 7])]
 SCHEMA = FeatureSchema(
     fields=tuple(
-        Field(name=n, cardinality=len(c), multi=Multi(length=3) if n == "c" else None)
+        Field(
+            name=n,
+            cardinality=len(c),
+            multi=Multi(length=3) if n == "c" else None,
+            interpolation="piecewise" if n == "d" else None,
+        )
         for n, c in zip("abcd", COUNTS, strict=True)
     ),
     label="y",

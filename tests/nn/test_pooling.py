@@ -1,5 +1,7 @@
 """The embeddings of multi-valued fields, in the supernet and in every compact storage."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,14 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.card import sample_ids
+from autoembed.data.knots import ONE, SPAN
 from autoembed.data.schema import PAD, FeatureSchema, Field, Multi
 from autoembed.errors import SpaceError
-from autoembed.nn.model import build_model, cost_of, measure
+from autoembed.export.serving import ServingModel
+from autoembed.nn.model import build_model, cost_of, measure, pack, start_rounding
 from autoembed.nn.pooling import attend, pool
 from autoembed.plans import Pool
+from autoembed.storage import MixedStorage, ProjectedStorage, SharedStorage
 
 COUNTS = [np.array(count) for count in ([0, 90, 9, 8, 1], [3, 60, 5, 4], [0, 50, 2, 1])]
 SCHEMA = FeatureSchema(
@@ -161,3 +166,61 @@ def test_fields_that_share_read_one_table_which_is_counted_once():
     assert cost_of(own).embedding_bytes == cost_of(whole).embedding_bytes
     assert measure(model) == cost_of(whole)
     assert Architecture.model_validate_json(whole.model_dump_json()) == whole
+
+
+BETWEEN = FeatureSchema(
+    fields=(
+        Field(name="a", cardinality=5),
+        Field(name="x", cardinality=4, kind="numeric", interpolation="piecewise"),
+        Field(name="z", cardinality=4, kind="numeric", interpolation="linear"),
+        Field(name="c", cardinality=5),
+    ),
+    label="y",
+)
+STORAGES = {
+    "mixed": MixedStorage(),
+    "projected": ProjectedStorage(),
+    "shared": SharedStorage(rows=30, lookups=2, seed=1),
+}
+
+
+def between(storage):
+    """Numbers of two widths and 4 bits, but where one table is for all."""
+    counts = [COUNTS[0], COUNTS[1], COUNTS[1], COUNTS[0]]
+    full = Architecture.full(BETWEEN, counts, dim=4, blocks=3, cut="equal", backbone={"name": "fm"}, bits=4)
+    if storage != "shared":
+        mask = full.mask()
+        mask[::2, 2:] = False
+        full = full.with_mask(mask)
+    return full.replace(storage=STORAGES[storage])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_number_between_knots_has_both_by_their_shares_in_every_storage(storage):
+    torch.manual_seed(0)
+    model = build_model(BETWEEN, between(storage)).eval()
+    with torch.no_grad():
+        for rows in model.embedding.tables:
+            rows.weight.normal_()
+    start_rounding(model)
+    model = pack(model, BETWEEN)
+    ids = torch.from_numpy(sample_ids(BETWEEN))
+    single = torch.where(ids < 0, 0, ids % SPAN)
+    share = torch.where(ids < 0, 0, 1 - ids // SPAN / ONE)
+    assert ((share > 0.01) & (share < 0.99)).any(0)[1:5].all()
+    with torch.no_grad():
+        found = model.embed(ids)
+        each = model.embedding.lookup(single)
+    weighted = each * share[..., None]
+    expected = torch.stack([weighted[:, own].sum(1) for own in ([0], [1, 2], [3, 4], [5])], dim=1)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert measure(model) == cost_of(model.architecture)
+    served = ServingModel(copy.deepcopy(model))
+    assert torch.allclose(served(ids.long()), torch.sigmoid(model(ids)), atol=1e-6)
+
+
+def test_knots_are_stored_as_a_pool_of_two():
+    node = between("mixed").model_dump()["fields"][1]
+    assert node["pool"] == {"length": 2, "by": "knots"}
+    assert Architecture.model_validate_json(between("mixed").model_dump_json()) == between("mixed")
+    assert "interpolation" not in SCHEMA.model_dump()["fields"][0]

@@ -56,7 +56,16 @@ def make(folder, *, data=None, seed=0, train=None):
     names = [name for name in frame.columns if name != "label"]
     multi = {"tags": Multi(length=2), "words": Multi(separator="|", length=3, keep="first")}
     kinds |= dict.fromkeys(multi, "multi")
-    fields = tuple(Field(name=name, kind=kinds.get(name, "categorical"), multi=multi.get(name)) for name in names)
+    between = {"age": "piecewise"}
+    fields = tuple(
+        Field(
+            name=name,
+            kind=kinds.get(name, "categorical"),
+            multi=multi.get(name),
+            interpolation=between.get(name) if kinds.get(name) == "numeric" else None,
+        )
+        for name in names
+    )
     schema = FeatureSchema(fields=fields, label="label")
     data = {"label": "label", **({"multi": {"words": "|"}} if "words" in names else {}), **(data or {})}
     frame = clean(frame.lazy(), DataSpec.model_validate({**data, "strip": False, "null_values": ()})).collect()
