@@ -3,6 +3,7 @@
 import mlflow
 import numpy as np
 import polars as pl
+import pytest
 import torch
 from mlflow import MlflowClient
 
@@ -22,6 +23,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_routed_rows_score_alike_everywhere(write_space, tmp_path, ray_here, cli):
     planted = {"rows": 8000, "marginal": [5], "xor": [], "low_rank": [], "noise": [10], "populations": True}
     folder = write_planted(PlantedSpec.model_validate(planted), tmp_path / "data")
