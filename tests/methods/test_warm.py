@@ -74,18 +74,18 @@ def test_whatever_decides_a_warm_start_is_in_its_key(small, tmp_path):
     assert trained(tmp_path) == len(trials)
 
 
-def test_a_file_that_cannot_be_read_is_made_anew_and_old_ones_go(small, tmp_path):
-    plain = result(config("magnitude"), small, WarmStarts(folder=tmp_path))
+def test_a_file_that_cannot_be_read_is_made_anew_and_old_ones_go(planted, tmp_path):
+    plain = result(config("magnitude"), planted, WarmStarts(folder=tmp_path))
     (path,) = tmp_path.glob("*.safetensors")
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: size // 2])
-    assert result(config("magnitude"), small, WarmStarts(folder=tmp_path)) == plain
+    assert result(config("magnitude"), planted, WarmStarts(folder=tmp_path)) == plain
     assert path.stat().st_size == size
-    result(config("magnitude", seed=1), small, WarmStarts(folder=tmp_path, most=int(2.5 * size)))
+    result(config("magnitude", seed=1), planted, WarmStarts(folder=tmp_path, most=int(2.5 * size)))
     assert trained(tmp_path) == 2
-    result(config("magnitude", seed=2), small, WarmStarts(folder=tmp_path, most=int(2.5 * size)))
+    result(config("magnitude", seed=2), planted, WarmStarts(folder=tmp_path, most=int(2.5 * size)))
     assert trained(tmp_path) == 2
-    result(config("magnitude", seed=3), small, WarmStarts(folder=tmp_path / "small", most=size))
+    result(config("magnitude", seed=3), planted, WarmStarts(folder=tmp_path / "small", most=size))
     assert not (tmp_path / "small").exists()
 
 
