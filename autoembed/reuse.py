@@ -322,8 +322,9 @@ def averaged(
     """Gives the mean of a model's weights and those that it started from, each by the rows that it has seen.
 
     A value that had n rows, `memory` of which count, and has m in the log takes m / (m + memory n) of its new
-    embedding; a new value takes all of it. The backbone takes its share by all rows. So what is known well moves less
-    than by one log's noise, as in the mean of a stream.
+    embedding; a new value takes all of it, and so does one that moved into a block with more dims, in these. The
+    backbone takes its share by all rows. So what is known well moves less than by one log's noise, as in the mean of a
+    stream.
 
     Args:
         bundle: the model of before, whose vocabulary says how many rows its values had.
@@ -332,7 +333,7 @@ def averaged(
         memory: how much a row of before counts beside one of the log.
     """
     before, ids = copy.deepcopy(start), dataset.ids("train")
-    shares = {}
+    plans, shares = {field.name: field for field in bundle.architecture.fields}, {}
     for number, field in enumerate(start.architecture.fields):
         new = np.zeros(field.cardinality, dtype=np.int64)
         for one in field.inputs:
@@ -343,7 +344,8 @@ def averaged(
         known = (old > 0) | (np.arange(len(old)) == 0)
         had = memory * np.where(known, counted[np.maximum(old, 0)], 0)
         share = np.divide(new, new + had, out=np.ones(len(old)), where=new + had > 0)
-        shares[number] = torch.from_numpy(share).float()[:, None].expand(-1, start.architecture.dim + 1)
+        kept = _kept(plans[field.name], old, start.architecture.dim)
+        shares[number] = torch.from_numpy(np.where(kept, share[:, None], 1.0)).float()
     of_rows = copy.deepcopy(start.embedding)
     assert isinstance(of_rows, MixedEmbedding)
     of_rows.load_dense(shares, start.architecture)
@@ -358,6 +360,16 @@ def averaged(
         return found
 
     return mean
+
+
+def _kept(field: FieldPlan, ids: Array, dim: int) -> Array:
+    """Which dims, and at last whether a first-order weight, a field's values have: bool [N, D + 1]."""
+    mask = np.zeros((len(field.blocks), dim + 1), dtype=bool)
+    for row, block in zip(mask, field.blocks, strict=True):
+        row[list(block.dims)] = True
+        row[-1] = bool(block.dims)
+    kept: Array = mask[np.searchsorted([block.stop for block in field.blocks], ids, side="right")]
+    return kept
 
 
 def _old_ids(bundle: Bundle, dataset: Dataset, name: str) -> Array:

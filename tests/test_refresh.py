@@ -16,8 +16,9 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.following import Follower, JudgedEpoch
 from autoembed.metrics import evaluate
+from autoembed.plans import Block, FieldPlan
 from autoembed.refreshing import _other, refresh
-from autoembed.reuse import averaged, carried, rows_seen, train_architecture, with_weights_of
+from autoembed.reuse import _kept, averaged, carried, rows_seen, train_architecture, with_weights_of
 from tests.serving.conftest import make, table
 
 RECIPE = {"epochs": 4, "lr": 5e-3, "batch_size": 512}
@@ -139,6 +140,14 @@ def test_weights_are_averaged_by_the_rows_that_they_have_seen(first, tmp_path):
     assert {value for value in values if value not in before}
     assert min(wanted) == 0  # a value that the log does not have stays where it was
     assert any(0.4 < one < 0.6 for one in wanted)
+
+
+def test_a_value_in_a_wider_block_takes_all_of_the_dims_that_it_had_not():
+    stops = ((2, (0, 2), 32), (5, (1,), 32), (6, (), 0))
+    blocks = tuple(Block(stop=stop, level=0, dims=dims, bits=bits) for stop, dims, bits in stops)
+    field = FieldPlan(name="item", cardinality=6, blocks=blocks)
+    kept = _kept(field, np.array([5, 1, 2, 4]), 3).astype(int)
+    assert kept.tolist() == [[0, 0, 0, 0], [1, 0, 1, 1], [0, 1, 0, 1], [0, 1, 0, 1]]
 
 
 def test_rows_are_counted_by_a_column_with_one_value_a_row(tmp_path):

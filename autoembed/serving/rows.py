@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -19,7 +18,7 @@ from autoembed.data.readers import clean
 from autoembed.data.values import col, is_missing
 from autoembed.errors import DataError, first_line
 from autoembed.export.lookups import lookups_of
-from autoembed.serving.texts import UNSEEN, Texts, TextTable, columns_of
+from autoembed.serving.texts import UNSEEN, ArrowBody, Texts, TextTable, columns_of
 from autoembed.serving.values import GONE, BadValueError, CategoricalField, Field, MultiField, NumericField
 from autoembed.types import Array
 
@@ -63,6 +62,7 @@ class RowReader:
                 self.fields[lookup["name"]] = MultiField(lookup, bundle.spec)
             elif lookup["kind"] == "numeric":
                 self.fields[lookup["name"]] = NumericField(lookup, bundle.spec)
+        self.categorical = [name for name, field in self.fields.items() if isinstance(field, CategoricalField)]
         self.table = TextTable(
             [field.direct if isinstance(field, CategoricalField) else {} for field in self.fields.values()]
         )
@@ -86,8 +86,9 @@ class RowReader:
 
     def arrow(self, body: bytes) -> Array:
         """The ids of an Arrow IPC stream."""
+        within = ArrowBody(body)
         try:
-            with pa.ipc.open_stream(io.BytesIO(body)) as stream:
+            with pa.ipc.open_stream(within.handle) as stream:
                 table = stream.read_all()
             table.validate(full=True)
             frame = cast(pl.DataFrame, pl.from_arrow(table))
@@ -95,14 +96,19 @@ class RowReader:
             raise RefusedError(400, f"the body must be an Arrow IPC stream: {first_line(error)}") from None
         self._check_names(frame.columns, None)
         self._check_size(frame.height)
+        kinds = frame.schema
         for name, field in self.fields.items():
-            dtype = frame.schema[name]
+            dtype = kinds[name]
             if isinstance(field, MultiField):
                 if not (is_list(dtype) or dtype == pl.Null or (dtype == pl.String and field.separator is not None)):
                     raise RefusedError(422, f"must hold lists, but its type is {dtype}", name)
             elif dtype.is_nested():
                 raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
-        return self._of_frame(frame.select(col(name) for name in self.columns))
+        texts: dict[str, Texts] = {}
+        if len(body) >= _LONG and frame.height <= _FEW:
+            found = {name: within.texts(table.column(name)) for name in self.categorical}
+            texts = {name: one for name, one in found.items() if one is not None}
+        return self._of_frame(frame.select(col(name) for name in self.columns), texts)
 
     def ids(self, columns: Sequence[Sequence[object] | Array]) -> Array:
         """Ids int32 [N, V] of plain values, a list for each of `self.columns`, or an array that is ids already."""
@@ -195,9 +201,10 @@ class RowReader:
         self._check_size(len(columns[0]) if columns else 0)
         return columns
 
-    def _of_frame(self, frame: pl.DataFrame) -> Array:
+    def _of_frame(self, frame: pl.DataFrame, texts: Mapping[str, Texts]) -> Array:
         if frame.height <= _FEW and all(map(_is_plain, frame.dtypes)):
-            return self.ids([column.to_list() for column in frame])
+            known = self._of_table(texts)
+            return self.ids([known[column.name] if column.name in known else column.to_list() for column in frame])
         rows = clean(frame.lazy(), self.bundle.spec).collect()
         try:
             ids = self.bundle.vocabulary.encode(rows)

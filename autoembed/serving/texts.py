@@ -1,4 +1,4 @@
-"""The texts of a request's columns to ids, a whole column at a time.
+"""The texts of a request's columns, in JSON or Arrow, to ids, a whole column at a time.
 
 Python takes some 300 ns for each value of a request of columns: an object, its hash, and a dictionary's entry and key
 that no cache holds. Here texts stay where they are in the body, and numpy compares them as words of 8 bytes. What is
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from autoembed.types import Array
 
@@ -27,11 +28,13 @@ _MASKS = np.array([(1 << (8 * length)) - 1 for length in range(_WORD + 1)], dtyp
 _LONG = np.uint64(2**64 - 1)  # no text of UTF-8 begins so
 _LOOKS = 8  # slots in which a text is looked for
 _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_VIEW = np.dtype([("length", "<i4"), ("prefix", "<i4"), ("buffer", "<i4"), ("offset", "<i4")])
+_INLINE = 12  # bytes of a text that its view holds
 Columns = dict[str, "Texts | list[object]"]
 
 
 class Texts:
-    """Texts without escapes and signs of control, as UTF-8 in a buffer that goes on for 16 bytes behind them.
+    """Texts without escapes, as UTF-8 in a buffer that goes on for 16 bytes behind them; none ends with a NUL.
 
     Args:
         buffer: bytes.
@@ -173,3 +176,55 @@ def _texts(buffer: bytes, signs: Array, start: int, stop: int) -> Texts | None:
     if not ((part[before + 1] == _COMMA) & ((gap == 2) | ((gap == 3) & (part[before + 2] == _SPACE)))).all():
         return None
     return Texts(buffer, opened + (start + 1), closed + start)
+
+
+class ArrowBody:
+    """A body in Arrow's IPC format, in which the texts of a column may be found.
+
+    Args:
+        body: bytes, which what reads the columns holds by `handle`, without a copy of its own.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self.handle = pa.py_buffer(body)
+        self.buffer = body + bytes(_LONGEST)
+
+    def texts(self, column: pa.ChunkedArray) -> Texts | None:
+        """The texts of a column; None if it has missing values or another type, or is not in the body as it is."""
+        if column.num_chunks != 1 or column.null_count:
+            return None
+        chunk, kind = column.chunk(0), column.type
+        found: tuple[Array, Array] | None
+        if pa.types.is_string_view(kind):
+            found = self._of_views(chunk)
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            found = self._of_offsets(chunk, "<i4" if pa.types.is_string(kind) else "<i8")
+        else:
+            return None
+        if found is None or not len(found[0]):
+            return None
+        start, stop = found
+        if start.min() < 0 or stop.max() > len(self.buffer) - _LONGEST:  # it was compressed
+            return None
+        # Words end with zeros, so a NUL at the end of a text could not be told from the end.
+        last = np.frombuffer(self.buffer, np.uint8)[np.maximum(stop - 1, 0)]
+        return Texts(self.buffer, start, stop) if (last[stop > start] != 0).all() else None
+
+    def _of_offsets(self, chunk: pa.Array, kind: str) -> tuple[Array, Array] | None:
+        _, offsets, data = chunk.buffers()
+        if data is None:
+            return None
+        at = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
+        at += data.address - self.handle.address
+        return at[:-1], at[1:]
+
+    def _of_views(self, chunk: pa.Array) -> tuple[Array, Array]:
+        _, views, *data = chunk.buffers()
+        held = np.frombuffer(views, _VIEW)[chunk.offset : chunk.offset + len(chunk)]
+        length = held["length"].astype(np.int64)
+        start = views.address + _VIEW.itemsize * (chunk.offset + np.arange(len(held))) + held["length"].itemsize
+        far = np.flatnonzero(length > _INLINE)
+        if len(far):
+            start[far] = np.array([one.address for one in data])[held["buffer"][far]] + held["offset"][far]
+        start -= self.handle.address
+        return start, start + length

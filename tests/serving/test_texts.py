@@ -1,8 +1,10 @@
 """Columns whose texts stay in the body get the ids that the dictionaries give them, and refusals are the same."""
 
+import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from autoembed.bundle import load_bundle
 from autoembed.serving import rows as reading
 from autoembed.serving.rows import RefusedError, RowReader
-from autoembed.serving.texts import UNSEEN, Texts, TextTable, columns_of
+from autoembed.serving.texts import UNSEEN, ArrowBody, Texts, TextTable, columns_of
 from tests.serving.conftest import make, table
 from tests.serving.test_values import TEXTS, VALUES
 
@@ -126,3 +128,44 @@ def test_a_table_knows_a_text_by_all_of_it_and_its_field():
     ids = known.ids(many, np.full(3000, 3, np.int32))
     assert ((ids == np.arange(3000)) | (ids == u)).all()
     assert (ids != u).mean() > 0.95
+
+
+def arrow_of(columns, kinds, compression=None):
+    table = pa.table({name: pa.array(values, kinds.get(name)) for name, values in columns.items()})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
+@SOME
+@given(data=st.data())
+def test_texts_of_arrow_have_the_ids_of_single_values(reader, monkeypatch, data):
+    rows = data.draw(st.integers(0, 5))
+    node = {name: data.draw(st.lists(CELLS, min_size=rows, max_size=rows)) for name in reader.columns}
+    node = {name: [one.encode("utf-8", "ignore").decode() for one in own] for name, own in node.items()}
+    node |= {"price": [1.5] * rows, "age": [None] * rows, "tags": [["a"]] * rows}
+    if rows and data.draw(st.booleans()):
+        node["city"][0] = data.draw(st.sampled_from([None, "Bern\0", "a" * 40, "\0"]))
+    kind = data.draw(st.sampled_from([pa.string(), pa.large_string(), pa.string_view()]))
+    kinds = dict.fromkeys(set(node) - {"price", "age", "tags"}, kind)
+    body = arrow_of(node, kinds | {"tags": pa.list_(pa.string())}, data.draw(st.sampled_from([None, "lz4"])))
+    answers = []
+    for long in (0, len(body) + 1):
+        monkeypatch.setattr(reading, "_LONG", long)
+        answers.append(reader.arrow(body).tolist())
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_texts_of_arrow_are_read_in_the_body(kind):
+    texts = ["", "x", "Köln", "a" * 12, "b" * 13, "c" * 40]
+    body = arrow_of({"city": texts}, {"city": kind})
+    within = ArrowBody(body)
+    with pa.ipc.open_stream(within.handle) as stream:
+        column = stream.read_all().column("city")
+    assert within.texts(column).tolist() == texts
+    assert within.texts(column.slice(2, 3)).tolist() == texts[2:5]
+    assert within.texts(pa.chunked_array([pa.array(texts, kind)])) is None  # in memory of its own
+    for other in (["a", None], ["a\0"], [1], []):
+        assert within.texts(pa.chunked_array([pa.array(other, kind if other != [1] else None)])) is None
