@@ -29,7 +29,8 @@ from autoembed.writing import scratch
 
 Rule = Literal["keep", "grow", "rebuild"]
 RULES: tuple[Rule, ...] = ("keep", "grow", "rebuild")
-MEMORY = 0.75
+MEMORY = 0.5
+EVICT = 0.05  # at 1 the long tail of a day is gone on the next one, and its embeddings with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def refresh(
     epochs: int = 2,
     vocabulary: Rule = "grow",
     min_count: int | None = None,
-    evict: float = 1.0,
+    evict: float = EVICT,
     memory: float = MEMORY,
     settings: Mapping[str, object] | None = None,
     train: Mapping[str, object] | None = None,

@@ -31,8 +31,8 @@ def refresh(
         int | None,
         typer.Option(help="Rows that a new value needs; by default the bundle's, as a share of its rows."),
     ] = None,
-    evict: Annotated[float, typer.Option(help="Of grow: a value with fewer rows loses its embedding.")] = 1.0,
-    memory: Annotated[float, typer.Option(help="Of grow: what a row of before counts beside one of the log.")] = 0.75,
+    evict: Annotated[float, typer.Option(help="Of grow: a value with fewer rows loses its embedding.")] = 0.05,
+    memory: Annotated[float, typer.Option(help="Of grow: what a row of before counts beside one of the log.")] = 0.5,
     study: Annotated[
         Path | None, typer.Option(help="The bundle's study, where MLflow has the refresh; found by default.")
     ] = None,
