@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,7 +277,7 @@ def _least(bundle: Bundle, log: Dataset) -> int:
 
 
 def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:
-    table = hashlib.sha256(bundle.vocabulary.table().write_csv().encode()).hexdigest()
+    table = bundle.manifest.files["vocabulary.parquet"]
     make = {
         "keep": lambda log: bundle.vocabulary,
         "grow": lambda log: bundle.vocabulary.grown(log, least=spec.min_count, evict=evict, memory=memory),

@@ -313,7 +313,7 @@ def rows_seen(bundle: Bundle) -> int:
     """
     read = {field.shares for field in bundle.schema.fields}
     plain = [field.name for field in bundle.schema.fields if field.kind == "categorical" and field.name not in read]
-    return max(int(bundle.vocabulary.counts(name).sum()) for name in plain or bundle.vocabulary.names)
+    return max(round(float(bundle.vocabulary.recent(name).sum())) for name in plain or bundle.vocabulary.names)
 
 
 def averaged(
@@ -340,7 +340,7 @@ def averaged(
             columns = ids[:, dataset.schema.columns([one.name])].T
             for column in [dataset.schema.one(ids, one.name)] if one.interpolated else columns:
                 new += np.bincount(column[column >= 0], minlength=len(new))
-        old, counted = _old_ids(bundle, dataset, field.name), bundle.vocabulary.counts(field.name)
+        old, counted = _old_ids(bundle, dataset, field.name), bundle.vocabulary.recent(field.name)
         known = (old > 0) | (np.arange(len(old)) == 0)
         had = memory * np.where(known, counted[np.maximum(old, 0)], 0)
         share = np.divide(new, new + had, out=np.ones(len(old)), where=new + had > 0)

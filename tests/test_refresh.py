@@ -17,7 +17,7 @@ from autoembed.data.vocabulary import Vocabulary
 from autoembed.following import Follower, JudgedEpoch
 from autoembed.metrics import evaluate
 from autoembed.plans import Block, FieldPlan
-from autoembed.refreshing import _other, refresh
+from autoembed.refreshing import EVICT, MEMORY, _other, refresh
 from autoembed.reuse import _kept, averaged, carried, rows_seen, train_architecture, with_weights_of
 from tests.serving.conftest import make, table
 
@@ -65,15 +65,29 @@ def column(values):
 def test_values_come_and_go_by_their_rows():
     old = column(["a"] * 8 + ["b"] * 4 + ["c"] + [None] * 3)
     new = column(["d"] * 9 + ["e"] + ["b"] * 6 + ["a"])
-    grown = old.grown(new, least=2, evict=1.0, memory=0.5).table()
+    after = old.grown(new, least=2, evict=1.0, memory=0.5)
+    grown = after.table()
     assert grown["value"].to_list() == [None, "d", "b", "a", None]
     assert grown["count"].to_list() == [2, 9, 8, 5, 2]  # c with half a row is gone, and e with one is not admitted
+    assert after.recent("a").tolist() == [1.5, 9, 8, 5, 1.5]
+    later = after.grown(new, least=1, evict=1.0, memory=0.5)
+    assert later.recent("a").tolist() == [1.5, 13.5, 10, 3.5, 1.0]
     assert old.grown(new, least=1, evict=0.5, memory=0.5).cardinality("a") == 7
     assert old.grown(new, least=1, evict=1.0, memory=0.0).table()["value"].to_list() == [None, "d", "b", "a", "e"]
     again = old.grown(old, least=1, evict=1.0, memory=1.0)
     assert again.table().drop("count").equals(old.table().drop("count"))
     assert old.pruned(4).table()["value"].to_list() == [None, "a", "b"]
     assert old.pruned(4).counts("a").tolist() == [4, 8, 4]
+
+
+def test_a_rare_value_is_known_for_some_days_without_a_row(tmp_path):
+    known, log, days = column(["a"] * 9 + ["b"]), column(["a"] * 9), 0
+    while "b" in known.table()["value"].to_list():
+        known.write(tmp_path / "vocabulary.parquet")
+        known, days = Vocabulary.read(tmp_path / "vocabulary.parquet"), days + 1
+        assert known.recent("a").tolist()[-1] == 0.5 ** (days - 1)
+        known = known.grown(log, least=1, evict=EVICT, memory=MEMORY)
+    assert days == 5
 
 
 @pytest.mark.parametrize("rule", ["keep", "grow", "rebuild"])

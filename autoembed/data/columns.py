@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -44,7 +44,7 @@ class Column:
     Numeric fields know ascending upper bounds, and perhaps the knot of each bin; crossed ones ascending keys. With
     `buckets`, so many of the values are those of `bucket_of`, which stand for all values that are rare or that train
     does not have. A statistic of another field knows upper bounds of rates, and `of_ids` has its id for each id of that
-    field.
+    field. After a later log, `recent` has the rows of each id, those of before in parts; `counts` has them rounded up.
     """
 
     kind: Kind
@@ -58,6 +58,7 @@ class Column:
     statistic_of: str | None = None
     of_ids: Ids | None = None
     knots: Knots | None = None
+    recent: Floats | None = None
 
     @property
     def length(self) -> int:
@@ -110,26 +111,34 @@ def counted_values(frame: pl.LazyFrame, field: Field, label: str | None = None) 
 
 def fit_categorical(counted: pl.DataFrame, min_count: int, buckets: int | None = None) -> Column:
     merged = counted.group_by("value").agg(pl.col("count").sum().cast(pl.Int64))
-    return with_rare(merged, pl.col("count") >= min_count, 0, buckets)
+    return with_rare(merged, pl.col("count") >= min_count, (0,), buckets)
 
 
-def with_rare(counted: pl.DataFrame, stays: pl.Expr, rare: int, buckets: int | None) -> Column:
-    """The column of the values (value, count) that stay; the others share id 0, beside `rare` rows, or buckets."""
+def with_rare(counted: pl.DataFrame, stays: pl.Expr, rare: Sequence[float], buckets: int | None) -> Column:
+    """The column of the values (value, count, perhaps recent) that stay; the others share id 0, or buckets.
+
+    `rare` rows have id 0 beside them: a number for count, and one for recent.
+    """
     if buckets is not None:
         stays |= pl.col("value").str.starts_with(_BUCKET).fill_null(False)
-    kept, others = counted.filter(stays).select("value", "count"), counted.filter(~stays)
+    names = ["count", "recent"][: len(rare)]
+    kept, others = counted.filter(stays).select("value", *names), counted.filter(~stays)
     if buckets is not None:
         texts = others.drop_nulls("value")
-        rare += int(others["count"].sum()) - int(texts["count"].sum())
-        every = pl.DataFrame({"value": [f"{_BUCKET}{n}" for n in range(buckets)]}).with_columns(
-            pl.lit(0, pl.Int64).alias("count")
-        )
-        held = texts.select(in_buckets(texts["value"], buckets).alias("value"), pl.col("count").cast(pl.Int64))
-        kept = pl.concat([kept, held, every]).group_by("value").agg(pl.col("count").sum())
+        unheld = others.filter(pl.col("value").is_null())
+        every = pl.DataFrame({"value": [f"{_BUCKET}{n}" for n in range(buckets)]})
+        empty = [pl.lit(0).cast(kept.schema[name]).alias(name) for name in names]
+        held = texts.select(in_buckets(texts["value"], buckets).alias("value"), *names)
+        kept = pl.concat([kept, held, every.with_columns(empty)]).group_by("value").agg(pl.col(names).sum())
     else:
-        rare += int(others["count"].sum())
+        unheld = others
     ranked = kept.sort(["count", "value"], descending=[True, False], nulls_last=True)
-    return ranked_column(ranked["value"], np.concatenate([[rare], ranked["count"].to_numpy()]).astype(np.int64))
+    rows = [
+        np.concatenate([[before + float(unheld[name].sum())], ranked[name].to_numpy()])
+        for name, before in zip(names, rare, strict=True)
+    ]
+    column = ranked_column(ranked["value"], rows[0].astype(np.int64))
+    return replace(column, recent=rows[1].astype(np.float64)) if len(rows) > 1 else column
 
 
 def ranked_column(values: pl.Series, counts: Counts) -> Column:
@@ -148,15 +157,17 @@ def ranked_column(values: pl.Series, counts: Counts) -> Column:
 
 def grown(before: Column, log: Column, least: int, evict: float, memory: float) -> Column:
     """A column of values after a later log, as `Vocabulary.grown` says."""
+    weighed = before.counts.astype(np.float64) if before.recent is None else before.recent
     old, new = table_of("x", before)[1:], table_of("x", log)[1:]
-    both = old.select("value", pl.col("count").alias("old")).join(
+    old = old.select("value", pl.col("count").alias("old"), pl.Series("weighed", weighed[1:]))
+    both = old.join(
         new.select("value", pl.col("count").alias("new")), on="value", how="full", nulls_equal=True, coalesce=True
-    )
-    rows = memory * pl.col("old").fill_null(0) + pl.col("new").fill_null(0)
-    stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(rows >= evict)
-    both = both.with_columns(rows.ceil().cast(pl.Int64).alias("count"), stays.alias("stays"))
-    rare = int(memory * before.counts[0]) + int(log.counts[0])
-    return with_rare(both, pl.col("stays"), rare, before.buckets)
+    ).with_columns(pl.col("weighed", "new").fill_null(0))
+    recent = memory * pl.col("weighed") + pl.col("new")
+    stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(recent >= evict)
+    both = both.with_columns(recent.ceil().cast(pl.Int64).alias("count"), recent.alias("recent"), stays.alias("stays"))
+    rare = memory * float(weighed[0]) + float(log.counts[0])
+    return with_rare(both, pl.col("stays"), (rare, rare), before.buckets)
 
 
 def fit_numeric(counted: pl.DataFrame, name: str, bins: int, interpolation: Interpolation | None = None) -> Column:

@@ -39,6 +39,7 @@ from autoembed.types import Progress
 
 _CROSSES, _MULTI, _HASH = "autoembed.crosses", "autoembed.multi", "autoembed.hash"
 _STATISTICS = "autoembed.statistics"
+_RECENT = "recent"  # a column of vocabularies that have seen a later log
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
 ENCODING = 5
 
@@ -104,6 +105,11 @@ class Vocabulary:
     def counts(self, name: str) -> Counts:
         """Train rows per id, int64 [cardinality], or values of a multi-valued field; index 0 counts the rare ones."""
         return self._column(name).counts.copy()
+
+    def recent(self, name: str) -> Floats:
+        """Train rows per id as `counts`, after a later log in parts as `grown` says: float64 [cardinality]."""
+        column = self._column(name)
+        return column.counts.astype(np.float64) if column.recent is None else column.recent.copy()
 
     def cardinality(self, name: str) -> int:
         """The number of ids of a field, id 0 included."""
@@ -240,7 +246,7 @@ class Vocabulary:
         for name, column in columns.items():
             if column.kind in ("categorical", "multi"):
                 known, rare = table_of(name, column)[1:], int(column.counts[0])
-                columns[name] = with_rare(known, pl.col("count") >= least, rare, column.buckets).like(column)
+                columns[name] = with_rare(known, pl.col("count") >= least, (rare,), column.buckets).like(column)
         return Vocabulary(columns)
 
     def cross(self, name: str) -> Cross | None:
@@ -290,7 +296,11 @@ class Vocabulary:
         metadata |= {_HASH: json.dumps(hashed)} if hashed else {}
         statistics = {name: column.statistic_of for name, column in self._columns.items() if column.statistic_of}
         metadata |= {_STATISTICS: json.dumps(statistics)} if statistics else {}
-        self.table().write_parquet(path, metadata=metadata)
+        table = self.table()
+        if any(column.recent is not None for column in self._columns.values()):
+            recent = [pl.Series(_RECENT, self.recent(name)) for name in self._columns]
+            table = table.with_columns(pl.concat(recent))
+        table.write_parquet(path, metadata=metadata)
 
     @classmethod
     def read(cls, path: str | Path) -> Vocabulary:
@@ -302,10 +312,19 @@ class Vocabulary:
             crosses, multi, hashed, statistics = (json.loads(metadata.get(key, "{}")) for key in keys)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"cannot read the vocabulary {path}: {str(error).strip().splitlines()[0]}") from error
+        recent = table.get_column(_RECENT, default=None)
+        table = table.drop(_RECENT, strict=False)
         if table.schema != pl.Schema(COLUMNS) or not table.height:
             raise DataError(
                 f"{path} is not a vocabulary: its columns must be {', '.join(COLUMNS)}, and it must have rows"
             )
         parts = table.partition_by("field", maintain_order=True)
         columns = {part["field"][0]: column_of(part, crosses, multi, statistics, path) for part in parts}
-        return cls({name: replace(column, buckets=hashed.get(name)) for name, column in columns.items()})
+        columns = {name: replace(column, buckets=hashed.get(name)) for name, column in columns.items()}
+        if recent is None:
+            return cls(columns)
+        if recent.dtype != pl.Float64 or not recent.is_finite().all() or (recent < 0).any():
+            raise DataError(f"{path} is not a vocabulary: {_RECENT} must be numbers of at least 0")
+        stops = np.cumsum([len(column.counts) for column in columns.values()]).tolist()
+        own = dict(zip(columns, np.split(recent.to_numpy(), stops[:-1]), strict=True))
+        return cls({name: replace(column, recent=own[name]) for name, column in columns.items()})

@@ -97,8 +97,8 @@ def main() -> None:
         f"--out {given.out}`",
         "",
         "KuaiRand-Pure, a log a day. AUC on the next day's log, as a mean over seven days; mean and sd over "
-        f"{given.seeds} seeds. The default of `--evict` was chosen on seeds 0, 1 and 5 of the same days. Seconds are of "
-        "the last day's training, one thread.",
+        f"{given.seeds} seeds. The default of `--evict` was chosen on seeds 0, 1 and 5 of the same days. Seconds are "
+        "of the last day's training, one thread.",
         "",
         "| model | AUC | minus from scratch | s |",
         "|---|---|---|---|",
