@@ -167,7 +167,7 @@ def grown(before: Column, log: Column, least: int, evict: float, memory: float) 
     stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(recent >= evict)
     both = both.with_columns(recent.ceil().cast(pl.Int64).alias("count"), recent.alias("recent"), stays.alias("stays"))
     rare = memory * float(weighed[0]) + float(log.counts[0])
-    return with_rare(both, pl.col("stays"), (rare, rare), before.buckets)
+    return with_rare(both, pl.col("stays"), (np.ceil(rare), rare), before.buckets)
 
 
 def fit_numeric(counted: pl.DataFrame, name: str, bins: int, interpolation: Interpolation | None = None) -> Column:

@@ -323,7 +323,7 @@ class Vocabulary:
         columns = {name: replace(column, buckets=hashed.get(name)) for name, column in columns.items()}
         if recent is None:
             return cls(columns)
-        if recent.dtype != pl.Float64 or not recent.is_finite().all() or (recent < 0).any():
+        if recent.dtype != pl.Float64 or not (recent.is_finite() & (recent >= 0)).fill_null(False).all():
             raise DataError(f"{path} is not a vocabulary: {_RECENT} must be numbers of at least 0")
         stops = np.cumsum([len(column.counts) for column in columns.values()]).tolist()
         own = dict(zip(columns, np.split(recent.to_numpy(), stops[:-1]), strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -186,8 +187,12 @@ class ArrowBody:
     """
 
     def __init__(self, body: bytes) -> None:
-        self.handle = pa.py_buffer(body)
-        self.buffer = body + bytes(_LONGEST)
+        self.body, self.handle = body, pa.py_buffer(body)
+
+    @cached_property
+    def buffer(self) -> bytes:
+        """The body for `Texts`: a copy, which small bodies do not need."""
+        return self.body + bytes(_LONGEST)
 
     def texts(self, column: pa.ChunkedArray) -> Texts | None:
         """The texts of a column; None if it has missing values or another type, or is not in the body as it is."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from bins import spread
 
 from autoembed.data.dataset import build_dataset
 from autoembed.metrics import evaluate
@@ -108,11 +108,6 @@ def main() -> None:
                     args.out.parent.mkdir(parents=True, exist_ok=True)
                     args.out.write_text(report)
     print(report)
-
-
-def spread(values, digits=4):
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"
 
 
 def page(args, found, sizes, seconds) -> str:

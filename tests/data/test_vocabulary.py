@@ -188,7 +188,12 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
     pl.DataFrame({"a": [1]}).write_parquet(path)
     with pytest.raises(DataError, match="is not a vocabulary: its columns must be field, kind, id"):
         Vocabulary.read(path)
-    fit(["a", "b"]).table().reverse().write_parquet(path)
+    known = fit(["a", "b"]).table()
+    for wrong, kind in ((-1.0, pl.Float64), (float("nan"), pl.Float64), (None, pl.Float64), (1, pl.Int64)):
+        known.with_columns(recent=pl.Series([0, 1, wrong], dtype=kind)).write_parquet(path)
+        with pytest.raises(DataError, match="is not a vocabulary: recent must be numbers of at least 0"):
+            Vocabulary.read(path)
+    known.reverse().write_parquet(path)
     with pytest.raises(DataError, match="ids of 'x' must be 0, 1, 2"):
         Vocabulary.read(path)
 
