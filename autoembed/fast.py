@@ -3,7 +3,8 @@
 The environment variable AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
 
 - kernels: machine code that is kept in files; plainly, numba compiles it in each process.
-- lookups: rows of tables read by machine code where models predict on a CPU; plainly, by torch's operations.
+- lookups: rows of tables, and texts of requests, read by machine code where models predict on a CPU; plainly, by
+  torch's operations and by Python.
 - forks: Ray's workers as forks of one process; plainly, Ray starts each of them.
 - optimisers: torch's Adam without its wrappers; plainly, with them.
 """
@@ -11,6 +12,7 @@ The environment variable AUTOEMBED_PLAIN lists those that are left out, such as 
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from autoembed.errors import SpaceError, unknown
 
@@ -25,6 +27,11 @@ def takes(path: str) -> bool:
         if name not in PATHS:
             raise SpaceError(f"{VARIABLE}: {unknown('path', name, list(PATHS))}")
     return path not in plain
+
+
+def compiles_lookups() -> bool:
+    """Whether the path `lookups` is taken: numba is there, which a small install for serving may lack."""
+    return takes("lookups") and all(find_spec(name) for name in ("llvmlite", "numba"))
 
 
 def cores() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Unpack, cast
 
 import numpy as np
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.data.knots import SPAN
-from autoembed.fast import takes
+from autoembed.fast import compiles_lookups
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
 from autoembed.storage import SharedStorage, Step
 from autoembed.types import Array
 
-# Images that serve have no compiler.
-FAST = takes("lookups") and all(find_spec(name) for name in ("llvmlite", "numba"))
+FAST = compiles_lookups()
 
 
 def _is_readable(rows: nn.Module) -> bool:

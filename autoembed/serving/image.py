@@ -13,7 +13,10 @@ from autoembed.errors import BundleError
 from autoembed.writing import scratch
 
 # All that serving imports: no Ray, no Optuna, no MLflow.
-REQUIREMENTS = ("numpy", "polars", "pyarrow", "pydantic", "safetensors", "starlette", "torch", "typer", "uvicorn")
+REQUIREMENTS = (
+    *("llvmlite", "numba", "numpy", "polars", "pyarrow", "pydantic"),
+    *("safetensors", "starlette", "torch", "typer", "uvicorn"),
+)
 
 
 def write_image(bundle: Path, out: Path) -> Path:

@@ -18,7 +18,7 @@ from autoembed.data.readers import clean
 from autoembed.data.values import col, is_missing
 from autoembed.errors import DataError, first_line
 from autoembed.export.lookups import lookups_of
-from autoembed.serving.texts import UNSEEN, ArrowBody, Texts, TextTable, columns_of
+from autoembed.serving.texts import FAST, UNSEEN, ArrowBody, Texts, TextTable, columns_of, rows_of
 from autoembed.serving.values import GONE, BadValueError, CategoricalField, Field, MultiField, NumericField
 from autoembed.types import Array
 
@@ -63,13 +63,15 @@ class RowReader:
             elif lookup["kind"] == "numeric":
                 self.fields[lookup["name"]] = NumericField(lookup, bundle.spec)
         self.categorical = [name for name, field in self.fields.items() if isinstance(field, CategoricalField)]
-        self.table = TextTable(
-            [field.direct if isinstance(field, CategoricalField) else {} for field in self.fields.values()]
-        )
+        self.place = {name: number for number, name in enumerate(self.fields)}
+        if FAST:
+            self.table = TextTable(
+                [field.direct if isinstance(field, CategoricalField) else {} for field in self.fields.values()]
+            )
 
     def json(self, body: bytes) -> Array:
         """The ids of {"row": {}}, {"rows": [{}]} or {"columns": {"name": []}}."""
-        if len(body) >= _LONG and (columns := self._of_texts(body)) is not None:
+        if FAST and len(body) >= _LONG and (columns := self._of_texts(body)) is not None:
             return self.ids(columns)
         try:
             node = _JSON.decode(body.decode())
@@ -83,6 +85,13 @@ class RowReader:
         if shape == "columns":
             return self.ids(self._of_columns(given))
         return self.ids(self._of_rows([given] if shape == "row" else given))
+
+    def warm(self, row: Mapping[str, object]) -> None:
+        """Reads a row in every way, as the first time may take seconds: what is compiled is made then."""
+        for node in ({"columns": {name: [value] for name, value in row.items()}}, {"rows": [row]}):
+            if FAST:
+                self._of_texts(json.dumps(node).encode())
+            self.json(json.dumps(node).encode())
 
     def arrow(self, body: bytes) -> Array:
         """The ids of an Arrow IPC stream."""
@@ -105,7 +114,7 @@ class RowReader:
             elif dtype.is_nested():
                 raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
         texts: dict[str, Texts] = {}
-        if len(body) >= _LONG and frame.height <= _FEW:
+        if FAST and len(body) >= _LONG and frame.height <= _FEW:
             found = {name: within.texts(table.column(name)) for name in self.categorical}
             texts = {name: one for name, one in found.items() if one is not None}
         return self._of_frame(frame.select(col(name) for name in self.columns), texts)
@@ -135,7 +144,7 @@ class RowReader:
         """The columns of a body, those of plain texts as ids; None if the body is not simple, or breaks a rule."""
         try:
             body.decode()
-            given = columns_of(body, _JSON.decode)
+            given = columns_of(body, _JSON) or rows_of(body, _JSON, self.max_rows)
         except (RecursionError, ValueError):
             return None
         if given is None or not self.known <= given.keys() or (self.strict and len(given) > len(self.known)):
@@ -157,18 +166,15 @@ class RowReader:
         return [columns[name] for name in self.columns]
 
     def _of_table(self, texts: Mapping[str, Texts]) -> dict[str, Array]:
-        """The ids of columns of texts that are equally long."""
+        """The ids of columns of texts of one body."""
         if not texts:
             return {}
-        place = np.array([self.columns.index(name) for name in texts], dtype=np.int32)
-        joined = Texts.joined(list(texts.values()))
-        ids = self.table.ids(joined, np.repeat(place, len(joined) // len(place))).reshape(len(place), -1)
-        for name, own in zip(texts, ids, strict=True):
-            unseen = np.flatnonzero(own == UNSEEN)
-            if len(unseen):
-                field = cast(CategoricalField, self.fields[name])
-                own[unseen] = field.ids([texts[name][at] for at in unseen.tolist()])
-        return dict(zip(texts, ids, strict=True))
+        found = self.table.ids({self.place[name]: own for name, own in texts.items()})
+        for (name, own), ids in zip(texts.items(), found, strict=True):
+            if len(ids) and ids.min() == UNSEEN:
+                unseen, field = np.flatnonzero(ids == UNSEEN), cast(CategoricalField, self.fields[name])
+                ids[unseen] = field.ids([own[at] for at in unseen.tolist()])
+        return dict(zip(texts, found, strict=True))
 
     def _of_rows(self, rows: object) -> list[Sequence[object]]:
         if not isinstance(rows, list):

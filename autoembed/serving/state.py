@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from autoembed.bundle import Bundle, check_bundle, load_bundle
 from autoembed.data.schema import PAD, Field
 from autoembed.errors import first_line
+from autoembed.nn.folding import folded
 from autoembed.serving.rows import RowReader
 from autoembed.serving.values import GONE
 from autoembed.types import Array
@@ -34,7 +36,7 @@ class Loaded:
         self.bundle, self.id = bundle, id
         self.loaded = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self.reader = RowReader(bundle, max_rows=max_rows, strict=strict)
-        self.model, self.link = bundle.model.cpu().eval(), bundle.schema.task.link
+        self.model, self.link = folded(bundle.model.cpu()), bundle.schema.task.link
         missing, lengths = map(bundle.vocabulary.missing, bundle.schema.names), bundle.schema.lengths
         self.missing = np.repeat([at or GONE for at in missing], lengths)  # of each column of ids
         self.starts = np.cumsum((0, *lengths[:-1]))
@@ -46,6 +48,7 @@ class Loaded:
         self.hashed = {place: known.unknown(name) for name in hashed for place in schema.columns([name])}
         self.counted, self.rows = np.zeros((3, len(lengths)), dtype=np.int64), 0
         row = bundle.example()
+        self.reader.warm(json.loads(row.write_json())[0])
         self.predict(self.reader.ids([row[name].to_list() for name in self.reader.columns]))  # the first one is slow
 
     def predict(self, ids: Array) -> Array:

@@ -72,6 +72,11 @@ def ways(bundle, root, connection):
     folder = export_bundle(bundle, root / "onnx", "onnx").path
     session = onnxruntime.InferenceSession(folder / "rows.onnx", options)
     model = State(bundle.path, max_rows=10_000, strict=False).current
+    compact = bundle.model.cpu().eval()
+
+    def alone(ids):
+        with torch.inference_mode():
+            return bundle.schema.task.link(compact(torch.from_numpy(ids))).numpy()
 
     def ask(body, kind=JSON):
         connection.request("POST", "/predict", body, {"content-type": kind, "accept": kind})
@@ -88,7 +93,8 @@ def ways(bundle, root, connection):
         "in process, JSON of rows": lambda rows: model.predict(model.reader.json(rows.rows)),
         "in process, JSON of columns": lambda rows: model.predict(model.reader.json(rows.as_columns)),
         "in process, Arrow": lambda rows: model.predict(model.reader.arrow(rows.arrow)),
-        "in process, the model alone": lambda rows: model.predict(rows.ids),
+        "in process, the served model alone": lambda rows: model.predict(rows.ids),
+        "the compact model in torch": lambda rows: alone(rows.ids),
         "HTTP, JSON of rows": lambda rows: ask(rows.rows),
         "HTTP, JSON of columns": lambda rows: ask(rows.as_columns),
         "HTTP, Arrow": lambda rows: ask(rows.arrow, ARROW),
@@ -123,7 +129,7 @@ def main() -> None:
             with server(bundle) as port:
                 found, reader = ways(bundle, root, http.client.HTTPConnection("127.0.0.1", port))
                 for rows in (*drawn[1], *drawn[1000]):
-                    rows.ids = reader.json(rows.as_columns)
+                    rows.ids = np.ascontiguousarray(reader.json(rows.as_columns))
                 times = {size: timed(found, drawn[size], *turns) for size, turns in TURNS.items()}
                 wanted = bundle.predict(drawn[1000][0].frame)
                 for name, run in found.items():

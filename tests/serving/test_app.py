@@ -355,7 +355,7 @@ def test_the_command_serves_takes_signals_and_needs_no_ray_optuna_or_mlflow(bund
     code = """
 import sys
 from importlib.machinery import PathFinder
-BANNED = {"ray", "optuna", "mlflow", "fastapi", "pandas", "scipy", "sklearn", "numba", "llvmlite", "matplotlib", "yaml",
+BANNED = {"ray", "optuna", "mlflow", "fastapi", "pandas", "scipy", "sklearn", "matplotlib", "yaml",
           "lightgbm", "onnx", "sqlalchemy"}
 class Image(PathFinder):
     @classmethod

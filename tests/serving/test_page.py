@@ -91,4 +91,4 @@ def test_the_pages_folder_for_docker(place, monkeypatch):
         "Dockerfile", "requirements.txt", "autoembed", "bundle",
     }  # fmt: skip
     packages = (place / "image" / "requirements.txt").read_text().splitlines()
-    assert {9: "nine"}[len(packages)] in PAGE.read_text()
+    assert {11: "eleven"}[len(packages)] in PAGE.read_text()

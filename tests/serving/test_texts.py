@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoembed.bundle import load_bundle
 from autoembed.serving import rows as reading
 from autoembed.serving.rows import RefusedError, RowReader
-from autoembed.serving.texts import UNSEEN, ArrowBody, Texts, TextTable, columns_of
+from autoembed.serving.texts import UNSEEN, ArrowBody, Body, Texts, TextTable, columns_of, rows_of
 from tests.serving.conftest import make, table
 from tests.serving.test_values import TEXTS, VALUES
 
@@ -58,10 +58,12 @@ def test_ids_are_those_of_single_values(reader, monkeypatch, data):
     if "tags" in node and data.draw(st.booleans()):
         node["tags"] = ["a"] * len(node["age"])
     comma, ascii_only = data.draw(st.sampled_from([",", ", ", " ,"])), data.draw(st.booleans())
-    text = json.dumps(
-        {"columns": node}, separators=(comma, data.draw(st.sampled_from([":", ": "]))), ensure_ascii=ascii_only
-    )
-    check(reader, text.encode("utf-8", "surrogatepass"), monkeypatch)
+    rows = [dict(zip(node, values, strict=True)) for values in zip(*node.values(), strict=True)]
+    if len(rows) > 1 and data.draw(st.booleans()):
+        rows[1] = dict(sorted(rows[1].items()))
+    for body in ({"columns": node}, {"rows": rows}):
+        text = json.dumps(body, separators=(comma, data.draw(st.sampled_from([":", ": "]))), ensure_ascii=ascii_only)
+        check(reader, text.encode("utf-8", "surrogatepass"), monkeypatch)
 
 
 @SOME
@@ -69,7 +71,10 @@ def test_ids_are_those_of_single_values(reader, monkeypatch, data):
 def test_a_broken_body_is_refused_as_before(reader, monkeypatch, data):
     names = data.draw(st.lists(st.sampled_from(reader.columns), max_size=2))
     node = {name: ["1", "x"] for name in reader.columns if name not in names}
-    body = json.dumps({"columns": node}).encode()
+    rows = [{name: one[row] for name, one in node.items()} for row in range(2)]
+    if data.draw(st.booleans()):
+        rows[1] |= {"age": data.draw(st.sampled_from([None, 2, True, 1e3, [1], {}]))}
+    body = json.dumps(data.draw(st.sampled_from([{"columns": node}, {"rows": rows}]))).encode()
     at, more = (
         data.draw(st.integers(0, len(body))),
         data.draw(st.sampled_from([b'"', b"]", b"[", b",", b"\n", b"\xff", b"}", b" ", b"\\", b"1", b"\0"])),
@@ -93,15 +98,38 @@ def test_rules_of_a_whole_body(reader, monkeypatch):
     check(reader, body[:-2] + b', "city": ["x", "x"]}}', monkeypatch)
     check(reader, body.replace(b"null, 2", b"NaN, 2"), monkeypatch)
     check(reader, body.replace(b"[null, 2]", b"[" * 100_000 + b"]"), monkeypatch)
-    assert columns_of(body, json.loads) is not None
+    assert columns_of(body, json.JSONDecoder()) is not None
+    few = {name: [own[0] for own in (node[name],)] for name in ("city", "price", "age")}
+    row = {name: one[0] for name, one in node.items()} | {"tags": None}
+    for rows in ([row] * 200, [{}], [row, {}], [row | {"more": "1"}] * 2, [row, 1], [row | {"city": "a\\b"}], few, 1):
+        check(reader, json.dumps({"rows": rows}).encode(), monkeypatch)
+    body = json.dumps({"rows": [row, row]}).encode()
+    check(reader, body[:-2] + b"]} ", monkeypatch)
+    check(reader, body[:-2] + b', {"city": "x"}]}', monkeypatch)
+    check(reader, body.replace(b'{"', b'{"city": "y", "', 1), monkeypatch)
+    check(reader, body.replace(b"null", b"NaN"), monkeypatch)
 
 
 def test_texts_of_a_request_are_read_in_the_body(reader):
     known = table(50)
     node = {name: known[name].cast(str).fill_null("").to_list() for name in ("city", "item")}
-    found = columns_of(json.dumps({"columns": node}, ensure_ascii=False).encode(), json.loads)
+    found = columns_of(json.dumps({"columns": node}, ensure_ascii=False).encode(), json.JSONDecoder())
     assert {name: one.tolist() for name, one in found.items()} == node
     assert all(isinstance(one, Texts) for one in found.values())
+    rows = [dict(zip(node, values, strict=True)) | {"age": 1.5} for values in zip(*node.values(), strict=True)]
+    found = rows_of(json.dumps({"rows": rows}, ensure_ascii=False).encode(), json.JSONDecoder(), 50)
+    assert {name: found[name].tolist() for name in node} == node
+    assert found["age"] == [1.5] * 50
+    assert rows_of(json.dumps({"rows": rows}).encode(), json.JSONDecoder(), 49) is None
+
+
+def test_columns_of_other_values_are_between_columns_of_texts():
+    node = {"a": ["x", "y"], "b": [1, None], "c": ["z", "\\"], "d": [], "e": ["", "u"]}
+    body = json.dumps({"columns": node}).encode()
+    found = columns_of(body, json.JSONDecoder())
+    assert {name: one if isinstance(one, list) else one.tolist() for name, one in found.items()} == node
+    assert [name for name, one in found.items() if isinstance(one, Texts)] == ["a", "e"]
+    assert columns_of(body[:-2] + b', "a": ["x"]}}', json.JSONDecoder()) is None
 
 
 def test_a_table_knows_a_text_by_all_of_it_and_its_field():
@@ -113,21 +141,19 @@ def test_a_table_knows_a_text_by_all_of_it_and_its_field():
         {f"v{n}": n for n in range(3000)},
     ]
     texts = ["", "x", common, "a" * 8, "a" * 9, "ü" * 8, f"{common}b", "a" * 17, "y", "a"]
-    body = "".join(texts).encode()
+    asked, known, u = texts_of(texts), TextTable(fields), UNSEEN
+    found = known.ids({0: asked, 1: asked, 2: asked})
+    assert found[0].tolist() == [5, 1, 2, 3, 4, 6, u, u, u, u]
+    assert found[1].tolist() == [u, 11, u, u, u, u, u, u, 12, u]
+    assert found[2].tolist() == [u] * 10
+    assert set(TextTable([{}]).ids({0: asked})[0].tolist()) == {u}
+    many = texts_of([f"v{n}" for n in range(3000)])
+    assert known.ids({3: many})[0].tolist() == list(range(3000))
+
+
+def texts_of(texts):
     stop = np.cumsum([len(one.encode()) for one in texts])
-    asked = Texts(body + bytes(16), np.concatenate([[0], stop[:-1]]), stop)
-    known = TextTable(fields)
-    u = UNSEEN
-    assert known.ids(asked, np.zeros(10, np.int32)).tolist() == [5, 1, 2, 3, 4, 6, u, u, u, u]
-    assert known.ids(asked, np.ones(10, np.int32)).tolist() == [u, 11, u, u, u, u, u, u, 12, u]
-    assert known.ids(asked, np.full(10, 2, np.int32)).tolist() == [u] * 10
-    assert set(TextTable([{}]).ids(asked, np.zeros(10, np.int32)).tolist()) == {u}
-    names = [f"v{n}" for n in range(3000)]
-    stop = np.cumsum([len(one) for one in names])
-    many = Texts("".join(names).encode() + bytes(16), np.concatenate([[0], stop[:-1]]), stop)
-    ids = known.ids(many, np.full(3000, 3, np.int32))
-    assert ((ids == np.arange(3000)) | (ids == u)).all()
-    assert (ids != u).mean() > 0.95
+    return Texts(Body("".join(texts).encode()), np.concatenate([[0], stop[:-1]]), stop)
 
 
 def arrow_of(columns, kinds, compression=None):

@@ -1,0 +1,38 @@
+"""A model as servers run it predicts what it did, with fewer layers and the same tables."""
+
+import pytest
+import torch
+from torch import nn
+
+from autoembed.methods.members import spread
+from autoembed.nn.folding import folded
+from autoembed.nn.layers import Tower
+from autoembed.nn.model import build_model, pack, start_rounding
+from autoembed.plans import Ensemble
+from tests.nn.test_ensemble import CASES, SCHEMA, plain, random_ids, shake
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_predictions_are_those_of_the_model(name, options, bits):
+    trained, ids = shake(build_model(SCHEMA, plain(name, options, bits=bits))), random_ids()
+    start_rounding(trained)
+    model = pack(trained, SCHEMA).eval()
+    with torch.inference_mode():
+        wanted = model(ids)
+        served = folded(model)
+        torch.testing.assert_close(served(ids), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(ids), wanted, rtol=0, atol=0)  # as it was
+    assert all(own is other for own, other in zip(served.tables(), model.tables(), strict=True))
+    for tower in (module for module in served.modules() if isinstance(module, Tower)):
+        assert not any(isinstance(layer, nn.BatchNorm1d) for layer in tower.rest[1:])
+
+
+@pytest.mark.parametrize("share", ["all", "tables", "none"])
+def test_ensembles_and_towers_of_8_bits_are_served(share):
+    architecture = plain("deepfm", {"hidden": [6, 4]}).model_copy(update={"tower_bits": 8})
+    if share != "none":
+        architecture = spread(architecture, Ensemble(members=3, share=share))
+    model, ids = pack(shake(build_model(SCHEMA, architecture)), SCHEMA).eval(), random_ids()
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(model)(ids), model(ids), rtol=1e-4, atol=1e-4)
