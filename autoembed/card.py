@@ -45,12 +45,13 @@ def card(
     provenance: Mapping[str, JsonValue],
 ) -> str:
     """The model card as Markdown: what it predicts from what, how well, at what cost, and how to use and refresh it."""
-    cost = architecture.cost
+    cost, clicks = architecture.cost, schema.ratings is None
     origin = [f"{name} `{provenance[name]}`" for name in ("study", "trial", "fingerprint") if provenance.get(name)]
+    what = f"{'the probability of ' if clicks else ''}`{schema.label}`"
     lines = [
-        f"# Click model for `{schema.label}`",
+        f"# {'Click model' if clicks else 'Model'} for `{schema.label}`",
         "",
-        f"A {architecture.backbone['name']} that predicts the probability of `{schema.label}` for each row.",
+        f"A {architecture.backbone['name']} that predicts {what} for each row{'' if clicks else ', in its own units'}.",
         "",
         "## Quality",
         "",

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ from autoembed.training import copy_of, finite_on_valid, metrics_of
 from autoembed.types import Array
 
 _SURE = 1.645  # standard errors of a one-sided test at 5 %
-_TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +80,10 @@ class Follower:
     def _candidate(self, epoch: int, state: dict[str, Tensor]) -> JudgedEpoch:
         task, labels = self.dataset.task, self.dataset.labels("valid")
         predictions = finite_on_valid(self.model, self.dataset, self.device, self.lr, f"epoch {epoch}")
-        chances = np.clip(predictions.astype(np.float64), _TINY, 1 - _TINY)
         return JudgedEpoch(
             epoch=epoch,
             valid=metrics_of(predictions, self.dataset, "valid"),
-            losses=task.losses(labels, np.log(chances / (1 - chances))),
+            losses=task.losses(labels, task.unlink(predictions)),
             state=state,
             row_weights=self.dataset.weights("valid"),
         )

@@ -1,9 +1,11 @@
-"""How good predicted click probabilities are."""
+"""How good predictions are: what a metric is, and the formulas."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import ItemsView
+from collections.abc import ItemsView, Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -16,7 +18,8 @@ from autoembed.types import Array, Bools, Floats
 class Metrics(RootModel[dict[str, float]]):
     """What a task's metrics are on some rows: `metrics["auc"]`, and `metrics.auc` too.
 
-    Of clicks these are auc, the area under the ROC curve, and logloss, the mean negative log likelihood in nats.
+    Of clicks these are auc, the area under the ROC curve, and logloss, the mean negative log likelihood in nats; of
+    ratings rmse and mae, in units of the label.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +39,42 @@ class Metrics(RootModel[dict[str, float]]):
 
     def items(self) -> ItemsView[str, float]:
         return self.root.items()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number that tells how good predictions are.
+
+    Attributes:
+        name: as it is stored, such as auc.
+        title: as people read it, such as AUC.
+        rises: whether more is better.
+    """
+
+    name: str
+    title: str
+    rises: bool
+
+    @property
+    def monitor(self) -> str:
+        """Its name on valid, which training follows and studies optimise."""
+        return f"valid_{self.name}"
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return "max" if self.rises else "min"
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.rises else -1
+
+    def figure(self, metrics: Metrics) -> float:
+        """The value as a number that is better the larger it is."""
+        return self.sign * metrics[self.name]
+
+    def best(self, values: Iterable[float]) -> float | None:
+        """The best of the values, None if there are none."""
+        return max(values, default=None) if self.rises else min(values, default=None)
 
 
 def evaluate(labels: Array, probabilities: Array, weights: Array | None = None) -> Metrics:

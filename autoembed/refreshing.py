@@ -18,10 +18,20 @@ from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec, read_rows
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
-from autoembed.metrics import Metrics
-from autoembed.reuse import averaged, carried, fitted, known_recipe, refuse_crossed, rows_seen, with_weights_of, written
+from autoembed.metrics import Metric, Metrics
+from autoembed.reuse import (
+    averaged,
+    carried,
+    fitted,
+    known_recipe,
+    refuse_crossed,
+    require_clicks,
+    rows_seen,
+    with_weights_of,
+    written,
+)
 from autoembed.scoring import coverage_warnings
-from autoembed.task import Metric, metric_in
+from autoembed.task import metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
 from autoembed.types import Progress
 from autoembed.writing import scratch
@@ -137,6 +147,7 @@ def refresh(
     bundle, where = load_bundle(source), pick_device(device)
     refuse_crossed(bundle)
     _refuse_statistics(bundle)
+    require_clicks(bundle.spec, "weights of a refreshed model")
     recipe, once, told = _recipe(bundle, epochs, train or {})
     spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
     metric = _metric(bundle, spec)
@@ -217,7 +228,7 @@ def _study(bundle: Bundle, given: str | Path | None) -> Path | None:
 def _metric(bundle: Bundle, spec: DataSpec) -> Metric:
     """The metric that the bundle's study was about; SpaceError if it needs groups that the log is read without."""
     monitor = bundle.manifest.provenance.get("monitor")
-    return metric_in(bundle.spec.task, monitor if isinstance(monitor, str) else None, spec.group)
+    return metric_in(bundle.spec.predicts, monitor if isinstance(monitor, str) else None, spec.group)
 
 
 def _recipe(

@@ -178,6 +178,7 @@ def train_architecture(
     start = None
     if warm:
         torch.manual_seed(seed)
+        require_clicks(spec, "warm weights")
         start = with_weights_of(load_bundle(source), plan, dataset).to(where)
     model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor, progress)
     provenance: dict[str, JsonValue] = {
@@ -267,7 +268,7 @@ def _source(
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
     spec = DataSpec.checked({**own, **named, **settings})
-    metric = metric_in(spec.task, monitor if isinstance(monitor, str) else None, spec.group)
+    metric = metric_in(spec.predicts, monitor if isinstance(monitor, str) else None, spec.group)
     return architecture, spec, config, metric.monitor, origin, notes
 
 
@@ -395,6 +396,15 @@ def _old_codes(bundle: Bundle, dataset: Dataset, name: str) -> Array:
     ids[missing.to_numpy(), 0] = bundle.vocabulary.missing(name)
     ids[0, 0] = 0
     return ids
+
+
+def require_clicks(spec: DataSpec, what: str) -> None:
+    """SpaceError of ratings: weights of before are for labels of another mean and spread."""
+    if spec.task == "ratings":
+        raise SpaceError(
+            f"{what} are for the mean and spread of the labels that they were trained on, so data.task: ratings has "
+            "none: train from the start on the whole table"
+        )
 
 
 def refuse_crossed(bundle: Bundle) -> None:

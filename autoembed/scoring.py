@@ -145,12 +145,12 @@ def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | No
             assert weight is not None
             weights = rows.select(weight.alias("weight")).collect(engine="streaming")["weight"].to_numpy()[known]
     except DataError as error:
-        return "" if len(scores) < 2 else f"no {spec.task.metrics[0].title}: {error}"
+        return "" if len(scores) < 2 else f"no {spec.predicts.metrics[0].title}: {error}"
     present = labels.drop_nulls().to_numpy()
-    if not len(present) or not spec.task.measurable(present if weights is None else present[weights > 0]):
+    if not len(present) or not spec.predicts.measurable(present if weights is None else present[weights > 0]):
         return ""
     how = "labelled rows" if weights is None else f"labelled rows, weighted by {spec.weight!r},"
-    line = f"on its {len(present):,} {how} {told(spec.task.evaluate(present, scores[known], weights))}"
+    line = f"on its {len(present):,} {how} {told(spec.predicts.evaluate(present, scores[known], weights))}"
     asked = group is not None
     group = group if asked or spec.group not in frame.collect_schema() else spec.group
     if group is None:
@@ -160,9 +160,9 @@ def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | No
     some = groups.is_not_null().to_numpy()  # rows without a value are in no group
     own = None if weights is None else weights[some]
     try:
-        value, number = spec.task.within(present[some], scores[known][some], groups.to_numpy()[some], own)
+        value, number = spec.predicts.within(present[some], scores[known][some], groups.to_numpy()[some], own)
     except DataError as error:
         if asked:
             raise
         return f"{line}; {error}"
-    return f"{line}; {spec.task.metrics[0].title} within {group} {value:.4f} ({number:,} groups with both labels)"
+    return f"{line}; {spec.predicts.metrics[0].title} within {group} {value:.4f} ({number:,} groups with both labels)"

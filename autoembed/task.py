@@ -1,15 +1,14 @@
 """What a study predicts: loss, link, metrics with their directions, and when a search is hopeless.
 
-Clicks are the only task. Another one is another class here, in `TASKS`, and a key of the `data:` section that names
-it: `DataSpec.task` and `FeatureSchema.task` say which one it is. No other module names a metric or a loss.
+Clicks are here, ratings in `autoembed.ratings`. Another task is another class in `TASKS`, with a name for `data.task`;
+`DataSpec.predicts` and `FeatureSchema.task` say which one it is. No other module names a metric or a loss.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import numpy as np
 import polars as pl
@@ -17,6 +16,7 @@ from pydantic import AfterValidator
 
 from autoembed.errors import DataError, SpaceError, unknown
 from autoembed.metrics import (
+    Metric,
     Metrics,
     auc_error,
     effective_rows,
@@ -27,6 +27,7 @@ from autoembed.metrics import (
     placements,
     scale_and_shift,
 )
+from autoembed.ratings import Ratings
 from autoembed.types import Array, Bools, Floats
 
 if TYPE_CHECKING:
@@ -36,42 +37,7 @@ if TYPE_CHECKING:
 
 _ERRORS, _ABOVE = 3, 0.02
 _LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One number that tells how good predictions are.
-
-    Attributes:
-        name: as it is stored, such as auc.
-        title: as people read it, such as AUC.
-        rises: whether more is better.
-    """
-
-    name: str
-    title: str
-    rises: bool
-
-    @property
-    def monitor(self) -> str:
-        """Its name on valid, which training follows and studies optimise."""
-        return f"valid_{self.name}"
-
-    @property
-    def mode(self) -> Literal["max", "min"]:
-        return "max" if self.rises else "min"
-
-    @property
-    def sign(self) -> int:
-        return 1 if self.rises else -1
-
-    def figure(self, metrics: Metrics) -> float:
-        """The value as a number that is better the larger it is."""
-        return self.sign * metrics[self.name]
-
-    def best(self, values: Iterable[float]) -> float | None:
-        """The best of the values, None if there are none."""
-        return max(values, default=None) if self.rises else min(values, default=None)
+_TINY = 1e-12
 
 
 class Task(Protocol):
@@ -106,6 +72,16 @@ class Task(Protocol):
     def classes(self, labels: Array) -> Array:
         """The class of each row, 0 or 1, uint8 [N]: by these columns are ranked and splits stratified."""
 
+    def of_class_one(self, label: pl.Expr) -> pl.Expr:
+        """The same of a column of labels, Int64."""
+
+    @property
+    def classes_are(self) -> str | None:
+        """What the classes are, in words, where they are not the labels themselves."""
+
+    def check_recipe(self, positive_weight: float, negative_sampling: float) -> None:
+        """SpaceError if a training's recipe is of another task."""
+
     def loss(
         self,
         logits: Tensor,
@@ -127,6 +103,9 @@ class Task(Protocol):
 
     def link(self, logits: Tensor) -> Tensor:
         """The predictions that logits mean."""
+
+    def unlink(self, predictions: Array) -> Array:
+        """The logits that predictions mean, float64 [N]."""
 
     def measurable(self, labels: Array) -> bool:
         """Whether the metrics are defined on these labels."""
@@ -203,6 +182,16 @@ class BinaryClicks:
     def classes(self, labels: Array) -> Array:
         return (labels > 0.5).astype(np.uint8)
 
+    def of_class_one(self, label: pl.Expr) -> pl.Expr:
+        return label.cast(pl.Int64)
+
+    @property
+    def classes_are(self) -> str | None:
+        return None
+
+    def check_recipe(self, positive_weight: float, negative_sampling: float) -> None:
+        return None
+
     def loss(
         self,
         logits: Tensor,
@@ -229,6 +218,11 @@ class BinaryClicks:
 
     def link(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
+
+    def unlink(self, predictions: Array) -> Array:
+        chances = np.clip(predictions.astype(np.float64), _TINY, 1 - _TINY)
+        logits: Array = np.log(chances / (1 - chances))
+        return logits
 
     def measurable(self, labels: Array) -> bool:
         return len(labels) > 0 and bool(labels.min() != labels.max())
@@ -312,8 +306,15 @@ def _losses(logits: Array, ones: Bools) -> Floats:
 
 
 CLICKS = BinaryClicks()
-TASKS: tuple[Task, ...] = (CLICKS,)
+RATINGS = Ratings()
+TASKS: tuple[Task, ...] = (CLICKS, RATINGS)
 _KNOWN = {metric.name: (metric, task) for task in TASKS for metric in (*task.metrics, *task.grouped)}
+_TITLES = {metric.name: metric.title for task in TASKS for metric in (*task.metrics, *task.grouped, task.criterion)}
+
+
+def task_named(name: str) -> Task:
+    """The task that a `data:` section names."""
+    return next(task for task in TASKS if task.name == name)
 
 
 def metric_of(monitor: str) -> Metric:
@@ -341,6 +342,11 @@ def metric_in(task: Task, monitor: str | None, group: str | None = None) -> Metr
     names = {metric.monitor: metric for metric in (*task.metrics, *task.grouped)}
     if monitor is None:
         return task.metrics[0]
+    if monitor not in names and any(monitor == metric.monitor for metric, _ in _KNOWN.values()):
+        raise SpaceError(
+            f"{titled(monitor)} is a metric of {task_of(monitor).name}, but data.task is {task.name}: choose "
+            f"{' or '.join(metric.monitor for metric in task.metrics)}"
+        )
     if monitor not in names:
         raise SpaceError(unknown("metric", monitor, list(names)))
     if names[monitor] in task.grouped and group is None:
@@ -354,7 +360,7 @@ def metric_in(task: Task, monitor: str | None, group: str | None = None) -> Metr
 def titled(name: str) -> str:
     """A name such as valid_auc as people read it: valid AUC."""
     first, _, rest = name.partition("_")
-    return f"{first} {_KNOWN[rest][0].title}" if rest in _KNOWN else name.replace("_", " ")
+    return f"{first} {_TITLES[rest]}" if rest in _TITLES else name.replace("_", " ")
 
 
 def columns(task: Task, *splits: str, there: Container[str] = ()) -> dict[str, Metric]:

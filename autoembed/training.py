@@ -20,10 +20,10 @@ from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.fast import takes
-from autoembed.metrics import Metrics
+from autoembed.metrics import Metric, Metrics
 from autoembed.nn.model import ClickModel
 from autoembed.shuffle import RowOrder, Shuffle
-from autoembed.task import Metric, metric_in
+from autoembed.task import metric_in
 from autoembed.types import Array
 
 
@@ -347,6 +347,7 @@ def fit(
     weights = RowWeights(dataset, taken)
     columns = (*weights.columns, *(() if teacher is None else (teacher.logits,)))
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
+    task.check_recipe(config.positive_weight, config.negative_sampling)
     plateau, state = Plateau(metric_in(task, monitor, dataset.schema.group), config.min_gain), {}
     if start is not None and plateau.see(0, start):
         state = copy_of(model)

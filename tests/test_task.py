@@ -81,8 +81,8 @@ def test_names_titles_and_columns():
     assert task_of("test_auc") is CLICKS
     assert metric_in(CLICKS, None) is CLICKS.metrics[0]
     for look_up in (metric_of, task_of, lambda name: metric_in(CLICKS, name)):
-        with pytest.raises(SpaceError, match=r"unknown metric 'valid_rmse'.*valid_auc"):
-            look_up("valid_rmse")
+        with pytest.raises(SpaceError, match=r"unknown metric 'valid_map'.*valid_auc"):
+            look_up("valid_map")
 
 
 def test_stored_metrics_must_be_those_of_a_task():
@@ -92,7 +92,7 @@ def test_stored_metrics_must_be_those_of_a_task():
 
     Stored.model_validate({"monitor": "valid_auc", "valid": {"auc": 0.7, "logloss": 0.4}})
     for monitor, valid in (
-        ("valid_rmse", {"auc": 0.7, "logloss": 0.4}),
+        ("valid_map", {"auc": 0.7, "logloss": 0.4}),
         ("valid_auc", {"auc": 0.7}),
         ("valid_auc", {"auc": 0.7, "logloss": 0.4, "rmse": 1.0}),
         ("valid_auc", {"auc": "much", "logloss": 0.4}),

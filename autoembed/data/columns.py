@@ -95,18 +95,20 @@ def in_buckets(texts: pl.Series, buckets: int) -> pl.Series:
     return texts.replace_strict(distinct, [bucket_of(text, buckets) for text in distinct], return_dtype=pl.String)
 
 
-def counted_values(frame: pl.LazyFrame, field: Field, label: str | None = None) -> pl.DataFrame:
-    """The rows of each value: value and count, and the `clicks` among them if the label is named.
+def counted_values(frame: pl.LazyFrame, field: Field, of_class_one: pl.Expr | None = None) -> pl.DataFrame:
+    """The rows of each value: value and count, and the `clicks` among them: those for which `of_class_one` is 1.
 
     Values are as they stand if they are numbers of a numeric field, and text elsewhere.
     """
     column = col(field.name) if field.multi is None else cut(col(field.name), field.multi).explode(empty_as_null=True)
     values, rows = [column.alias("value")], [pl.len().cast(pl.Int64).alias("count")]
-    if label is not None:
-        values.append(col(label).cast(pl.Int64).alias("clicks"))
+    if of_class_one is not None:
+        values.append(of_class_one.alias("clicks"))
         rows.append(pl.col("clicks").sum())
     counted = frame.select(values).group_by("value").agg(rows).collect(engine="streaming")
-    return counted if label is not None else counted.select(key(pl.col("value"), counted.schema["value"]), "count")
+    return (
+        counted if of_class_one is not None else counted.select(key(pl.col("value"), counted.schema["value"]), "count")
+    )
 
 
 def fit_categorical(counted: pl.DataFrame, min_count: int, buckets: int | None = None) -> Column:

@@ -130,7 +130,7 @@ class Dataset:
         return ids
 
     def labels(self, split: Split) -> Labels:
-        """float32 [rows], 0 or 1 for clicks, memory-mapped copy-on-write."""
+        """float32 [rows], 0 or 1 for clicks, numbers for ratings, memory-mapped copy-on-write."""
         labels: Labels = self._load(f"{_known(split)}.labels")
         return labels
 
@@ -313,8 +313,9 @@ def build_dataset(
     made = spec.target_statistics
     if made is not None and spec.split.by in (None, "time"):
         other.append("times")
-    # Data without weights, groups and knots are found where they were before there were such.
+    # Data without weights, groups, knots and ratings are found where they were before there were such.
     absent = {name for name in ("weight", "group") if getattr(spec, name) is None}
+    absent |= {"task"} if spec.task == "clicks" else set()
     absent |= {"numeric_embedding"} if spec.numeric_embedding == "bins" else set()
     read_as = spec.model_dump(mode="json", exclude={"crosses", "target_statistics", *absent})
     folder = Path(cache) / _digest(LAYOUT, ENCODING, read_as, sources, *other)

@@ -17,9 +17,11 @@ from autoembed.data.values import col, key
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.data.writer import Writer
 from autoembed.errors import DataError
+from autoembed.ratings import scale_of
 from autoembed.types import Array, Progress
 
 _CHUNK = 1 << 18
+_LABELS = ("label", "weight")
 TIMES = "train.times.npy"  # the rank of each train row's time, where statistics need it
 
 
@@ -63,7 +65,10 @@ def encode_table(
     schema = table.schema if other is None else table.schema.keep(other.fields)
     rows, notes = {}, list(table.notes)
     for split, frame in splits.items():
-        rows[split], note = _check_labels(split, frame, table.schema)
+        rows[split], counted = _counted_labels(split, frame, schema)
+        note = spec.predicts.check_split(split, counted.select("label", "count"), schema.label)
+        if spec.task == "ratings" and split == "train":
+            schema = schema.model_copy(update={"ratings": scale_of(*(counted[key].to_numpy() for key in _LABELS))})
         notes += note
         if split != "train":
             notes += _check_groups(split, frame, table.schema)
@@ -101,22 +106,26 @@ def _sides(chunk: pl.DataFrame, schema: FeatureSchema, groups: GroupCodes | None
     return found
 
 
-def _check_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> tuple[int, list[str]]:
-    """The rows of a split, and what to know of them; DataError if there are none, or the task can use none.
+def _counted_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> tuple[int, pl.DataFrame]:
+    """The rows of a split, and of each `label` those that have weight: their `count` and sum of `weight`.
 
-    Rows of weight 0 are none that a task can use.
+    DataError if there are none.
     """
     weight = pl.lit(1.0) if schema.weight is None else col(schema.weight)
     values = frame.select(col(schema.label).alias("label"), weight.alias("weight"))
-    facts = values.group_by("label").agg(pl.len().alias("rows"), (pl.col("weight") > 0).sum().alias("count"))
+    facts = values.group_by("label").agg(
+        pl.len().alias("rows"),
+        (pl.col("weight") > 0).sum().alias("count"),
+        pl.col("weight").cast(pl.Float64).sum(),
+    )
     found = facts.collect(engine="streaming")
     rows = int(found["rows"].sum())
     if not rows:
         raise DataError(f"split {split} has no rows: change data.split or the files")
     if not found["count"].sum():
         raise DataError(f"all weights of {split} are 0: give rows of {split} that shall count a weight above 0")
-    counted = found.filter(pl.col("count") > 0).select("label", pl.col("count").cast(pl.Int64))
-    return rows, schema.task.check_split(split, counted, schema.label)
+    counted = found.filter(pl.col("count") > 0).select("label", pl.col("count").cast(pl.Int64), "weight")
+    return rows, counted
 
 
 def _check_groups(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> list[str]:

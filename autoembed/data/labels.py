@@ -1,4 +1,4 @@
-"""What counts as a click: the label column as 1, 0 or missing."""
+"""What counts as a click: the label column as 1, 0 or missing. Of ratings, the column as numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from autoembed.data.spec import DataSpec, Split
-from autoembed.data.values import check_dtype, col, key
+from autoembed.data.values import MISSING, check_dtype, col, key
 from autoembed.errors import DataError
 
 ONES = {"1", "true", "yes"}
@@ -18,22 +18,23 @@ _SHOWN = 5
 def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     """The expression that is 1, 0 or null per row, Int8, after a look at every value that the label has.
 
+    Of ratings it is the number or null, Float32.
+
     Raises:
         DataError: labels are missing and may not be, they are not 0 and 1 and the spec does not say which values count
-            as 1, or fewer than two rows have one.
+            as 1, or no finite numbers, or fewer than two rows have one.
     """
     name = spec.label
     dtype = frames["train"].collect_schema()[name]
     check_dtype(name, dtype)
+    if spec.task == "ratings":
+        return _number_of(frames, spec, dtype)
     counted = pl.concat([_counted(frame, name) for frame in frames.values()])
     counted = counted.with_columns(key(pl.col("value"), dtype).alias("text"))
     present = counted.drop_nulls("text")
     rows = int(present["rows"].sum())
     missing = int(counted["rows"].sum()) - rows
-    if missing and spec.missing_label == "error":
-        raise DataError(f"label {name!r} is missing in {missing} rows: set data.missing_label: drop to leave them out")
-    if rows < 2:
-        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
+    _check_present(missing, rows, spec)
     # Rows are compared as they are stored, as this runs in every later pass: the text of each would be slow.
     column = pl.when(col(name).is_not_nan()).then(col(name)) if dtype.is_float() else col(name)
     if dtype == pl.String:
@@ -45,6 +46,46 @@ def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
         return (column.cast(pl.Float64) > spec.above).cast(pl.Int8)
     ones = present.filter(pl.col("text").is_in(list(_ones(present, spec))))["value"].unique()
     return column.is_in(ones.to_list()).cast(pl.Int8)
+
+
+def _number_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec, dtype: pl.DataType) -> pl.Expr:
+    """`label_of` of ratings."""
+    name = spec.label
+    if not (dtype.is_numeric() or dtype in (pl.String, pl.Boolean)):
+        raise DataError(f"labels of data.task: ratings must be numbers, but column {name!r} is {dtype}")
+    gone = col(name).is_null()
+    if dtype == pl.String:
+        gone |= col(name).is_in(MISSING)
+    elif dtype.is_float():
+        gone |= col(name).is_nan()
+    number = col(name).cast(pl.Float64, strict=False).cast(pl.Float32, strict=False)
+    facts = pl.concat(
+        frame.select(
+            pl.len().alias("rows"),
+            gone.sum().alias("missing"),
+            col(name).filter(~gone & ~number.is_finite().fill_null(False)).cast(pl.String).first().alias("wrong"),
+        )
+        for frame in frames.values()
+    ).collect(engine="streaming")
+    wrong = facts["wrong"].drop_nulls()
+    if len(wrong):
+        raise DataError(
+            f"labels of data.task: ratings must be finite numbers, but label {name!r} has {wrong[0]!r}: mend it, or "
+            "name it under data.null_values"
+        )
+    missing, rows = int(facts["missing"].sum()), int(facts["rows"].sum())
+    _check_present(missing, rows - missing, spec)
+    return pl.when(~gone).then(number)
+
+
+def _check_present(missing: int, rows: int, spec: DataSpec) -> None:
+    """DataError if labels are missing and may not be, or fewer than two rows have one."""
+    if missing and spec.missing_label == "error":
+        raise DataError(
+            f"label {spec.label!r} is missing in {missing} rows: set data.missing_label: drop to leave them out"
+        )
+    if rows < 2:
+        raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
 
 
 def _counted(frame: pl.LazyFrame, name: str) -> pl.DataFrame:

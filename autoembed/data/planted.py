@@ -79,7 +79,7 @@ class Truth(TypedDict, total=False):
     best_auc: dict[str, float]
 
 
-def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, Truth]:
+def planted(spec: PlantedSpec, *, ratings: bool = False) -> tuple[pl.DataFrame, Truth]:
     """A table with `label`, `logit` (noise-free: it gives the best AUC) and the planted fields, and its truth.
 
     marginal: an effect per value. xor: sign times sign, and exactly no effect of either column alone. low_rank: the dot
@@ -89,9 +89,9 @@ def planted(spec: PlantedSpec) -> tuple[pl.DataFrame, Truth]:
     tail: a tenth of the values, by Zipf, take half of the rows; the others share the other half evenly. Each value has
     an effect, and a vector of 3 whose dot with a vector of the column `tail_*_context` (20 values) is a second effect,
     so that one number per value says half of what there is to say. multi: lists of 0 to 5 values, the mean of whose
-    effects counts.
+    effects counts. Of `ratings` the label is the logit and normal noise of standard deviation 1.
     """
-    return _Planter(spec).run()
+    return _Planter(spec).run(ratings)
 
 
 def write_planted(spec: PlantedSpec, out_dir: str | Path) -> Path:
@@ -112,7 +112,7 @@ class _Planter:
         self.columns: dict[str, pl.Series] = {}
         self.logit: Floats = np.full(spec.rows, spec.intercept)
 
-    def run(self) -> tuple[pl.DataFrame, Truth]:
+    def run(self, ratings: bool) -> tuple[pl.DataFrame, Truth]:
         spec = self.spec
         truth: Truth = {"marginal": [], "xor": [], "low_rank": [], "memorize": [], "noise": []}
         truth["populations"] = None
@@ -133,6 +133,9 @@ class _Planter:
         truth["tail"] = [self._tail(f"tail_{i}", size) for i, size in enumerate(spec.tail)]
         if spec.multi:
             truth["multi"] = [self._multi(f"multi_{i}", size) for i, size in enumerate(spec.multi)]
+        if ratings:
+            numbers = self.logit + self.rng.normal(size=spec.rows)
+            return pl.DataFrame({"label": numbers, LOGIT: self.logit, **self.columns}), truth
         label = (self.rng.random(spec.rows) < 1 / (1 + np.exp(-self.logit))).astype(np.int8)
         return pl.DataFrame({"label": label, LOGIT: self.logit, **self.columns}), truth
 

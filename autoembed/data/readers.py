@@ -35,7 +35,8 @@ class Table:
     """The parts of a table, its schema (cardinalities 0), and the truth of planted data.
 
     The columns of every part are the fields, the time and the group if there are such, the label, 0, 1 or missing
-    (Int8), and the weight (Float32) if there is one. `notes` say in sentences what was taken and what was guessed.
+    (Int8; of ratings a number, Float32), and the weight (Float32) if there is one. `notes` say in sentences what was
+    taken and what was guessed.
     """
 
     parts: list[SplitTable]
@@ -65,7 +66,7 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
     if spec.planted is not None:
         if data is not None:
             raise DataError(f"the data is planted (data.planted), so {option('data')} must not be given")
-        frame, truth = planted(spec.planted)
+        frame, truth = planted(spec.planted, ratings=spec.task == "ratings")
         spec = spec.model_copy(update={"label": "label"})
         frames = _same_columns({"train": frame.lazy()}, spec)
     else:
@@ -81,7 +82,7 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
     if weight is not None:
         frames = {name: frame.with_columns(weight.alias(str(spec.weight))) for name, frame in frames.items()}
     table = Table(parts=split(frames, spec), schema=schema, truth=truth, notes=tuple(notes))
-    if truth is not None:
+    if truth is not None and spec.task == "clicks":
         truth["best_auc"] = {name: _auc(frame) for name, frame in table.splits.items()}
     beside = [name for name in (schema.time, schema.weight, schema.group) if name]
     columns = dict.fromkeys([*schema.names, *beside, schema.label])

@@ -17,6 +17,7 @@ from pydantic import Field as Key
 
 from autoembed.data.knots import COLUMNS, Ids, Interpolation, plain
 from autoembed.errors import DataError
+from autoembed.ratings import LabelScale, Ratings
 from autoembed.task import CLICKS, Task
 
 Kind = Literal["categorical", "numeric", "crossed", "multi", "statistic"]
@@ -98,7 +99,8 @@ class Field(BaseModel):
 class FeatureSchema(BaseModel):
     """The input columns in the order of the encoded table, the label column, and those of time, weight and group.
 
-    The last three need not be there. The group may be a field too.
+    The last three need not be there. The group may be a field too. Labels that are numbers have `ratings`, what those
+    of train are like.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,6 +110,7 @@ class FeatureSchema(BaseModel):
     time: str | None = None
     weight: str | None = None
     group: str | None = None
+    ratings: LabelScale | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> FeatureSchema:
@@ -123,9 +126,10 @@ class FeatureSchema(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a weight and a group that are not there: so was it stored and hashed before there were such."""
+        """Without a weight, a group and ratings that are not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        return {key: value for key, value in node.items() if value is not None or key not in ("weight", "group")}
+        later = ("weight", "group", "ratings")
+        return {key: value for key, value in node.items() if value is not None or key not in later}
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -135,8 +139,8 @@ class FeatureSchema(BaseModel):
 
     @property
     def task(self) -> Task:
-        """What is predicted; clicks so far."""
-        return CLICKS
+        """What is predicted."""
+        return CLICKS if self.ratings is None else Ratings(self.ratings)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.data.schema import Field as Column
 from autoembed.data.strict import StrictModel
 from autoembed.data.target_statistics import TargetStatistics
-from autoembed.task import CLICKS, Task
+from autoembed.task import Task, task_named
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
 SplitPoint = float | int | str
 NumericEmbedding = Literal["bins", "piecewise", "linear"]
+TaskName = Literal["clicks", "ratings"]
 
 
 class SplitSpec(StrictModel):
@@ -97,19 +98,20 @@ class DataSpec(StrictModel):
     """The `data:` section: source, format, label, columns, split and vocabulary.
 
     `path` is a file, a directory, a pattern such as part-*.csv, a list of these, or `package:NAME/path/in/it`, the
-    resource of an installed package. `quote` is what stands around values of CSV: with "auto" a double quote, unless it
-    would swallow lines. The label is 0/1 (or false/true, no/yes), or `positive` lists the values that count as 1, or
-    `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written, such as
-    "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with how they
-    are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
+    resource of an installed package. `task` is what is predicted: `clicks`, labels of two classes, or `ratings`, labels
+    that are numbers, such as stars or seconds. `quote` is what stands around values of CSV: with "auto" a double quote,
+    unless it would swallow lines. A label of clicks is 0/1 (or false/true, no/yes), or `positive` lists the values that
+    count as 1, or `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written,
+    such as "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with
+    how they are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
     {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
     of a column are hashed, such as {user_id: 10000}; without it they share one. `weight` names a column of weights: a
     row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
-    compared as well (the metric gauc); it is a field all the same, unless it stands under `drop`.
-    `target_statistics` makes columns of the click rates of others' values. `bins` is into how many ranges a numeric
-    column is cut, about. `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those
-    of two neighbouring bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric
-    columns, or by name, such as {price: piecewise}.
+    compared as well (the metric gauc); it is a field all the same, unless it stands under `drop`. `target_statistics`
+    makes columns of the click rates of others' values. `bins` is into how many ranges a numeric column is cut, about.
+    `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring
+    bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric columns, or by name, such
+    as {price: piecewise}.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -124,6 +126,7 @@ class DataSpec(StrictModel):
     strip: bool = False
     null_values: tuple[str, ...] = ()
     label: str = "label"
+    task: TaskName = "clicks"
     positive: tuple[bool | int | float | str, ...] | None = None
     above: float | None = None
     missing_label: Literal["error", "drop"] = "error"
@@ -162,9 +165,9 @@ class DataSpec(StrictModel):
         return None if how is None or how == "bins" else how
 
     @property
-    def task(self) -> Task:
-        """What is predicted; clicks so far."""
-        return CLICKS
+    def predicts(self) -> Task:
+        """What is predicted; the labels' scale is not known here."""
+        return task_named(self.task)
 
     def schema_of(self, fields: tuple[Column, ...]) -> FeatureSchema:
         """The schema of a table with these columns."""
@@ -179,6 +182,8 @@ class DataSpec(StrictModel):
     def _consistent(self) -> DataSpec:
         if self.planted is not None and self.path is not None:
             raise ValueError("data must have path or planted, but got both")
+        if self.task == "ratings":
+            self._check_ratings()
         if self.positive is not None and self.above is not None:
             raise ValueError("data must have positive or above, but got both")
         if self.positive is not None and not self.positive:
@@ -209,3 +214,17 @@ class DataSpec(StrictModel):
         if self.group == self.label:
             raise ValueError(f"the group must not be the label, but {self.group!r} is: name another column")
         return self
+
+    def _check_ratings(self) -> None:
+        """ValueError for what goes with labels of two classes only."""
+        for name in ("positive", "above"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} makes clicks of labels, which task: ratings takes as numbers: leave one out")
+        if self.group is not None:
+            raise ValueError(
+                f"group is for a metric of clicks, and task: ratings has none, but got {self.group!r}: leave group out"
+            )
+        if self.split.stratify:
+            raise ValueError("split.stratify divides two classes, and task: ratings has none: leave it out")
+        if self.target_statistics is not None:
+            raise ValueError("target_statistics are click rates, and task: ratings has no clicks: leave them out")

@@ -129,7 +129,7 @@ def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -
     codes = np.where(known, 0, _NONE).astype(np.uint8)
     classes = [known]
     if spec.split.stratify:
-        kind = spec.task.classes(label.fill_null(0).to_numpy())
+        kind = spec.predicts.classes(label.fill_null(0).to_numpy())
         classes = [known & (kind == 0), known & (kind == 1)]
     for own in classes:
         places = rng.permutation(np.flatnonzero(own))

@@ -34,6 +34,7 @@ from autoembed.data.knots import plain
 from autoembed.data.schema import Cross, FeatureSchema, Field, Multi
 from autoembed.data.target_statistics import Floats, bounds
 from autoembed.data.target_statistics import name_of as rate_of
+from autoembed.data.values import col
 from autoembed.errors import DataError
 from autoembed.types import Progress
 
@@ -79,7 +80,7 @@ class Vocabulary:
             if progress:
                 progress("vocabulary", done, len(tables))
             if fields[0].kind == "numeric":
-                counted = counted_values(frame, fields[0], schema.label)
+                counted = counted_values(frame, fields[0], schema.task.of_class_one(col(schema.label)))
                 column = fit_numeric(counted, fields[0].name, bins, fields[0].interpolation)
             else:
                 counted = pl.concat([counted_values(frame, field) for field in fields])

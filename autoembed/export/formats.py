@@ -80,6 +80,11 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
         BundleError: there is no such format, the folder is not empty, a package is missing, or the format cannot say
             what the model does.
     """
+    if bundle.schema.ratings is not None:
+        raise BundleError(
+            f"the formats say click probabilities, but the model {bundle.path} is of data.task: ratings: use the "
+            "bundle itself, by `autoembed predict`, `autoembed serve` or autoembed.load_bundle"
+        )
     path = Path(out)
     if format not in FORMATS:
         raise BundleError(

@@ -11,8 +11,9 @@ from functools import cached_property
 import polars as pl
 
 from autoembed.frontier.points import FrontierPlan, FrontierPoint
+from autoembed.metrics import Metric
 from autoembed.space import SearchSpace
-from autoembed.task import Metric, columns
+from autoembed.task import columns
 
 ENOUGH = 0.001  # of the first metric, on test
 # Columns before those of the metrics and behind them.
@@ -54,7 +55,7 @@ class Curves:
     @property
     def first(self) -> Metric:
         """The task's first metric, by which sizes are enough or not."""
-        return self.space.data.task.metrics[0]
+        return self.space.data.predicts.metrics[0]
 
     @property
     def _test(self) -> str:
@@ -66,7 +67,7 @@ class Curves:
 
     def table(self) -> pl.DataFrame:
         """A row for each arm, seed and size; ranges' values as JSON, numbers null in a gap."""
-        metrics = dict.fromkeys(columns(self.space.data.task, "valid", "test"), pl.Float64)
+        metrics = dict.fromkeys(columns(self.space.data.predicts, "valid", "test"), pl.Float64)
         schema = {**_PLACE, **metrics, **_REST}
         rows = [{**dict.fromkeys(metrics), **point.row(), "values": json.dumps(point.values)} for point in self.points]
         return pl.DataFrame(rows, schema=schema, orient="row")

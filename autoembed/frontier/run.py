@@ -159,7 +159,7 @@ def run_frontier(
 
 def _short(points: list[FrontierPoint], space: SearchSpace) -> str:
     """The first metric on test by size, in a line."""
-    name = space.data.task.metrics[0].name
+    name = space.data.predicts.metrics[0].name
     return ", ".join(f"{p.size:,} {'gap' if p.test is None else f'{p.test[name]:.4f}'}" for p in points)
 
 

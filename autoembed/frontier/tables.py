@@ -40,7 +40,7 @@ def markdown(curves: Curves, facts: Measured) -> str:
     metric, direction = titled(curves.metric), curves.space.objective.direction
     parts = [f"# {facts.title}: test metric against bytes", f"`{facts.command}`", _intro(curves, facts)]
     parts.append(f"![{metric} of each arm against {NAMES[plan.of]}](frontier.png)")
-    task, group = curves.space.data.task, curves.space.data.group
+    task, group = curves.space.data.predicts, curves.space.data.group
     within = [f"test_{one.name}" for one in task.grouped if group is not None]
     for name in columns(task, "test", there=within):
         told = f"{_over(seeds)}, by {NAMES[plan.of]}; – is a gap ([below](#gaps))."

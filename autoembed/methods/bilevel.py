@@ -150,6 +150,7 @@ def _move_gates(
     config = net.config
     whole, joint = config.update != "embedding", config.update == "joint"
     gates, task, shift = net.arch_parameters(), dataset.task, dataset.task.shift_of(train.negative_sampling)
+    task.check_recipe(train.positive_weight, train.negative_sampling)
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
     optimiser = Optimiser(net, weights, train)

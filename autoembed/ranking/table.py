@@ -179,7 +179,7 @@ def from_dataset(dataset: Dataset, keep: bool, threads: int, progress: Progress 
         recode=(None,) * len(sizes),
         multi=tuple(part.finish(name, dataset.vocabulary.missing(name), weighted) for name, part in multi.items()),
         weighted=weighted,
-        notes=(weighted.note,) if weighted else (),
+        notes=tuple(note for note in (weighted and weighted.note, dataset.task.classes_are) if note),
     )
 
 
@@ -219,6 +219,11 @@ def read_table(
     from autoembed.data.spec import DataSpec
 
     spec = DataSpec.checked({"label": label, **(settings or {})})
+    if spec.task == "ratings":
+        raise DataError(
+            "a table is ranked by classes of its label, and task: ratings has numbers: rank a search-space file, whose "
+            "data are encoded, or set above to a threshold without task"
+        )
     notes: list[str] = []
     try:
         with scratch() as staging:

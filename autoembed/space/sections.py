@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
-from autoembed.metrics import Metrics
+from autoembed.metrics import Metric, Metrics
 from autoembed.space.leaves import KINDS
-from autoembed.task import CLICKS, TASKS, Metric, metric_of
+from autoembed.task import CLICKS, TASKS, metric_of
 from autoembed.trial import TrialResult
 
 COSTS = ("bytes", "parameters", "latency_ms")

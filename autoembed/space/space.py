@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autoembed.budget import Limit
 from autoembed.data.readers import DataSpec
@@ -17,7 +25,7 @@ from autoembed.shipped import space_file
 from autoembed.space.leaves import Range, filled, is_range, method_of, numbered, ranges_in
 from autoembed.space.sections import Budget, FeatureSpec, Final, Objective, Scheduler, Variant, placed
 from autoembed.space.text import load_yaml
-from autoembed.task import metric_in
+from autoembed.task import TASKS, metric_in
 from autoembed.trial import TrialConfig, check
 
 TRACKERS = ("mlflow", "none")
@@ -64,6 +72,19 @@ class SearchSpace(BaseModel):
     tracking: str = "mlflow"
     seed: int = 0
     device: object = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_of_the_task(cls, node: object) -> object:
+        """Where no objective is set, the first metric of the task."""
+        if not isinstance(node, dict) or node.get("objective"):
+            return node
+        data = node.get("data")
+        name = data.get("task") if isinstance(data, dict) else getattr(data, "task", None)
+        first = next((task.metrics[0] for task in TASKS[1:] if task.name == name), None)
+        if first is None:
+            return node
+        return {**node, "objective": {"maximize" if first.rises else "minimize": f"valid.{first.name}"}}
 
     @field_validator("tracking")
     @classmethod
@@ -124,10 +145,11 @@ class SearchSpace(BaseModel):
 
     def checked(self) -> SearchSpace:
         """The space; SpaceError unless every choice and both ends of every range make a valid trial."""
-        metric_in(self.data.task, self.objective.metric, self.data.group)
+        metric_in(self.data.predicts, self.objective.metric, self.data.group)
         for arm in self.arms():
             for config in self.corners(arm):
-                self.require_pairs(check(config))
+                self.require_pairs(trial := check(config))
+                self.data.predicts.check_recipe(trial.train.positive_weight, trial.train.negative_sampling)
         return self
 
     def text(self) -> str:

@@ -324,7 +324,7 @@ def _run_trials(
     resources = tune.Resources(
         address=request.address, cpus=request.cpus, dashboard=request.dashboard, again=request.again
     )
-    first = space.data.task.metrics[0]
+    first = space.data.predicts.metrics[0]
     time = clock.Clock(run, space)
     while True:
         before, todo = len(run.ended()), _left(run, space)

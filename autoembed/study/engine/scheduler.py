@@ -90,7 +90,7 @@ class PerArm(FIFOScheduler):
         rule.on_trial_add(controller, trial)
         worst = rule.on_trial_result(controller, trial, result) == TrialScheduler.STOP
         before.append(value)
-        first = self._space.data.task.metrics[0]
+        first = self._space.data.predicts.metrics[0]
         lead = first.sign * ((max if first.rises else min)(before) - value)
         if len(before) <= FACTOR or not worst or lead <= result[ERROR]:
             return go_on

@@ -21,7 +21,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from autoembed.task import Metric, titled
+from autoembed.metrics import Metric
+from autoembed.task import titled
 
 
 class Display(Protocol):

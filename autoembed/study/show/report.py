@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from autoembed.metrics import Metric
 from autoembed.study.show.tables import make_table, print_table, two_lines
-from autoembed.task import Metric, columns, present, task_of, titled, under
+from autoembed.task import columns, metric_of, present, task_of, titled, under
 
 if TYPE_CHECKING:
     import polars as pl
@@ -145,7 +146,7 @@ def show_unfinished(console: Console, run: RunDir) -> None:
     from autoembed.study.results.leaderboard import best, eligible
 
     space, ended, done = SearchSpace.read(run.space), run.ended(), run.trials()
-    metrics = columns(space.data.task, "valid")
+    metrics = columns(space.data.predicts, "valid")
     names = ("arm", "best trial so far", *map(two_lines, metrics), "done", "pruned", "failed")
     table = make_table(f"{run.name}: not finished", *names, left=2)
     counts = Counter((trial.arm, trial.state) for trial in ended)
@@ -176,7 +177,7 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
 
 def show_arms(console: Console, found: ArmsContent, path: Path) -> None:
     """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
-    metric, task = titled(found["metric"]), task_of(found["metric"])
+    metric, task, sign = titled(found["metric"]), task_of(found["metric"]), metric_of(found["metric"]).sign
     names = [task.metrics[0].monitor, *columns(task, "test", there=found["arms"][found["leader"]]["mean"])]
     number = len(found["arms"][found["leader"]]["seeds"])
     table = make_table(
@@ -193,7 +194,7 @@ def show_arms(console: Console, found: ArmsContent, path: Path) -> None:
     for arm, one in found["arms"].items():
         cells = (f"{one['mean'][name]:.4f} ± {one['sd'][name]:.4f}" for name in names)
         gap = found["paired"].get(arm)
-        apart = ("", "") if gap is None else (f"{gap['mean']:.4f} ± {gap['sd']:.4f}", f"{gap['p']:.3f}")
+        apart = ("", "") if gap is None else (f"{sign * gap['mean']:.4f} ± {gap['sd']:.4f}", f"{gap['p']:.3f}")
         style = "bold green" if arm == found["leader"] else None
         table.add_row(arm, one["trial"], *cells, *apart, style=style)
     print_table(console, table)

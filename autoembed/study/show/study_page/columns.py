@@ -83,7 +83,7 @@ def brought(facts: StudyFacts) -> Html | None:
     found = facts.explained
     if found is None:
         return None
-    loss = facts.space.data.task.criterion
+    loss = facts.space.data.predicts.criterion
     rise, se = f"{loss.name}_rise", f"{loss.name}_se"
     others = [name for name in found.columns if name.endswith(("_rise", "_fall")) and name != rise]
     asked = rise in found.columns
