@@ -5,7 +5,7 @@
     python tests/benchmarks/ml100k.py recbole/dataset_example/ml-100k OUT
     autoembed frontier search_spaces/frontier_ml100k.yaml --data OUT --bytes 15500,31000,62000,123000,245000
 
-With --lists, `genres` holds each film's genres, and `liked` the last 20 films that the user gave 4 or 5 stars
+With --stars, the label is the number of stars (search_spaces/ml100k_ratings.yaml). With --lists, `genres` holds each film's genres, and `liked` the last 20 films that the user gave 4 or 5 stars
 before; both are lists (search_spaces/ml100k.yaml). Without, `genre` is the film's combination of genres.
 
 The package recbole carries the 100,000 ratings as an example. Each user's ratings are split by time: the first eight
@@ -46,18 +46,19 @@ def liked(ratings: pl.DataFrame) -> pl.Series:
     return pl.Series([found[row] for row in range(len(ratings))], dtype=pl.List(pl.String))
 
 
-def clicks(folder: Path, lists: bool = False) -> pl.DataFrame:
-    """A row for each rating, with `label`, and `rank`, the share of the user's own ratings that came before it."""
+def clicks(folder: Path, lists: bool = False, stars: bool = False) -> pl.DataFrame:
+    """A row for each rating, with `label`, a click or the stars, and `rank`, the share of the user's own ratings that came before it."""
     ratings, users, films = (read(folder, name) for name in ("inter", "user", "item"))
     # Ratings of one second keep the order of the file, which is random.
     order = pl.col("timestamp").cast(pl.Float64).rank("ordinal").over("user_id")
+    given = pl.col("rating").cast(pl.Float64)
     more = {"genres": pl.col("class").str.split(" "), "liked": liked(ratings)} if lists else {"genre": "class"}
     return (
         ratings.with_columns(rank=(order - 1) / pl.len().over("user_id"))
         .join(users, on="user_id", how="left", maintain_order="left")
         .join(films, on="item_id", how="left", maintain_order="left")
         .select(
-            pl.col("rating").cast(pl.Float64).ge(STARS).cast(pl.Int8).alias("label"),
+            (given if stars else given.ge(STARS).cast(pl.Int8)).alias("label"),
             user="user_id",
             item="item_id",
             age="age",
@@ -76,13 +77,14 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="RecBole's folder with ml-100k.inter, .user and .item.")
     parser.add_argument("out", type=Path, help="Folder of train.parquet, valid.parquet and test.parquet.")
     parser.add_argument("--lists", action="store_true", help="Genres and the films liked before as lists.")
+    parser.add_argument("--stars", action="store_true", help="The number of stars as label.")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    table = clicks(args.source, args.lists)
+    table = clicks(args.source, args.lists, args.stars)
     for split, (start, stop) in SHARES.items():
         part = table.filter(pl.col("rank").ge(start) & pl.col("rank").lt(stop)).drop("rank")
         part.write_parquet(args.out / f"{split}.parquet")
-        print(f"{split}: {len(part):,} rows, {part['label'].mean():.3f} of them with {STARS} stars or more")
+        print(f"{split}: {len(part):,} rows, label {part['label'].mean():.3f} in the mean")
 
 
 if __name__ == "__main__":
