@@ -25,6 +25,7 @@ from autoembed.types import Array, Bools
 from autoembed.writing import scratch
 
 _LEAST = 2  # rows of a class
+_WEIGHT = "sample_weight"  # the column of weights, in a bundle too
 
 
 class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
@@ -89,12 +90,16 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         return tags
 
-    def fit(self, X: Frame | npt.ArrayLike, y: npt.ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: Frame | npt.ArrayLike, y: npt.ArrayLike | None = None, sample_weight: npt.ArrayLike | None = None
+    ) -> Self:
         """Searches, retrains and keeps the best.
 
         Args:
             X: a frame of Polars or pandas, or numbers [rows, columns].
             y: the labels [rows], of two classes; the column `label` of X if there are none.
+            sample_weight: how often each row counts [rows], in losses and metrics; once by default. It acts as a column
+                that `data.weight` names does, and is called sample_weight in a bundle.
 
         Raises:
             ValueError: X or y are not as they must be.
@@ -109,11 +114,14 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
                 )
             y, frame = frame[self.label].to_numpy(), frame.drop(self.label)
             self._name_columns(frame.columns)
-        labels = self._labels(y, frame.height)
+        weights = self._weights(sample_weight, frame)
+        labels = self._labels(y, frame.height, None if weights is None else weights > 0)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        space = self._space()
+        space = self._space(None if weights is None else _WEIGHT)
         rows = frame.with_columns(pl.Series(self.label, labels))
-        valid = self._valid_rows(labels, seed)
+        if weights is not None:
+            rows = rows.with_columns(pl.Series(_WEIGHT, weights))
+        valid = self._valid_rows(labels, seed, None if weights is None else weights > 0)
         with scratch() as folder:
             train = valid if valid.all() else ~valid
             for split, taken in {"train": train, "valid": valid, "test": valid}.items():
@@ -183,24 +191,26 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
         )
         return load_bundle(out)
 
-    def _valid_rows(self, labels: Array, seed: int) -> Bools:
+    def _valid_rows(self, labels: Array, seed: int, counting: Bools | None) -> Bools:
         """Which rows are for valid, bool [rows]: their share of each class, and two of it at least.
 
-        All of them, which are then for train too, where a class has too few to be shared out.
+        All of them, which are then for train too, where a class has too few to be shared out. Rows that are not
+        `counting`, whose weight is 0, are for train.
         """
-        if np.bincount(labels).min() < 2 * _LEAST:
+        own = np.ones(len(labels), dtype=bool) if counting is None else counting
+        if np.bincount(labels[own]).min() < 2 * _LEAST:
             return np.ones(len(labels), dtype=bool)
         taken = np.zeros(len(labels), dtype=bool)
         for label in (0, 1):
-            places = np.random.default_rng(seed + label).permutation(np.flatnonzero(labels == label))
+            places = np.random.default_rng(seed + label).permutation(np.flatnonzero(own & (labels == label)))
             taken[places[: max(_LEAST, round(self.valid_size * len(places)))]] = True
         return taken
 
-    def _space(self) -> SearchSpace:
+    def _space(self, weight: str | None = None) -> SearchSpace:
         stages = self.stages or [{"method": "sensitivity" if self.budget else "uniform"}]
         space = SearchSpace.parse(
             {
-                "data": {**(self.data or {}), "label": self.label},
+                "data": {**(self.data or {}), "label": self.label} | ({"weight": weight} if weight else {}),
                 "stages": [dict(stage) for stage in stages],
                 "baselines": list(self.baselines),
                 "embedding": dict(self.embedding or {}),
@@ -234,8 +244,30 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
         self.feature_names_in_ = np.array(names, dtype=object)
         self.n_features_in_ = len(names)
 
-    def _labels(self, y: npt.ArrayLike, rows: int) -> Array:
-        """The labels as 0 and 1, int8 [rows]."""
+    def _weights(self, sample_weight: npt.ArrayLike | None, frame: pl.DataFrame) -> Array | None:
+        """The weights, float32 [rows], or None if each row counts once."""
+        if sample_weight is None:
+            return None
+        if named := (self.data or {}).get("weight"):
+            raise ValueError(f"weights must come from sample_weight or from data.weight ({named!r}), but got both")
+        if _WEIGHT in frame.columns:
+            raise ValueError(f"X must have no column {_WEIGHT!r} if fit gets a sample_weight: rename the column")
+        with np.errstate(over="ignore"):  # told below
+            weights = np.asarray(sample_weight).astype(np.float32)
+        if weights.shape != (frame.height,):
+            raise ValueError(
+                f"sample_weight must have a weight for each row, ({frame.height},), but its shape is {weights.shape}"
+            )
+        if not np.isfinite(weights).all():
+            raise ValueError("sample_weight must be finite, but some weights are not, as numbers of 32 bits")
+        if weights.min() < 0:
+            raise ValueError(f"sample_weight must be 0 or more, but the least weight is {weights.min():g}")
+        if not weights.any():
+            raise ValueError("sample_weight must be above 0 in some rows, but all weights are zero")
+        return weights
+
+    def _labels(self, y: npt.ArrayLike, rows: int, counting: Bools | None) -> Array:
+        """The labels as 0 and 1, int8 [rows]; of `counting` rows there must be enough."""
         check_classification_targets(y)
         given: Array = column_or_1d(y, warn=True)
         if len(given) != rows:
@@ -246,10 +278,11 @@ class AutoEmbedClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
         if len(self.classes_) < 2:
             raise ValueError(f"y must have two classes, but got one class, {self.classes_[0]!r}")
-        counts = np.bincount(labels)
+        counts = np.bincount(labels if counting is None else labels[counting], minlength=2)
         if counts.min() < _LEAST:
+            weighty = "" if counting is None else " whose sample_weight is above 0"
             raise ValueError(
-                f"each class must have at least {_LEAST} rows (n_samples), but {self.classes_[counts.argmin()]!r} has "
-                f"{counts.min()} of n_samples={rows}"
+                f"each class must have at least {_LEAST} rows (n_samples){weighty}, but "
+                f"{self.classes_[counts.argmin()]!r} has {counts.min()} of n_samples={rows}"
             )
         return labels.astype(np.int8)

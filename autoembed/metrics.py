@@ -40,6 +40,10 @@ class Metrics(RootModel[dict[str, float]]):
     def items(self) -> ItemsView[str, float]:
         return self.root.items()
 
+    def shown(self, name: str, absent: str = "-") -> str:
+        """A metric with four digits, or `absent` where what was stored does not have it."""
+        return f"{self.root[name]:.4f}" if name in self.root else absent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -223,25 +227,94 @@ def group_auc(labels: Array, probabilities: Array, groups: Array, weights: Array
     Groups with one class only say nothing about order and are left out (Zhou et al., KDD 2018, sec. 6.2). With
     `weights`, a row of weight 2 counts as two, in a group and between them. DataError if no group is left.
     """
-    one = labels == 1
-    own = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
-    codes = pl.Series(groups).rank("dense").fill_null(0).to_numpy()
-    order = np.lexsort((probabilities, codes))
-    group, score, weight = codes[order], probabilities[order], own[order]
-    ones, zeros = np.where(one[order], weight, 0.0), np.where(one[order], 0.0, weight)
-    new = np.append(True, group[1:] != group[:-1])
-    # Rows of a group that share a score are one tie: a click beats the others below it, and half of those beside it.
-    tie = np.flatnonzero(np.append(True, (score[1:] != score[:-1]) | new[1:]))
-    starts = np.searchsorted(tie, np.flatnonzero(new))
-    ones, zeros = np.add.reduceat(ones, tie), np.add.reduceat(zeros, tie)
-    sizes = np.diff(np.append(starts, len(tie)))
-    total = np.repeat(np.add.reduceat(zeros, starts), sizes)
-    before = np.cumsum(zeros) - zeros
-    below = before - np.repeat(before[starts], sizes)
-    won = np.add.reduceat(ones * (below + zeros / 2), starts)
-    clicks, others = np.add.reduceat(ones, starts), total[starts]
-    counts = (clicks > 0) & (others > 0)
-    if not counts.any():
-        raise DataError(f"group AUC needs a group with both classes, but none of {len(starts)} has both")
-    aucs = won[counts] / (clicks[counts] * others[counts])
-    return float(np.average(aucs, weights=(clicks + others)[counts])), int(counts.sum())
+    return GroupedRows(labels, probabilities, groups, weights).auc()
+
+
+class GroupedRows:
+    """Rows in the order of their scores within groups, for metrics of that order.
+
+    Rows of a group that share a score are one tie. A row of weight 2 is two equal rows.
+
+    Args:
+        labels: 0 or 1 [N].
+        probabilities: float [N].
+        groups: of each row, such as a user [N].
+        weights: how often each row counts [N], once by default.
+    """
+
+    def __init__(self, labels: Array, probabilities: Array, groups: Array, weights: Array | None = None) -> None:
+        one = labels == 1
+        own = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+        codes = pl.Series(groups).rank("dense").fill_null(0).to_numpy()
+        order = np.lexsort((probabilities, codes))
+        group, score, weight = codes[order], probabilities[order], own[order]
+        new = np.append(True, group[1:] != group[:-1])
+        tie = np.flatnonzero(np.append(True, (score[1:] != score[:-1]) | new[1:]))
+        # Of each tie, groups one after the other and from the lowest score up: its clicks and its other rows.
+        self.ones = np.add.reduceat(np.where(one[order], weight, 0.0), tie)
+        self.zeros = np.add.reduceat(np.where(one[order], 0.0, weight), tie)
+        self.starts = np.searchsorted(tie, np.flatnonzero(new))
+        self.sizes = np.diff(np.append(self.starts, len(tie)))
+        self.clicks, self.others = (np.add.reduceat(part, self.starts) for part in (self.ones, self.zeros))
+
+    def auc(self) -> tuple[float, int]:
+        """As `group_auc` has it."""
+        # A click beats the others below it, and half of those beside it.
+        won = np.add.reduceat(self.ones * (self._before(self.zeros) + self.zeros / 2), self.starts)
+        counts = (self.clicks > 0) & (self.others > 0)
+        if not counts.any():
+            raise DataError(f"group AUC needs a group with both classes, but none of {len(self.starts)} has both")
+        aucs = won[counts] / (self.clicks[counts] * self.others[counts])
+        return float(np.average(aucs, weights=(self.clicks + self.others)[counts])), int(counts.sum())
+
+    def top(self, k: int) -> tuple[float, float, int]:
+        """NDCG@k and HR@k, and the number of groups that count: all that have a click, each once.
+
+        NDCG@k is the sum of 1 / log2(1 + place) over the clicks among the first k rows of a group, over that of the
+        best order (Jarvelin and Kekalainen, 2002). HR@k, the hit rate, is the share of groups with a click among these.
+        Both are means over all orders of rows that share a score (McSherry and Najork, ECIR 2008), as in scikit-learn.
+
+        With weights a row takes as many places as it weighs, so that here their size matters and not their ratios
+        alone. DataError if no group has a click.
+        """
+        counts = self.clicks > 0
+        if not counts.any():
+            raise DataError(f"NDCG needs a group with a click, but none of {len(self.starts)} has one")
+        rows = self.ones + self.zeros
+        stops = np.repeat(self.clicks + self.others, self.sizes) - self._before(rows)
+        firsts = stops - rows  # how many rows of the group are before the tie, from the top
+        reached = (firsts < k) & (rows > 0)
+        ones, zeros, rows, firsts, stops = (part[reached] for part in (self.ones, self.zeros, rows, firsts, stops))
+        group = np.repeat(np.arange(len(self.starts)), self.sizes)[reached]
+        places = np.arange(k + 1)
+        gained = np.append(0.0, np.cumsum(1 / np.log2(places[:k] + 2)))  # by the first 0..k places
+        found = ones / rows * (np.interp(stops, places, gained) - np.interp(firsts, places, gained))
+        gains = np.bincount(group, found, minlength=len(self.starts))[counts]
+        missed = np.ones(len(self.starts))
+        # Groups are in order, and so are their ties: chances of no click are multiplied group by group.
+        some = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+        missed[group[some]] = np.multiply.reduceat(_no_click(ones, zeros, np.minimum(k - firsts, rows), k), some)
+        best = np.interp(self.clicks[counts], places, gained)
+        return float((gains / best).mean()), float(1 - missed[counts].mean()), int(counts.sum())
+
+    def _before(self, values: Floats) -> Floats:
+        """Of each tie, the sum over the ties of its group below it."""
+        upto = np.cumsum(values) - values
+        below: Floats = upto - np.repeat(upto[self.starts], self.sizes)
+        return below
+
+
+def _no_click(ones: Floats, zeros: Floats, drawn: Floats, k: int) -> Floats:
+    """The chance that so many of each tie's rows, drawn without putting back, are all zeros: float [ties].
+
+    A part of a row is drawn with that chance.
+    """
+    some = (ones > 0) & (drawn < ones + zeros)  # the others are drawn whole, or have no click
+    chance = np.where(ones > 0, 0.0, 1.0)
+    own, left, drawn = np.ones(int(some.sum())), zeros[some], drawn[some]
+    rows = left + ones[some]
+    for place in range(k):
+        zero = (left - place).clip(0) / (rows - place).clip(1e-9)
+        own *= 1 - (drawn - place).clip(0, 1) * (1 - zero.clip(0, 1))
+    chance[some] = own
+    return chance

@@ -131,9 +131,9 @@ class Ratings:
         mse, mae = (float(np.average(part, weights=own)) for part in (np.square(errors), np.abs(errors)))
         return Metrics({"rmse": math.sqrt(mse), "mae": mae})
 
-    def within(
-        self, labels: Array, predictions: Array, groups: Array, weights: Array | None = None
-    ) -> tuple[float, int]:
+    def told_within(
+        self, labels: Array, predictions: Array, groups: Array, group: str, weights: Array | None = None
+    ) -> str:
         raise DataError("models of data.task: ratings are not compared within groups: leave the group out")
 
     def error(self, value: float, labels: Array, weights: Array | None = None) -> float:

@@ -160,9 +160,9 @@ def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | No
     some = groups.is_not_null().to_numpy()  # rows without a value are in no group
     own = None if weights is None else weights[some]
     try:
-        value, number = spec.predicts.within(present[some], scores[known][some], groups.to_numpy()[some], own)
+        within = spec.predicts.told_within(present[some], scores[known][some], groups.to_numpy()[some], group, own)
     except DataError as error:
         if asked:
             raise
         return f"{line}; {error}"
-    return f"{line}; {spec.predicts.metrics[0].title} within {group} {value:.4f} ({number:,} groups with both labels)"
+    return f"{line}; {within}"

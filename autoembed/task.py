@@ -16,12 +16,12 @@ from pydantic import AfterValidator
 
 from autoembed.errors import DataError, SpaceError, unknown
 from autoembed.metrics import (
+    GroupedRows,
     Metric,
     Metrics,
     auc_error,
     effective_rows,
     evaluate,
-    group_auc,
     log_losses,
     mean_and_error,
     placements,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _ERRORS, _ABOVE = 3, 0.02
 _LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
 _TINY = 1e-12
+_TOP = 10  # rows of a group that a user would see
 
 
 class Task(Protocol):
@@ -45,7 +46,8 @@ class Task(Protocol):
 
     Labels are float, logits and predictions are of the same rows. Everything is numpy [N], but for torch tensors in
     `loss`, `distil` and `link`. `weights` say how often each row counts, once by default. Only their ratios matter, but
-    in `loss` and `distil`, whose mean is over rows: there the weights of all rows that are trained on have a mean of 1.
+    in `loss` and `distil`, whose mean is over rows: there the weights of all rows that are trained on have a mean of 1;
+    and in metrics of the first rows of a group, where a row takes as many places as it weighs.
 
     Attributes:
         name: as a `data:` section would say it.
@@ -118,12 +120,12 @@ class Task(Protocol):
         DataError if they are not defined.
         """
 
-    def within(
-        self, labels: Array, predictions: Array, groups: Array, weights: Array | None = None
-    ) -> tuple[float, int]:
-        """The first metric within groups of rows, such as a user's, weighted by their rows, and how many groups count.
+    def told_within(
+        self, labels: Array, predictions: Array, groups: Array, group: str, weights: Array | None = None
+    ) -> str:
+        """The metrics of `grouped` in words, as those within the values of a column `group`.
 
-        DataError if it is defined in none.
+        DataError if one is defined in no group.
         """
 
     def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
@@ -159,7 +161,12 @@ class BinaryClicks:
 
     name = "clicks"
     metrics = (Metric(name="auc", title="AUC", rises=True), Metric(name="logloss", title="logloss", rises=False))
-    grouped = (Metric(name="gauc", title="GAUC", rises=True),)
+    # What earlier commits stored has the first of these, so that new ones come last.
+    grouped = (
+        Metric(name="gauc", title="GAUC", rises=True),
+        Metric(name=f"ndcg_{_TOP}", title=f"NDCG@{_TOP}", rises=True),
+        Metric(name=f"hit_{_TOP}", title=f"HR@{_TOP}", rises=True),
+    )
     criterion = metrics[1]
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
@@ -235,12 +242,20 @@ class BinaryClicks:
             return found
         some = groups >= 0
         own = None if weights is None else weights[some]
-        return Metrics(found.root | {"gauc": self.within(labels[some], predictions[some], groups[some], own)[0]})
+        rows = GroupedRows(labels[some], predictions[some], groups[some], own)
+        values = (rows.auc()[0], *rows.top(_TOP)[:2])
+        return Metrics(found.root | {one.name: value for one, value in zip(self.grouped, values, strict=True)})
 
-    def within(
-        self, labels: Array, predictions: Array, groups: Array, weights: Array | None = None
-    ) -> tuple[float, int]:
-        return group_auc(labels, predictions, groups, weights)
+    def told_within(
+        self, labels: Array, predictions: Array, groups: Array, group: str, weights: Array | None = None
+    ) -> str:
+        rows = GroupedRows(labels, predictions, groups, weights)
+        (area, both), (ndcg, hits, clicked) = rows.auc(), rows.top(_TOP)
+        first, second = self.grouped[1:]
+        return (
+            f"AUC within {group} {area:.4f} ({both:,} groups with both labels), {first.title} {ndcg:.4f} and "
+            f"{second.title} {hits:.4f} ({clicked:,} with a click)"
+        )
 
     def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
         ones = labels > 0
@@ -395,9 +410,11 @@ def _known_monitor(name: str) -> str:
 def _whole(metrics: Metrics) -> Metrics:
     kinds = [tuple(metric.name for metric in task.metrics) for task in TASKS]
     more = [(*own, *(metric.name for metric in task.grouped)) for own, task in zip(kinds, TASKS, strict=True)]
-    if metrics.names not in (*kinds, *more):
+    names = metrics.names
+    # Earlier commits stored only the first of the metrics within groups.
+    if not any(names == known[: max(len(names), len(own))] for own, known in zip(kinds, more, strict=True)):
         raise ValueError(
-            f"must have the metrics {' or '.join(map(', '.join, (*kinds, *more)))}, but has {', '.join(metrics.names)}"
+            f"must have the metrics {' or '.join(map(', '.join, (*kinds, *more)))}, but has {', '.join(names)}"
         )
     return metrics
 

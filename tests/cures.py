@@ -83,7 +83,7 @@ ROWS = (
     (r"needs a budget of one", "raise the budget to the bytes that the line names"),
     (r"^set (keep or margin|lr or lr_factor)", "leave one of the two out"),
     (
-        r"^AUC needs both|^group AUC needs",
+        r"^AUC needs both|^group AUC needs|^NDCG needs",
         "score rows of both classes; `--set positive=[...]` says which values count as 1",
     ),
     (r"^there is no metric", "take a metric from the list in the line"),

@@ -139,7 +139,8 @@ def test_quality_within_groups(made, tmp_path):
     path = str(folder / "same.csv")
     plain, grouped = (score_table(bundle, path, group=group).quality for group in (None, "user"))
     assert grouped.startswith(plain)
-    assert re.search(r"; AUC within user 0\.\d{4} \(\d+ groups with both labels\)$", grouped)
+    within = r"; AUC within user 0\.\d{4} \(\d+ groups with both labels\), NDCG@10 0\.\d{4} and HR@10 [01]\.\d{4} "
+    assert re.search(within + r"\(\d+ with a click\)$", grouped)
     with pytest.raises(DataError, match="unknown column 'nobody' in group"):
         score_table(bundle, path, group="nobody")
     alone = frame.with_columns(user=pl.int_range(len(frame)).cast(pl.String))

@@ -107,11 +107,11 @@ class DataSpec(StrictModel):
     {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
     of a column are hashed, such as {user_id: 10000}; without it they share one. `weight` names a column of weights: a
     row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
-    compared as well (the metric gauc); it is a field all the same, unless it stands under `drop`. `target_statistics`
-    makes columns of the click rates of others' values. `bins` is into how many ranges a numeric column is cut, about.
-    `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring
-    bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric columns, or by name, such
-    as {price: piecewise}.
+    compared as well (gauc, ndcg_10 and hit_10); it is a field all the same, unless it stands under `drop`.
+    `target_statistics` makes columns of the click rates of others' values. `bins` is into how many ranges a numeric
+    column is cut, about. `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those
+    of two neighbouring bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric
+    columns, or by name, such as {price: piecewise}.
     """
 
     path: str | tuple[str, ...] | None = None

@@ -5,8 +5,9 @@
     python tests/benchmarks/ml100k.py recbole/dataset_example/ml-100k OUT
     autoembed frontier search_spaces/frontier_ml100k.yaml --data OUT --bytes 15500,31000,62000,123000,245000
 
-With --stars, the label is the number of stars (search_spaces/ml100k_ratings.yaml). With --lists, `genres` holds each film's genres, and `liked` the last 20 films that the user gave 4 or 5 stars
-before; both are lists (search_spaces/ml100k.yaml). Without, `genre` is the film's combination of genres.
+With --stars, the label is the number of stars (search_spaces/ml100k_ratings.yaml). With --lists, `genres` holds each
+film's genres, and `liked` the last 20 films that the user gave 4 or 5 stars before; both are lists
+(search_spaces/ml100k.yaml). Without, `genre` is the film's combination of genres.
 
 The package recbole carries the 100,000 ratings as an example. Each user's ratings are split by time: the first eight
 tenths are train, then a tenth each is valid and test. A split of all ratings by time would not do: only 14 % of its
@@ -47,7 +48,10 @@ def liked(ratings: pl.DataFrame) -> pl.Series:
 
 
 def clicks(folder: Path, lists: bool = False, stars: bool = False) -> pl.DataFrame:
-    """A row for each rating, with `label`, a click or the stars, and `rank`, the share of the user's own ratings that came before it."""
+    """A row for each rating, with `label`, a click or the stars, and `rank`.
+
+    That is the share of the user's own ratings that came before it.
+    """
     ratings, users, films = (read(folder, name) for name in ("inter", "user", "item"))
     # Ratings of one second keep the order of the file, which is random.
     order = pl.col("timestamp").cast(pl.Float64).rank("ordinal").over("user_id")

@@ -100,7 +100,7 @@ def _cells(row: Row, metrics: Sequence[Metric]) -> list[str]:
         f"{row.valid[first]:.4f}",
         f"{row.test[first]:.4f}",
         "-" if row.test_auc_error is None else f"{row.test_auc_error:.4f}",
-        *(f"{row.test[name]:.4f}" for name in others),
+        *(row.test.shown(name) for name in others),
         f"{row.embedding_parameters:,}",
         "-" if row.embedding_bytes is None else f"{row.embedding_bytes:,}",
         f"{row.bytes:,}",

@@ -48,7 +48,7 @@ def leaderboard(facts: StudyFacts) -> Html:
         else:
             told = f"{span[1]:.4f} to {span[2]:.4f}"
             cells += [told, whisker(*span, ends, f"{row.arm}: {span[0]:.4f}, 95 % interval {told}")]
-        cells += [f"{row.test[one.name]:.4f}" for one in others]
+        cells += [row.test.shown(one.name, "–") for one in others]
         champion = facts.champions.get(row.arm)
         latency = "–" if champion is None else f"{champion.result.latency_ms:.2f}"
         cells += [_whole(row.embedding_bytes), _whole(row.bytes), latency]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from autoembed.study.results.leaderboard import Leaderboard
-from autoembed.task import columns, metric_of, task_of, titled, under
+from autoembed.task import columns, metric_of, task_of, titled
 
 PHASES = ("warm", "search", "refit", "teacher")
 # A view that MLflow's UI reads from a tag of the experiment, as its "Share" button writes one.
@@ -66,7 +66,7 @@ def description(board: Leaderboard, experiment: str, runs: Mapping[str, str], co
         cells = ["-"] * (len(heads) - 2)
         if row.trial is not None and row.valid is not None and row.test is not None:
             link = f"[{row.trial}](#/experiments/{experiment}/runs/{runs[row.trial]})"
-            numbers = [f"{value:.4f}" for value in (row.valid[first.name], *under("test", row.test).values())]
+            numbers = [row.valid.shown(first.name), *(row.test.shown(one.name) for one in tested.values())]
             cells = [link, *numbers, *(_whole(value) for value in (row.embedding_bytes, row.bytes))]
         name = f"**{row.arm}**" if row.trial == board.winner else row.arm
         lines.append("| " + " | ".join([name, *cells, counts]) + " |")
