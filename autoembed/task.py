@@ -412,10 +412,9 @@ def _whole(metrics: Metrics) -> Metrics:
     more = [(*own, *(metric.name for metric in task.grouped)) for own, task in zip(kinds, TASKS, strict=True)]
     names = metrics.names
     # Earlier commits stored only the first of the metrics within groups.
-    if not any(names == known[: max(len(names), len(own))] for own, known in zip(kinds, more, strict=True)):
-        raise ValueError(
-            f"must have the metrics {' or '.join(map(', '.join, (*kinds, *more)))}, but has {', '.join(names)}"
-        )
+    if not any(names == whole[: max(len(names), len(own))] for own, whole in zip(kinds, more, strict=True)):
+        known = " or ".join(dict.fromkeys(map(", ".join, (*kinds, *more))))
+        raise ValueError(f"must have the metrics {known}, but has {', '.join(names)}")
     return metrics
 
 
