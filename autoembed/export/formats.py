@@ -24,6 +24,7 @@ FORMATS = {
     "fuxictr": "fuxictr_config",
     "torchrec": "torchrec_tables",
 }
+_CLICKS = ("tables", "fuxictr")  # formats whose readers end with a sigmoid
 _INSTALL = {
     "torchrec": "pip install -r requirements.txt, then pip install --no-deps -r torchrec.txt: torchrec names the GPU "
     "build of FBGEMM, which does not load without CUDA",
@@ -80,15 +81,15 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
         BundleError: there is no such format, the folder is not empty, a package is missing, or the format cannot say
             what the model does.
     """
-    if bundle.schema.ratings is not None:
-        raise BundleError(
-            f"the formats say click probabilities, but the model {bundle.path} is of data.task: ratings: use the "
-            "bundle itself, by `autoembed predict`, `autoembed serve` or autoembed.load_bundle"
-        )
     path = Path(out)
     if format not in FORMATS:
         raise BundleError(
             f"{option('format')} must be onnx, torch, aoti, numpy, tables, fuxictr or torchrec, but got {format!r}"
+        )
+    if bundle.schema.ratings is not None and format in _CLICKS:
+        raise BundleError(
+            f"{format} is for click probabilities, but the model {bundle.path} is of data.task: ratings: use "
+            f"{', '.join(name for name in FORMATS if name not in _CLICKS)}, or the bundle itself"
         )
     require_empty(path)
     module = import_module(f"autoembed.export.{FORMATS[format]}")
@@ -133,15 +134,16 @@ def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
         for field in bundle.schema.fields
         if not field.derived
     ]
+    predicted = "click" if bundle.schema.ratings is None else "rating"
     return "\n".join(
         [
-            f"# A click model for {format}",
+            f"# A {predicted} model for {format}",
             "",
             f"Exported by autoembed {__version__}. All that scoring needs: "
             f"{_INSTALL.get(format, 'pip install -r requirements.txt')}.",
             "",
             "```python",
-            _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))),
+            _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))).replace("click", predicted),
             "```",
             "",
             limits,

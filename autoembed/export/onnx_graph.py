@@ -40,14 +40,14 @@ def write(bundle: Bundle, folder: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BundleError(f"exporting to ONNX needs the package {error.name}: pip install 'autoembed[onnx]'") from None
-    model = graph_of_ids(program_of(bundle))
+    model = graph_of_ids(program_of(bundle), OUTPUT if bundle.schema.ratings is None else "rating")
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)
     if not any(field["kind"] == "multi" or field.get("buckets") for field in fields):
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 
-def graph_of_ids(program: ExportedProgram) -> ModelProto:
+def graph_of_ids(program: ExportedProgram, output: str = OUTPUT) -> ModelProto:
     """A program as an ONNX model, without a word of the machine that made it."""
     with quiet():
         made = torch.onnx.export(
@@ -55,7 +55,7 @@ def graph_of_ids(program: ExportedProgram) -> ModelProto:
             dynamo=True,
             opset_version=_OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[output],
             verbose=False,
         )
     assert made is not None
