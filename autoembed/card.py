@@ -83,7 +83,7 @@ def card(
         "```",
         "autoembed verify .                                       # hashes, schema, and a stored sample of predictions",
         "autoembed predict . TABLE --out scores.parquet",
-        "autoembed retrain . --data NEW_TABLE --out NEW_BUNDLE" + (" --warm" if schema.ratings is None else ""),
+        "autoembed retrain . --data NEW_TABLE --out NEW_BUNDLE" + (" --warm" if clicks else ""),
         "autoembed export . FOLDER --format onnx",
         "```",
         "",

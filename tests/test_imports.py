@@ -12,9 +12,9 @@ import autoembed
 PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
-    "errors", "writing", "shipped", "ranges", "plugins", "types", "fast", "native", "metrics", "ratings", "task",
-    "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "events", "shuffle", "batches", "training",
-    "following", "knockout", "methods", "card", "bundle", "export", "scoring", "serving", "candidates",
+    "errors", "writing", "shipped", "ranges", "plugins", "types", "fast", "native", "metrics", "clicks", "ratings",
+    "task", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "events", "shuffle", "batches",
+    "training", "following", "knockout", "methods", "card", "bundle", "export", "scoring", "serving", "candidates",
     "retraining", "reuse", "refreshing", "distill", "trial", "space", "estimator", "pruning", "draws", "estimating",
     "drafting", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ PACKAGE = Path(autoembed.__file__).parent
 # Who may name a metric of clicks: the task, and what is of binary labels whatever the task is.
 MAY_NAME = {
     "metrics.py": "their formulas",
-    "task.py": "the task itself",
+    "clicks.py": "the task itself",
     "data/readers.py": "the best AUC that planted data allow",
     "export/fuxictr_config.py": "FuxiCTR's own names",
     "study/results/leaderboard.py": "names in leaderboard.json",
