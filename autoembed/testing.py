@@ -31,6 +31,7 @@ from autoembed.methods.method import GateConfig, MethodConfig, SearchConfig, con
 from autoembed.methods.supernet import Supernet
 from autoembed.nn.backbones import base
 from autoembed.nn.embedding import MixedEmbedding
+from autoembed.nn.folding import folded
 from autoembed.nn.model import CTRModel, cost_of, measure, pack, start_rounding
 from autoembed.training import TrainConfig
 from autoembed.types import Array
@@ -266,6 +267,12 @@ class BackboneContract:
         with torch.no_grad():
             whole, part = net.eval()(ids), net(ids[50:60])
         assert torch.allclose(whole[50:60], part, atol=1e-5)
+
+    def test_it_predicts_the_same_when_served(self, net: Supernet) -> None:
+        """What a backbone adds to a tower's input layer goes through `Tower.forward`, so that norms can be folded."""
+        model, ids = net.compact(net.parent).eval(), self.ids()
+        with torch.no_grad():
+            assert torch.allclose(folded(model)(ids), model(ids), rtol=1e-4, atol=1e-4)
 
     def test_unknown_options_are_named(self) -> None:
         with pytest.raises(SpaceError, match=r"backbone\.no_such_option: .*\(options: "):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from autoembed.nn.layers import Dropout, Tower
@@ -18,19 +18,32 @@ def folded(model: Model) -> Model:
     Predictions differ by rounding. What is no `Tower`, and layers of 8 bits, stay as they are.
     """
     parts = [part for member in members(model) for part in (member.embedding, member.pairs)]
-    copy = deepcopy(model, {id(part): part for part in parts})
+    copy = deepcopy(model, {id(part): part for part in parts}).eval()
     for module in copy.modules():
         if isinstance(module, Tower):
-            # The first norm stays: a backbone may add to what the input layer gives.
-            module.rest = nn.Sequential(*_folded(module.rest))
-    return copy.eval()
+            _fold(module)
+    return copy
 
 
-def _folded(layers: Iterable[nn.Module]) -> list[nn.Module]:
-    done: list[nn.Module] = []
-    for layer in layers:
-        if done and type(layer) is nn.BatchNorm1d and type(done[-1]) is nn.Linear:
-            done[-1] = fuse_linear_bn_eval(done[-1].eval(), layer.eval())
+def _fold(tower: Tower) -> None:
+    first, *others = tower.rest
+    if type(first) is nn.BatchNorm1d and type(tower.input.linear) is nn.Linear:
+        tower.input.linear, tower.gain = fuse_linear_bn_eval(tower.input.linear, first), _gain(first)
+    else:
+        others = [first, *others]
+    layers: list[nn.Module] = []
+    for layer in others:
+        if layers and type(layer) is nn.BatchNorm1d and type(layers[-1]) is nn.Linear:
+            layers[-1] = fuse_linear_bn_eval(layers[-1], layer)
+        elif type(layer) is nn.ReLU:
+            layers.append(nn.ReLU(inplace=True))  # nobody else reads what a layer gave
         elif not isinstance(layer, Dropout):
-            done.append(layer)
-    return done
+            layers.append(layer)
+    tower.rest = nn.Sequential(*layers)
+
+
+def _gain(norm: nn.BatchNorm1d) -> Tensor:
+    """What a norm in prediction multiplies each unit by."""
+    assert norm.running_var is not None
+    gain = torch.rsqrt(norm.running_var + norm.eps)
+    return (gain * norm.weight if norm.affine else gain).detach()

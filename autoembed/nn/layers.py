@@ -172,20 +172,33 @@ def hidden_layers(hidden: Sequence[int], *, dropout: float, batch_norm: bool) ->
 
 
 class Tower(nn.Module):
-    """The deep part of a click model: active entries -> hidden layers -> one logit."""
+    """The deep part of a click model: active entries -> hidden layers -> one logit.
+
+    Attributes:
+        gain: where the first norm was folded into the input layer, what it multiplies each unit by.
+    """
+
+    gain: Tensor | None
 
     def __init__(self, active: Array, hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> None:
         super().__init__()
+        self.register_buffer("gain", None)
         self.input = InputLinear(active, hidden[0])
         self.rest = hidden_layers(hidden, dropout=dropout, batch_norm=batch_norm)
         self.output = nn.Linear(hidden[-1], 1)
 
-    def hidden(self, e_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> the last hidden layer, [B, hidden[-1]]."""
-        out: Tensor = self.rest(self.input(e_BFD))
+    def hidden(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
+        """[B, F, D] -> the last hidden layer, [B, hidden[-1]].
+
+        What a backbone adds to the input layer's output, [B, hidden[0]], comes in here: it may stand before a norm.
+        """
+        first: Tensor = self.input(e_BFD)
+        if added_BU is not None:
+            first = first + (added_BU if self.gain is None else added_BU * self.gain)
+        out: Tensor = self.rest(first)
         return out
 
-    def forward(self, e_BFD: Tensor) -> Tensor:
-        """[B, F, D] -> [B]."""
-        out: Tensor = self.output(self.hidden(e_BFD)).squeeze(1)
+    def forward(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
+        """The same -> [B]."""
+        out: Tensor = self.output(self.hidden(e_BFD, added_BU)).squeeze(1)
         return out

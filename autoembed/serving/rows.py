@@ -115,9 +115,8 @@ class RowReader:
                 raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
         texts: dict[str, Texts] = {}
         if FAST and len(body) >= _LONG and frame.height <= _FEW:
-            found = {name: within.texts(table.column(name)) for name in self.categorical}
-            texts = {name: one for name, one in found.items() if one is not None}
-        return self._of_frame(frame.select(col(name) for name in self.columns), texts)
+            texts = within.texts({name: table.column(name) for name in self.categorical})
+        return self._of_frame(frame, texts)
 
     def ids(self, columns: Sequence[Sequence[object] | Array]) -> Array:
         """Ids int32 [N, V] of plain values, a list for each of `self.columns`, or an array that is ids already."""
@@ -208,10 +207,11 @@ class RowReader:
         return columns
 
     def _of_frame(self, frame: pl.DataFrame, texts: Mapping[str, Texts]) -> Array:
-        if frame.height <= _FEW and all(map(_is_plain, frame.dtypes)):
+        kinds = frame.schema
+        if frame.height <= _FEW and all(name in texts or _is_plain(kinds[name]) for name in self.columns):
             known = self._of_table(texts)
-            return self.ids([known[column.name] if column.name in known else column.to_list() for column in frame])
-        rows = clean(frame.lazy(), self.bundle.spec).collect()
+            return self.ids([known[name] if name in known else frame[name].to_list() for name in self.columns])
+        rows = clean(frame.lazy().select(col(name) for name in self.columns), self.bundle.spec).collect()
         try:
             ids = self.bundle.vocabulary.encode(rows)
         except DataError as error:

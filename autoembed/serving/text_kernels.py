@@ -12,7 +12,10 @@ from autoembed.types import Array
 
 NONE = -(2**31)  # the id of a text that a table does not have
 AHEAD = 64
+VIEWS, OFFSETS, LONG_OFFSETS = 0, 1, 2  # how a column of Arrow says where its texts are
+WORDS = (4, 1, 2)  # of 4 bytes that it takes for each text
 _WORD = 8
+_INLINE = 12  # bytes of a text that its view holds
 _BLANK, _QUOTE, _COMMA, _COLON, _BACKSLASH = 32, 34, 44, 58, 92
 _TAB, _LINE, _RETURN = 9, 10, 13
 _OPEN, _CLOSE, _BRACE, _END = 91, 93, 123, 125  # brackets of a list and of an object
@@ -144,6 +147,50 @@ def read_rows(
         if body[at] != _COMMA:
             return
         at += 1
+
+
+@native
+def locate(
+    body: Array,
+    words: Array,
+    size: int,
+    kinds: Array,
+    first: Array,
+    data: Array,
+    ends: Array,
+    start: Array,
+    stop: Array,
+    good: Array,
+) -> None:
+    """Where the texts of columns of Arrow are in a body of `size` bytes: into int64 [C, N] each.
+
+    `words` int32 are those of the body. kinds int64 [C]: of VIEWS, OFFSETS and LONG_OFFSETS; first int64 [C]: the word
+    that begins them. data int64: where what they speak of begins, ends int64 [C + 1]: which of these are a column's.
+    Into good int64 [C]: 1 if all of a column's texts are in the body and none ends with a NUL.
+    """
+    for c in range(len(kinds)):
+        kind, at, base, fine = kinds[c], first[c], ends[c], 1
+        for n in range(start.shape[1]):
+            if kind == VIEWS:
+                length = np.int64(words[at])
+                begin = 4 * at + 4
+                if length > _INLINE:
+                    buffer = base + words[at + 2]
+                    begin = data[buffer] + words[at + 3] if base <= buffer < ends[c + 1] else -1
+                end = begin + length
+                at += 4
+            elif kind == OFFSETS:
+                begin, end = data[base] + words[at], data[base] + words[at + 1]
+                at += 1
+            else:  # a body has less than 2^31 bytes
+                if words[at + 1] != 0 or words[at + 3] != 0:
+                    fine = 0
+                begin, end = data[base] + words[at], data[base] + words[at + 2]
+                at += 2
+            if begin < 0 or end < begin or end > size or (end > begin and body[end - 1] == 0):
+                fine = 0
+            start[c, n], stop[c, n] = begin, end
+        good[c] = fine
 
 
 @native

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from json import JSONDecoder
 
 import numpy as np
@@ -23,6 +22,12 @@ if FAST:
     from autoembed.native import View
     from autoembed.serving import text_kernels as kernels
 
+    _KINDS = {
+        pa.string_view(): kernels.VIEWS,
+        pa.string(): kernels.OFFSETS,
+        pa.large_string(): kernels.LONG_OFFSETS,
+    }
+
 UNSEEN = np.iinfo(np.int32).min  # a text that the table does not have
 _LONGEST = 16  # bytes of a text in the table
 _BLANK = rb"[ \t\n\r]*"
@@ -32,8 +37,7 @@ _NAME = re.compile(rb'%b"([^"\\\x00-\x1f]*)"%b:%b\[' % ((_BLANK,) * 3))
 _NEXT = re.compile(rb"%b([,}])" % _BLANK)
 _TAIL = re.compile(rb"%b\}%b\Z" % ((_BLANK,) * 2))
 _QUOTE = b'"'
-_VIEW = np.dtype([("length", "<i4"), ("prefix", "<i4"), ("buffer", "<i4"), ("offset", "<i4")])
-_INLINE = 12  # bytes of a text that its view holds
+_FOUR = 4  # bytes of a word of a body
 Columns = dict[str, "Texts | list[object]"]
 
 
@@ -177,56 +181,53 @@ def _values(body: Body, start: Array, stop: Array, decoder: JSONDecoder) -> list
 
 
 class ArrowBody:
-    """A body in Arrow's IPC format, in which the texts of a column may be found.
+    """A body in Arrow's IPC format, in which the texts of columns may be found.
 
     Args:
         body: bytes, which what reads the columns holds by `handle`, without a copy of its own.
     """
 
     def __init__(self, body: bytes) -> None:
-        self.body, self.handle = body, pa.py_buffer(body)
+        self.size, self.content, self.handle = len(body), body, pa.py_buffer(body)
 
-    @cached_property
-    def copy(self) -> Body:
-        """The body for `Texts`: a copy, which small bodies do not need."""
-        return Body(self.body)
+    def texts(self, columns: Mapping[str, pa.ChunkedArray]) -> dict[str, Texts]:
+        """The texts of columns, all of the same length, as they are in the body.
 
-    def texts(self, column: pa.ChunkedArray) -> Texts | None:
-        """The texts of a column; None if it has missing values or another type, or is not in the body as it is."""
-        if column.num_chunks != 1 or column.null_count:
-            return None
-        chunk, kind = column.chunk(0), column.type
-        found: tuple[Array, Array] | None
-        if pa.types.is_string_view(kind):
-            found = self._of_views(chunk)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            found = self._of_offsets(chunk, "<i4" if pa.types.is_string(kind) else "<i8")
-        else:
-            return None
-        if found is None or not len(found[0]):
-            return None
-        start, stop = found
-        if start.min() < 0 or stop.max() > len(self.body):  # it was compressed
-            return None
-        # Words end with zeros, so a NUL at the end of a text could not be told from the end.
-        last = self.copy.signs[np.maximum(stop - 1, 0)]
-        return Texts(self.copy, start, stop) if (last[stop > start] != 0).all() else None
+        Left out is a column with missing values, of another type, in several chunks, or compressed.
+        """
+        places = {name: at for name, column in columns.items() if (at := self._places(column)) is not None}
+        if not places:
+            return {}
+        rows, body = len(columns[next(iter(places))]), Body(self.content)
+        data = [len(found) for _, _, found in places.values()]
+        start, stop = np.empty((2, len(places), rows), np.int64)
+        good = np.empty(len(places), np.int64)
+        kernels.locate(
+            body.view,
+            np.frombuffer(body.content, "<i4", len(body.content) // _FOUR),
+            self.size,
+            np.array([kind for kind, _, _ in places.values()], np.int64),
+            np.array([first for _, first, _ in places.values()], np.int64),
+            np.array([at for _, _, found in places.values() for at in found], np.int64),
+            np.cumsum([0, *data]).astype(np.int64),
+            start,
+            stop,
+            good,
+        )
+        found = zip(places, start, stop, good.tolist(), strict=True)
+        return {name: Texts(body, begin, end) for name, begin, end, fine in found if fine}
 
-    def _of_offsets(self, chunk: pa.Array, kind: str) -> tuple[Array, Array] | None:
-        _, offsets, data = chunk.buffers()
-        if data is None:
+    def _places(self, column: pa.ChunkedArray) -> tuple[int, int, list[int]] | None:
+        """What `kernels.locate` takes: how a column says where its texts are, which word of the body begins that, and
+        where the texts begin that it speaks of."""
+        if column.num_chunks != 1 or column.null_count or not len(column):
             return None
-        at = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
-        at += data.address - self.handle.address
-        return at[:-1], at[1:]
-
-    def _of_views(self, chunk: pa.Array) -> tuple[Array, Array]:
-        _, views, *data = chunk.buffers()
-        held = np.frombuffer(views, _VIEW)[chunk.offset : chunk.offset + len(chunk)]
-        length = held["length"].astype(np.int64)
-        start = views.address + _VIEW.itemsize * (chunk.offset + np.arange(len(held))) + held["length"].itemsize
-        far = np.flatnonzero(length > _INLINE)
-        if len(far):
-            start[far] = np.array([one.address for one in data])[held["buffer"][far]] + held["offset"][far]
-        start -= self.handle.address
-        return start, start + length
+        chunk, kind = column.chunk(0), _KINDS.get(column.type)
+        if kind is None:
+            return None
+        _, said, *data = chunk.buffers()
+        size = kernels.WORDS[kind] * _FOUR
+        first = said.address - self.handle.address + chunk.offset * size
+        if first % _FOUR or first < 0 or first + len(chunk) * size > self.size:  # it was compressed
+            return None
+        return kind, first // _FOUR, [0 if one is None else one.address - self.handle.address for one in data]

@@ -190,8 +190,29 @@ def test_texts_of_arrow_are_read_in_the_body(kind):
     within = ArrowBody(body)
     with pa.ipc.open_stream(within.handle) as stream:
         column = stream.read_all().column("city")
-    assert within.texts(column).tolist() == texts
-    assert within.texts(column.slice(2, 3)).tolist() == texts[2:5]
-    assert within.texts(pa.chunked_array([pa.array(texts, kind)])) is None  # in memory of its own
-    for other in (["a", None], ["a\0"], [1], []):
-        assert within.texts(pa.chunked_array([pa.array(other, kind if other != [1] else None)])) is None
+    elsewhere = pa.chunked_array([pa.array(texts[2:5], kind)])
+    found = within.texts({"whole": column.slice(2, 3), "elsewhere": elsewhere})
+    assert {name: one.tolist() for name, one in found.items()} == {"whole": texts[2:5]}
+    assert within.texts({"city": column})["city"].tolist() == texts
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+@pytest.mark.parametrize("values", [["a", None], ["a", "b\0"], [1, 2], []], ids=str)
+def test_other_columns_of_arrow_are_left_out(kind, values):
+    kinds = {"city": kind, "other": pa.int64() if values == [1, 2] else kind}
+    body = arrow_of({"city": ["x", "yz"][: len(values)], "other": values}, kinds)
+    within = ArrowBody(body)
+    with pa.ipc.open_stream(within.handle) as stream:
+        table = stream.read_all()
+    found = within.texts({name: table.column(name) for name in table.column_names})
+    assert {name: one.tolist() for name, one in found.items()} == ({"city": ["x", "yz"]} if values else {})
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_places_outside_the_body_are_no_texts(kind):
+    body = arrow_of({"city": ["a" * 20, "b" * 30]}, {"city": kind})
+    within = ArrowBody(body)
+    with pa.ipc.open_stream(within.handle) as stream:
+        column = stream.read_all().column("city")
+    within.size = len(body) // 2
+    assert within.texts({"city": column}) == {}

@@ -35,6 +35,5 @@ class Backbone(base.Backbone):
         else:
             total = e_BFD.sum(1)
             products = (total.unsqueeze(2) * total.unsqueeze(1)).flatten(1)
-        hidden = self.tower.rest(self.tower.input(e_BFD) + self.products(products))
-        out: Tensor = self.tower.output(hidden).squeeze(1)
+        out: Tensor = self.tower(e_BFD, self.products(products))
         return out
