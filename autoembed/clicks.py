@@ -153,8 +153,9 @@ class BinaryClicks:
         from torch.nn import functional
 
         # torch's softplus in 32 bits takes a twentieth of numpy's logaddexp in 64.
-        before, after = (functional.softplus(torch.from_numpy(part)).numpy() for part in (logits, logits + changes))
-        return np.asarray(after - before - labels * changes)
+        answers, own, moves = map(torch.from_numpy, (labels, logits, changes))
+        rise = functional.softplus(own + moves).sub_(functional.softplus(own)).addcmul_(answers, moves, value=-1)
+        return np.asarray(rise.numpy())
 
     def calibration(self, labels: Array, logits: Array, weights: Array | None = None) -> tuple[float, float]:
         return scale_and_shift(labels, logits, weights)

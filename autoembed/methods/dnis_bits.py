@@ -74,10 +74,10 @@ class Supernet(measured.Supernet):
         seen = (width.unsqueeze(1) > places).float()
         return self.probabilities()[0] @ seen * self.mask
 
-    def gate(self, e_BVC: Tensor, block_BV: Tensor) -> Tensor:
+    def gate(self, e_BVC: Tensor, ids_BV: Tensor) -> Tensor:
         if not self._folded and self.progress is not None:
-            e_BVC = self.mixture(e_BVC, block_BV)
-        return super().gate(e_BVC, block_BV)
+            e_BVC = self.mixture(e_BVC, self.block_of(ids_BV))
+        return super().gate(e_BVC, ids_BV)
 
     def mixture(self, e_BVC: Tensor, block_BV: Tensor) -> Tensor:
         """Embeddings [B, V, D (+ 1)] as the mean of their rounded forms, weighted by their blocks' probabilities."""

@@ -131,7 +131,7 @@ class GatedNet(ClickModel):
         """Ids int [B, V] in the schema's column order -> logits [B]."""
         ids, *rest = self.split(ids_BV)
         e_BVC = functional.embedding(self.places_of(ids), self.weight, sparse=self.sparse)
-        e_BFC = self.pooled(self.gate(e_BVC, self.block_of(ids)), ids)
+        e_BFC = self.pooled(self.gate(e_BVC, ids), ids)
         return self.logits(self.gate_rows(e_BFC), rest)
 
     def split(self, ids_BV: Tensor) -> list[Tensor]:
@@ -164,14 +164,14 @@ class GatedNet(ClickModel):
         """What gates of each row's own let through of embeddings [B, F, D (+ 1)]: all, if there are no such gates."""
         return e_BFC
 
-    def gate(self, e_BVC: Tensor, block_BV: Tensor) -> Tensor:
-        """Embeddings [B, V, D (+ 1)] of values in these blocks, times what their gates let through."""
+    def gate(self, e_BVC: Tensor, ids_BV: Tensor) -> Tensor:
+        """Embeddings [B, V, D (+ 1)] of ids that `split` gives, times what their blocks' gates let through."""
         if self._folded:
             return e_BVC
         gates = self.gates()
         if self.nested and self.training:
             gates = gates * self.draw_prefixes().to(gates.device)
-        return e_BVC * functional.embedding(block_BV, gates)
+        return e_BVC * functional.embedding(self.block_of(ids_BV), gates)
 
     def draw_prefixes(self) -> Tensor:
         """Which dims of each block a batch sees, 0 or 1: float [S, D (+ 1)].

@@ -12,6 +12,7 @@ that was reached, each time that the bytes have fallen by a part.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -29,9 +30,9 @@ from autoembed.nn.rows import rounded_blocks
 from autoembed.plans import Bits
 from autoembed.types import Array
 
-_CHUNK = 2048
+_CHUNK = 4096
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
-_ROUGH = 6500  # rows of measurements that are far from the budget; the last one takes all
+_ROUGH = 6500  # rows of measurements far from the budget and of what is compared first; the last one takes all
 _MEMORY = 1 << 28  # bytes of estimates held at once
 
 
@@ -60,15 +61,15 @@ class Supernet(supernet.Supernet):
         return np.asarray(self.block_means(self.weight[:, : self.parent.dim].abs()))
 
     def uniform(self, limit: int) -> Architecture | None:
-        """The best of the uniform architectures in each of the precisions, by the loss on held-out rows."""
+        """The best of the uniform architectures in each of the precisions, by the loss on some held-out rows."""
         return self._best_of(self.uniform_in(bits, limit) for bits in self.precisions())
 
     def frequent(self, limit: int) -> Architecture | None:
-        """Widths by frequency in the best of the precisions, by the loss on held-out rows."""
+        """Widths by frequency in the best of the precisions, by the loss on some held-out rows."""
         return self._best_of(self.frequent_in(bits, limit) for bits in self.precisions())
 
     def _best_of(self, found: Iterable[Architecture | None]) -> Architecture | None:
-        return min((one for one in found if one is not None), key=self.loss_of, default=None)
+        return min((one for one in found if one is not None), key=partial(self.loss_of, rows=_ROUGH), default=None)
 
     def choose(self, limit: int | None) -> Architecture:
         left = self.left(limit)
@@ -80,7 +81,7 @@ class Supernet(supernet.Supernet):
                 f"the budget must hold one dim of the smallest block ({int(options.bytes[:, 1:].min())} bytes), "
                 f"but got {left}"
             )
-        tables = [self.rounded_table(bits) for bits in self.precisions()]
+        tables = self.rounded_tables(self.precisions())
         state = self.open_state(options)
         total = options.total(state)
         while (target := int(total * self.config.shrink)) > left:
@@ -154,83 +155,81 @@ class Supernet(supernet.Supernet):
         return np.argsort(~allowed if self.nested else -np.where(allowed, self.scores(), -1.0), axis=1, kind="stable")
 
     @torch.no_grad()
-    def rounded_table(self, bits: int) -> Tensor:
-        """The whole table in so many bits, dims of each block in its order: float [N, D (+ 1)]."""
+    def rounded_tables(self, precisions: Sequence[Bits]) -> Tensor:
+        """The whole table in each of these bits, dims of each block in its order: float [N, P, D (+ 1)]."""
         table, dim = torch.cat(self.folded(self.gates())), self.parent.dim
         rows = self.parent.block_rows()
         places = torch.as_tensor(self.order(), device=table.device).repeat_interleave(
             torch.as_tensor(rows, device=table.device), dim=0
         )
         table = torch.cat((table[:, :dim].gather(1, places), table[:, dim:]), dim=1)
-        if bits == 32:
-            return table
-        return rounded_blocks(table, dim, rows.tolist(), bits, self.parent.mixed().step)
+        step, sizes = self.parent.mixed().step, rows.tolist()
+        found = [table if bits == 32 else rounded_blocks(table, dim, sizes, bits, step) for bits in precisions]
+        return torch.stack(found, dim=1)
 
-    def estimate(
-        self, tables: list[Tensor], options: Options, state: Array, *, rows: int | None = None
-    ) -> LossEstimate:
+    def estimate(self, tables: Tensor, options: Options, state: Array, *, rows: int | None = None) -> LossEstimate:
         """Measures logits and gradients where each block has its option of `state` int [S], on so many held-out rows.
 
-        They are all that fit in memory without `rows`.
+        They are all that fit in memory without `rows`. `tables` are as `rounded_tables` gives them.
         """
-        assert self.held is not None
-        ids, labels = self.held
-        weights = torch.ones_like(labels) if self.held_weights is None else self.held_weights
+        ids, labels, weights = self.held_rows(rows)
         most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width)))
-        if rows is not None and len(ids) > rows:
-            ids, labels, weights = (part[:: -(-len(part) // rows)] for part in (ids, labels, weights))
-        ids, labels, weights = ids[:most], labels[:most], weights[:most]
-        training = self.training
+        ids, labels, weights = ids[:most], labels[:most], None if weights is None else weights[:most]
+        training, order = self.training, torch.as_tensor(self.order(), device=ids.device)
         self.eval()
-        logits, changes, blocks = [], [], []
-        for part in torch.split(ids, _CHUNK):
+        logits, blocks = [], []
+        changes = torch.empty(len(ids), sum(self.parent.lengths), len(options.width), device=ids.device)
+        for part, change in zip(torch.split(ids, _CHUNK), torch.split(changes, _CHUNK), strict=True):
             own, *rest = self.split(part)
             block = self.block_of(own)
-            logit, change = self._linear(tables, options, state, own, block, rest)
-            logits.append(logit)
-            changes.append(change)
+            logits.append(self._linear(tables, options, state, own, block, rest, order, change))
             blocks.append(torch.where(own >= 0, block, -1))
         self.train(training)
         return LossEstimate(
             torch.cat(logits).cpu().numpy(),
             labels.cpu().numpy(),
-            torch.cat(changes).cpu().numpy(),
+            changes.cpu().numpy(),
             torch.cat(blocks).cpu().numpy(),
             task=self.schema.task,
             lengths=self.parent.lengths,
             caution=self.config.caution,
-            weights=None if self.held_weights is None else weights.cpu().numpy(),
+            weights=None if weights is None else weights.cpu().numpy(),
         )
 
     def _linear(
-        self, tables: list[Tensor], options: Options, state: Array, ids: Tensor, block: Tensor, rest: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [B], and how each option of each value's block would change them, float [B, V, O]."""
+        self,
+        tables: Tensor,
+        options: Options,
+        state: Array,
+        ids: Tensor,
+        block: Tensor,
+        rest: list[Tensor],
+        orders: Tensor,
+        changes: Tensor,
+    ) -> Tensor:
+        """Logits [B]; and into `changes` [B, V, O], how each option of each value's block would change them."""
         dim, device = self.parent.dim, ids.device
         width = torch.as_tensor(options.width[state], device=device)[block]
         precision = torch.as_tensor(options.precision[state], device=device)[block]
-        rows = [functional.embedding(self.places_of(ids), table) for table in tables]
-        chosen = torch.stack(rows)
-        now = torch.gather(chosen, 0, precision[None, :, :, None].expand(1, *rows[0].shape))[0]
+        places, precisions = self.places_of(ids), tables.shape[1]
+        rows = functional.embedding(places, tables.flatten(1)).unflatten(2, tables.shape[1:])
         kept = torch.arange(dim, device=device) < width[..., None]
         if self.first_order:
             kept = torch.cat([kept, width[..., None] > 0], dim=2)
-        order = torch.as_tensor(self.order(), device=device)[block]
-        now = now * kept
-        placed = torch.zeros_like(now)
-        placed[..., :dim] = torch.zeros_like(now[..., :dim]).scatter(2, order, now[..., :dim])
-        placed[..., dim:] = now[..., dim:]
+        now = functional.embedding(places * precisions + precision, tables.flatten(0, 1)) * kept
+        order, placed = orders[block], now.clone()
+        placed[..., :dim].scatter_(2, order, now[..., :dim])
         placed.requires_grad_(True)
         with torch.enable_grad():
             logit = self.logits(self.pooled(placed, ids), rest)
             (gradient,) = torch.autograd.grad(logit.sum(), placed)
         ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
-        base = (ordered * now).sum(2, keepdim=True)
-        found = []
-        for precision in dict.fromkeys(options.precision.tolist()):
-            # Which numbers each width keeps, the first-order weight with any.
-            own = options.width[options.precision == precision]
-            keeps = np.arange(ordered.shape[2])[:, None] < own
-            keeps[dim:] = own > 0
-            found.append((ordered * rows[precision]) @ torch.as_tensor(keeps, device=device, dtype=ordered.dtype))
-        return logit.detach(), (torch.cat(found, dim=2) - base).detach()
+        base = (ordered * now).sum(2).view(-1, 1)
+        # Which numbers of its precision an option keeps, the first-order weight with any: [P, D (+ 1), O].
+        keeps = np.arange(ordered.shape[2])[:, None] < options.width
+        keeps[dim:] = options.width > 0
+        keeps = keeps & (np.arange(precisions)[:, None, None] == options.precision)
+        kept = torch.as_tensor(keeps, device=device).flatten(0, 1).to(base)
+        moved = (rows * ordered.unsqueeze(2)).view(len(base), -1)
+        torch.addmm(base, moved, kept, beta=-1, out=changes.view(len(base), -1))
+        return logit.detach()

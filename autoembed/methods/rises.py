@@ -12,6 +12,7 @@ from autoembed.task import Task
 from autoembed.types import Array
 
 _CALIBRATE_EVERY = 8  # moves
+_CHUNK = 1 << 15  # numbers that stay in a processor's cache
 _TINY = 1e-12
 
 
@@ -93,9 +94,7 @@ class LossEstimate:
 
     def rises(self, block: int, options: Array) -> Array:
         """The rise of the mean loss when a block takes each of the options int [O'], from where it is."""
-        if block not in self.at:
-            return np.zeros(len(options))
-        return np.asarray(self.row_rises(block, options).sum(axis=0, dtype=np.float64) / self.total)
+        return self._sums(block, options)[0] / self.total
 
     def cautious(self, block: int, options: Array, errors: float) -> Array:
         """The rise of the mean loss that a move may have: so many standard `errors` above the one that was measured.
@@ -103,16 +102,26 @@ class LossEstimate:
         A small block's rise is told from chance by few rows. Taken for its mean it would be cut for a handful of bytes,
         and half of the moves that do no good look as if they did.
         """
-        if block not in self.at:
-            return np.zeros(len(options))
-        rise = self.row_rises(block, options).astype(np.float64)
-        return np.asarray((rise.sum(axis=0) + errors * np.sqrt(np.square(rise).sum(axis=0))) / self.total)
+        rise, square = self._sums(block, options)
+        return np.asarray((rise + errors * np.sqrt(square)) / self.total)
 
-    def row_rises(self, block: int, options: Array) -> Array:
-        """The rise of the loss of each row that has a value of the block, times its weight: float32 [N', O']."""
-        rows, changes = self.at[block]
+    def _sums(self, block: int, options: Array) -> tuple[Array, Array]:
+        """The sums over rows of the rise of the loss, and of its square: float64 [O'] each."""
+        rise, square = np.zeros((2, len(options)))
+        rows, changes = self.at.get(block, (np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)))
+        size = _CHUNK // max(len(options), 1)
+        for start in range(0, len(rows), size):
+            found = self.row_rises(rows[start : start + size], changes[start : start + size, options])
+            # As products of matrices sums over rows are much faster, and short enough for 32 bits.
+            once = np.ones(len(found), dtype=np.float32)
+            rise += once @ found
+            square += once @ np.square(found, out=found)
+        return rise, square
+
+    def row_rises(self, rows: Array, changes: Array) -> Array:
+        """How changes [N', O'] of the logits of rows int [N'] raise their loss, times weights: float32 [N', O']."""
         logits, labels = self.logits[rows, None].astype(np.float32), self.labels[rows, None]
-        rise = self.task.rises(labels, logits, changes[:, options] * np.float32(self.scale))
+        rise = self.task.rises(labels, logits, changes * np.float32(self.scale))
         return rise if self.weights is None else rise * self.weights[rows, None].astype(np.float32)
 
     def take(self, block: int, option: int) -> None:

@@ -82,7 +82,7 @@ class Supernet(measured.Supernet):
     def prune(self) -> bool:
         options = self.options((32,))
         state = self.open_state(options)
-        estimate = self.estimate([self.rounded_table(32)], options, state)
+        estimate = self.estimate(self.rounded_tables((32,)), options, state)
         found = estimate.improve(state, options, self.config.margin)
         if (found == state).all():
             return False

@@ -251,22 +251,28 @@ class Supernet(GatedNet):
         return table
 
     @torch.no_grad()
-    def loss_of(self, architecture: Architecture) -> float:
+    def loss_of(self, architecture: Architecture, *, rows: int | None = None) -> float:
         """The mean loss on held-out rows of an architecture derived from here, with this net's weights.
 
-        Logits are scaled and shifted to fit these rows first.
+        Logits are scaled and shifted to fit these rows first. With `rows` some so many rows tell it, evenly spread.
         """
-        assert self.held is not None
-        ids, labels = self.held
+        ids, labels, weights = self.held_rows(rows)
         training = self.training
         self.eval()
         with self.answering(architecture):
             logits = torch.cat([self(part) for part in torch.split(ids, _CHUNK)])
         self.train(training)
         own, answers = logits.double().cpu().numpy(), labels.cpu().numpy()
-        weights = None if self.held_weights is None else self.held_weights.cpu().numpy()
-        scale, shift = self.schema.task.calibration(answers, own, weights)
-        return float(np.average(self.schema.task.losses(answers, scale * own + shift), weights=weights))
+        counts = None if weights is None else weights.cpu().numpy()
+        scale, shift = self.schema.task.calibration(answers, own, counts)
+        return float(np.average(self.schema.task.losses(answers, scale * own + shift), weights=counts))
+
+    def held_rows(self, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Ids, labels and weights of the held-out rows, or of at most so many of them, evenly spread."""
+        assert self.held is not None
+        every = 1 if rows is None else -(-len(self.held[1]) // rows)
+        ids, labels = (part[::every] for part in self.held)
+        return ids, labels, None if self.held_weights is None else self.held_weights[::every]
 
     def compact(self, architecture: Architecture) -> Model:
         """The compact model of an architecture derived here, with this net's weights, gates folded in.

@@ -71,14 +71,21 @@ def _ratios(bits: int, sharing: int) -> list[float]:
 def _least_error(value: Tensor, largest: Tensor, bits: int, dims: tuple[int, ...]) -> Tensor:
     value, largest, low = value.detach(), largest.detach(), lowest(bits)
     best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
-    found = torch.empty_like(value)
+    # Ranges are parts of the largest magnitude, so that a step is one number for all values.
+    parts, found = value / largest.clamp_min(_LEAST), torch.empty_like(value)
     for ratio in _ratios(bits, value.numel() // max(largest.numel(), 1)):
-        step = (largest * ratio / -low).clamp_min(_LEAST)
-        torch.div(value, step, out=found).clamp_(low, -low)
+        step = ratio / -low
+        torch.mul(parts, 1 / step, out=found).clamp_(low, -low)
         found = found.floor_().add_(0.5) if bits == 1 else found.round_()
-        error = found.mul_(step).sub_(value).square_().sum(dims, keepdim=True)
-        best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+        error = _sums(found.mul_(step).sub_(parts).square_(), dims)
+        best = torch.where(error < least, (largest * step).clamp_min(_LEAST), best)
+        least = torch.minimum(error, least)
     return best
+
+
+def _sums(value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Sums over `dims` that stay as dims of 1; those of short rows as a product of matrices, which is much faster."""
+    return value @ value.new_ones(value.shape[1], 1) if dims == (1,) else value.sum(dims, keepdim=True)
 
 
 def rounded(body: Tensor, first: Tensor, bits: int, step: Step) -> tuple[Tensor, Tensor]:
@@ -108,18 +115,17 @@ def rounded_blocks(table: Tensor, width: int, sizes: Sequence[int], bits: int, s
     body = levels(body / steps, bits) * steps
     if not first.shape[1]:
         return body
-    block = torch.arange(len(sizes), device=table.device).repeat_interleave(
-        torch.as_tensor(list(sizes), device=table.device)
-    )
-    fewer = first_order_bits(bits)
+    rows = torch.as_tensor(list(sizes), device=table.device)
+    block, fewer = torch.arange(len(sizes), device=table.device).repeat_interleave(rows), first_order_bits(bits)
     largest = first.new_zeros(len(sizes)).scatter_reduce(0, block, first[:, 0].abs(), "amax")
     best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
-    for ratio in _RATIOS:
-        found = (largest * ratio / -lowest(fewer)).clamp_min(_LEAST)
-        own = found[block]
-        missed = (levels(first[:, 0] / own, fewer) * own - first[:, 0]).square()
-        error = torch.zeros_like(largest).index_add(0, block, missed)
-        best, least = torch.where(error < least, found, best), torch.minimum(error, least)
+    shares = first[:, 0] / largest.clamp_min(_LEAST)[block]
+    for ratio in _ratios(fewer, max(sizes)):
+        unit = ratio / -lowest(fewer)
+        missed = (levels(shares / unit, fewer) * unit - shares).square()
+        error = torch.segment_reduce(missed, "sum", lengths=rows)
+        best = torch.where(error < least, (largest * unit).clamp_min(_LEAST), best)
+        least = torch.minimum(error, least)
     own = best[block, None]
     return torch.cat((body, levels(first / own, fewer) * own), dim=1)
 

@@ -54,7 +54,7 @@ def compare(net, choices, seed=0):
     """(estimated, measured) losses of random choices."""
     options, rng = net.options(net.precisions()), np.random.default_rng(seed)
     full = net.open_state(options)
-    tables = [net.rounded_table(bits) for bits in net.precisions()]
+    tables = net.rounded_tables(net.precisions())
     found = []
     while len(found) < choices:
         moved = rng.random(len(full)) < rng.random()

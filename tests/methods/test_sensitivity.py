@@ -47,7 +47,7 @@ def test_estimates_rank_choices_as_measurements_do(planted, net, basis):
     net = net if basis == "nested" else net_of(planted, basis="plain")
     options, rng = net.options(net.precisions()), np.random.default_rng(0)
     full = np.full(len(options.bytes), len(options.width) - 1)
-    tables = [net.rounded_table(bits) for bits in net.precisions()]
+    tables = net.rounded_tables(net.precisions())
     estimated, measured = [], []
     for _ in range(30):
         state = np.where(rng.random(len(full)) < rng.random(), rng.integers(0, len(options.width), len(full)), full)
