@@ -110,10 +110,11 @@ def noise_share(architecture, truth):
 
 
 @pytest.mark.timeout(280)
-def test_planted_noise_is_cut_and_uniform_beaten_over_three_seeds(planted):
-    """At equal parameters, mean of 3 seeds: valid AUC above uniform's, noise columns' share of parameters far below."""
+@pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_planted_noise_is_cut_and_uniform_beaten(planted, seeds):
+    """At equal parameters, mean over seeds: valid AUC above uniform's, noise columns' share of parameters far below."""
     gaps, shares, uniform_shares = [], [], []
-    for seed in range(3):
+    for seed in range(seeds):
         dnis = trial(planted, "dnis", seed, warm_epochs=4, epochs=8, precisions=[32])
         uniform = trial(planted, "uniform", seed)
         assert dnis.cost.embedding_bytes <= uniform.cost.embedding_bytes

@@ -78,9 +78,10 @@ def searched(populations):
     return net_of(populations[0])
 
 
-def test_clusters_are_the_populations_and_routing_pays(tmp_path):
+@pytest.mark.parametrize("seeds", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_clusters_are_the_populations_and_routing_pays(tmp_path, seeds):
     found = {"ihas": [], "one_cluster": [], "magnitude": []}
-    for seed in range(5):
+    for seed in range(seeds):
         dataset, of_id = two_populations(tmp_path / str(seed), seed)
         for method, aucs in found.items():
             # One model gets a wider tower, so that it has no fewer parameters than two models and their router.
