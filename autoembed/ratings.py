@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _ERRORS, _BELOW = 3, 0.02
 _FEW = 30  # rows that a split should have
 _LEAST = 1e-30  # an RMSE by which can be divided
+_FAR, _WIDER = 0.25, 1.25  # of a kept scale: a shift of the mean in sds, and a ratio of sds, that are told
 
 
 class LabelScale(BaseModel):
@@ -37,6 +38,18 @@ class LabelScale(BaseModel):
     mean: float = Field(allow_inf_nan=False)
     sd: float = Field(gt=0, allow_inf_nan=False)
     cut: float = Field(allow_inf_nan=False)
+
+    def with_units_of(self, other: LabelScale) -> LabelScale:
+        """The scale for a model that was trained in the units of another one: its mean and sd, and the own cut."""
+        return LabelScale(mean=other.mean, sd=other.sd, cut=self.cut)
+
+    def shift_from(self, other: LabelScale) -> str | None:
+        """In words, how far these labels are from those of another scale; None if they are close."""
+        ratio = max(self.sd / other.sd, other.sd / self.sd)
+        if abs(self.mean - other.mean) <= _FAR * other.sd and ratio <= _WIDER:
+            return None
+        own, before = (f"{one.mean:.4g} and sd {one.sd:.4g}" for one in (self, other))
+        return f"mean {own}, where the model was trained on {before}"
 
 
 def scale_of(labels: Array, rows: Array) -> LabelScale:
