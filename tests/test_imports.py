@@ -16,7 +16,7 @@ ORDER = [
     "task", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "events", "shuffle", "batches",
     "training", "following", "knockout", "methods", "card", "bundle", "export", "scoring", "serving", "candidates",
     "retraining", "reuse", "refreshing", "distill", "trial", "space", "estimator", "pruning", "draws", "estimating",
-    "drafting", "frontier", "study", "api", "testing", "cli",
+    "guessing", "drafting", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 
