@@ -26,6 +26,7 @@ AREAS = {
     ),
     "Studies and clusters": (
         "study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py",
+        "search_estimator.py",
     ),
     "Bundles, exports and refreshing": (
         "bundle.py", "card.py", "export", "nn", "scoring.py", "reuse.py", "refreshing.py", "writing.py", "serving",
