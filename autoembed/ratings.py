@@ -70,12 +70,19 @@ class Ratings:
     """
 
     name = "ratings"
-    metrics = (Metric(name="rmse", title="RMSE", rises=False), Metric(name="mae", title="MAE", rises=False))
+    metrics = (
+        Metric(name="rmse", title="RMSE", rises=False, in_units=True),
+        Metric(name="mae", title="MAE", rises=False, in_units=True),
+    )
     grouped: tuple[Metric, ...] = ()
-    criterion = Metric(name="mse", title="MSE", rises=False)
+    criterion = Metric(name="mse", title="MSE", rises=False, in_units=True)
 
     def __init__(self, scale: LabelScale | None = None) -> None:
         self.scale = LabelScale(mean=0, sd=1, cut=0) if scale is None else scale
+
+    @property
+    def unit(self) -> float:
+        return self.scale.sd
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         rows = int(counted["count"].sum())
@@ -162,13 +169,13 @@ class Ratings:
         return bound if value >= bound else None
 
     def losses(self, labels: Array, logits: Array) -> Array:
-        """Squared errors in units of the label."""
-        losses: Array = np.square(self._errors(labels, logits))
+        """Squared errors in units of the standard deviation, as in `loss`."""
+        losses: Array = np.square(logits - self.unlink(labels))
         return losses
 
     def rises(self, labels: Array, logits: Array, changes: Array) -> Array:
-        sd = np.float32(self.scale.sd)
-        return np.asarray(sd * changes * (2 * self._errors(labels, logits) + sd * changes), dtype=np.float32)
+        errors = (logits - self.unlink(labels)).astype(np.float32)
+        return np.asarray(changes * (2 * errors + changes), dtype=np.float32)
 
     def calibration(self, labels: Array, logits: Array, weights: Array | None = None) -> tuple[float, float]:
         """By least squares; logits that are all the same keep their scale."""
