@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoembed.errors import StudyError as StudyError
     from autoembed.errors import TrialError as TrialError
     from autoembed.estimator import AutoEmbedClassifier as AutoEmbedClassifier
+    from autoembed.estimator import AutoEmbedRegressor as AutoEmbedRegressor
     from autoembed.export.formats import export_bundle as export_bundle
     from autoembed.nn.model import build_model as build_model
     from autoembed.ranking.ranking import Ranking as Ranking
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Architecture": "architecture",
     "AutoEmbedClassifier": "estimator",
+    "AutoEmbedRegressor": "estimator",
     "Bundle": "bundle",
     "DataSpec": "data.readers",
     "Ranking": "ranking.ranking",

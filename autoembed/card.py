@@ -83,7 +83,7 @@ def card(
         "```",
         "autoembed verify .                                       # hashes, schema, and a stored sample of predictions",
         "autoembed predict . TABLE --out scores.parquet",
-        "autoembed retrain . --data NEW_TABLE --out NEW_BUNDLE" + (" --warm" if clicks else ""),
+        "autoembed retrain . --data NEW_TABLE --out NEW_BUNDLE --warm",
         "autoembed export . FOLDER --format onnx",
         "```",
         "",

@@ -45,6 +45,7 @@ class BinaryClicks:
         Metric(name=f"hit_{_TOP}", title=f"HR@{_TOP}", rises=True),
     )
     criterion = metrics[1]
+    unit = 1.0
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         rows = int(counted["count"].sum())

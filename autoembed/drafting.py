@@ -20,16 +20,15 @@ from autoembed.data.layout import layout_of
 from autoembed.data.readers import clean, read_rows
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col, key
-from autoembed.errors import DataError, option
+from autoembed.errors import DataError
 from autoembed.estimating import StudyEstimate, estimate
+from autoembed.guessing import Node, label_column, label_values
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace, load_mapping
 from autoembed.types import Progress
 from autoembed.writing import scratch
 
-Node = dict[str, object]
 _SEEN = 2000
-_LABELS = ("label", "click", "clicked", "is_click", "target", "y", "converted", "conversion", "purchase", "response")
 _TIMES = ("timestamp", "datetime", "event_time", "time", "date", "ts", "unixtime", "day")
 _TIME = re.compile(r"time|date|day|(^|_)(ts|dt|hour)($|_)")
 _MOMENT = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2})?.*)?$"
@@ -41,6 +40,7 @@ _COUNTS = re.compile(
 _RARE = 0.05  # share of clicks from which a random split needs no strata
 _ALONE = 0.5  # share of rows of values that train has too rarely for an id
 _DIM = 16
+_TASK = "  # the label is a number; for clicks put above: NUMBER in its place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +120,12 @@ def _columns(source: Where, data: Node, ask: Callable[[list[str]], str] | None, 
             notes.append(f"missing where it says {', '.join(markers)}")
             head = cleaned().head(_SEEN).collect()
         if "label" not in data:
-            data["label"] = _label(head, ask, notes)
+            data["label"] = label_column(head, data.get("task"), ask, notes)
         name = str(data["label"])
         if name not in head.columns:
             raise DataError(f"there is no label column {name!r}: the columns are {', '.join(head.columns)}")
         counted = cleaned().select(key(col(name), head.schema[name]).alias("value")).group_by("value").agg(pl.len())
-        share = _label_values(counted.collect(engine="streaming"), name, data, notes)
+        share = label_values(counted.collect(engine="streaming"), name, data, notes)
         if "time" not in data and (time := _time(cleaned(), head, name)):
             data["time"] = time
             notes.append(f"split by time: {time}")
@@ -158,58 +158,6 @@ def _markers(head: pl.DataFrame) -> list[str]:
         if gone.any() and len(rest) and rest.cast(pl.Float64, strict=False).null_count() == 0:
             found |= set(text.filter(gone))
     return sorted(found)
-
-
-def _label(head: pl.DataFrame, ask: Callable[[list[str]], str] | None, notes: list[str]) -> str:
-    """The column to predict: one of a usual name, else the only one of two values."""
-    for name in _LABELS:
-        for own in head.columns:
-            if own.lower() == name:
-                notes.append(f"label: {own}, by its name")
-                return own
-    two = [name for name in head.columns if head[name].drop_nulls().n_unique() == 2]
-    named = [name for name in two if any(part in re.split(r"\W|_", name.lower()) for part in _LABELS)]
-    if len(named or two) == 1:
-        (own,) = named or two
-        notes.append(f"label: {own}, the only column {'of that name' if named else 'of two values'}")
-        return own
-    if ask is not None:
-        return ask(named or two or head.columns)
-    told = f"those of two values are {', '.join(two)}" if two else f"the columns are {', '.join(head.columns)}"
-    raise DataError(f"which column is the label? Name it by {option('label')}: {told}")
-
-
-def _label_values(counted: pl.DataFrame, name: str, data: Node, notes: list[str]) -> float:
-    """Says which values count as 1, where they are not 0 and 1; the share of the rarer class."""
-    gone = int(counted.filter(pl.col("value").is_null())["len"].sum())
-    if gone and "missing_label" not in data:
-        data["missing_label"] = "drop"
-        notes.append(f"{gone:,} rows without a label are left out (missing_label)")
-    known = counted.drop_nulls("value").sort("len")
-    rows = int(known["len"].sum())
-    if known.height < 2:
-        raise DataError(f"the label {name!r} must have two values or more, but has {known.height}")
-    if data.keys() & {"positive", "above"}:
-        return 0.5
-    plain = {"0", "1", "true", "false", "yes", "no"}
-    if known.height == 2:
-        if not {value.lower() for value in known["value"]} <= plain:
-            data["positive"] = [known["value"][0]]
-            notes.append(f"label 1: {name} = {known['value'][0]}, the rarer value (positive)")
-        return float(known["len"][0]) / rows
-    numbers = known["value"].cast(pl.Float64, strict=False)
-    if numbers.null_count():
-        such = known["value"][-1]
-        raise DataError(
-            f"the label {name!r} has {known.height} values, such as {such!r}: say which count as 1, such as "
-            f"{option('set', f'positive=[{such}]')}"
-        )
-    order = numbers.arg_sort()
-    upto = known["len"].gather(order).cum_sum()
-    middle = float(numbers.gather(order)[int((upto >= rows / 2).arg_max() or 0)])
-    data["above"] = middle
-    notes.append(f"label 1: {name} above {middle:g}, its median (above)")
-    return 0.5
 
 
 def _time(frame: pl.LazyFrame, head: pl.DataFrame, label: str) -> str | None:
@@ -285,7 +233,7 @@ def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapp
     for name, value in data.items():
         if name == "drop":
             continue
-        lines.append(f"  {_flow({name: value})}")
+        lines.append(f"  {_flow({name: value})}{_TASK if (name, value) == ('task', 'ratings') else ''}")
     dropped = list(cast(list[str], data.get("drop", [])))
     if dropped or doubts:
         lines.append("  drop:" if dropped else "  drop: []")
@@ -345,9 +293,13 @@ def _flow(node: Node) -> str:
 def _headed(text: str, dataset: Dataset, taken: StudyEstimate) -> str:
     """The text below what a study of it will take."""
     rows = ", ".join(f"{dataset.rows(split):,} {split}" for split in dataset.splits)
-    rate = float(np.mean(dataset.labels("train")))
+    scale = dataset.schema.ratings
+    if scale is None:
+        labels = f"{float(np.mean(dataset.labels('train'))):.1%} of train with label 1"
+    else:
+        labels = f"labels of train with mean {scale.mean:.4g} and sd {scale.sd:.4g}"
     return (
-        f"# {rows} rows, {len(dataset.schema.fields)} columns, {rate:.1%} of train with label 1.\n"
+        f"# {rows} rows, {len(dataset.schema.fields)} columns, {labels}.\n"
         f"# {told_estimate(taken)}\n"
         "# Every key is described in docs/search-spaces.md.\n" + text
     )

@@ -53,11 +53,13 @@ class Metric:
         name: as it is stored, such as auc.
         title: as people read it, such as AUC.
         rises: whether more is better.
+        in_units: whether it is in units of the label, so that only shares of it are small or large.
     """
 
     name: str
     title: str
     rises: bool
+    in_units: bool = False
 
     @property
     def monitor(self) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _ERRORS, _BELOW = 3, 0.02
 _FEW = 30  # rows that a split should have
 _LEAST = 1e-30  # an RMSE by which can be divided
+_FAR, _WIDER = 0.25, 1.25  # of a kept scale: a shift of the mean in sds, and a ratio of sds, that are told
 
 
 class LabelScale(BaseModel):
@@ -37,6 +38,18 @@ class LabelScale(BaseModel):
     mean: float = Field(allow_inf_nan=False)
     sd: float = Field(gt=0, allow_inf_nan=False)
     cut: float = Field(allow_inf_nan=False)
+
+    def with_units_of(self, other: LabelScale) -> LabelScale:
+        """The scale for a model that was trained in the units of another one: its mean and sd, and the own cut."""
+        return LabelScale(mean=other.mean, sd=other.sd, cut=self.cut)
+
+    def shift_from(self, other: LabelScale) -> str | None:
+        """In words, how far these labels are from those of another scale; None if they are close."""
+        ratio = max(self.sd / other.sd, other.sd / self.sd)
+        if abs(self.mean - other.mean) <= _FAR * other.sd and ratio <= _WIDER:
+            return None
+        own, before = (f"{one.mean:.4g} and sd {one.sd:.4g}" for one in (self, other))
+        return f"mean {own}, where the model was trained on {before}"
 
 
 def scale_of(labels: Array, rows: Array) -> LabelScale:
@@ -57,12 +70,19 @@ class Ratings:
     """
 
     name = "ratings"
-    metrics = (Metric(name="rmse", title="RMSE", rises=False), Metric(name="mae", title="MAE", rises=False))
+    metrics = (
+        Metric(name="rmse", title="RMSE", rises=False, in_units=True),
+        Metric(name="mae", title="MAE", rises=False, in_units=True),
+    )
     grouped: tuple[Metric, ...] = ()
-    criterion = Metric(name="mse", title="MSE", rises=False)
+    criterion = Metric(name="mse", title="MSE", rises=False, in_units=True)
 
     def __init__(self, scale: LabelScale | None = None) -> None:
         self.scale = LabelScale(mean=0, sd=1, cut=0) if scale is None else scale
+
+    @property
+    def unit(self) -> float:
+        return self.scale.sd
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         rows = int(counted["count"].sum())
@@ -149,13 +169,13 @@ class Ratings:
         return bound if value >= bound else None
 
     def losses(self, labels: Array, logits: Array) -> Array:
-        """Squared errors in units of the label."""
-        losses: Array = np.square(self._errors(labels, logits))
+        """Squared errors in units of the standard deviation, as in `loss`."""
+        losses: Array = np.square(logits - self.unlink(labels))
         return losses
 
     def rises(self, labels: Array, logits: Array, changes: Array) -> Array:
-        sd = np.float32(self.scale.sd)
-        return np.asarray(sd * changes * (2 * self._errors(labels, logits) + sd * changes), dtype=np.float32)
+        errors = (logits - self.unlink(labels)).astype(np.float32)
+        return np.asarray(changes * (2 * errors + changes), dtype=np.float32)
 
     def calibration(self, labels: Array, logits: Array, weights: Array | None = None) -> tuple[float, float]:
         """By least squares; logits that are all the same keep their scale."""

@@ -25,8 +25,8 @@ from autoembed.reuse import (
     fitted,
     known_recipe,
     refuse_crossed,
-    require_clicks,
     rows_seen,
+    units_of,
     with_weights_of,
     written,
 )
@@ -96,7 +96,8 @@ def refresh(
 ) -> Refreshed:
     """Trains a bundle's model on with a later log, from its weights and without a search.
 
-    The log is split as its `split` says: by time, if the bundle has a time column, so that test is its tail.
+    The log is split as its `split` says: by time, if the bundle has a time column, so that test is its tail. Of ratings
+    the mean and sd that logits are in stay the bundle's, and a note says so where the log's are far from them.
 
     Args:
         source: the bundle's folder.
@@ -147,11 +148,11 @@ def refresh(
     bundle, where = load_bundle(source), pick_device(device)
     refuse_crossed(bundle)
     _refuse_statistics(bundle)
-    require_clicks(bundle.spec, "weights of a refreshed model")
     recipe, once, told = _recipe(bundle, epochs, train or {})
     spec = _spec(bundle, data, {} if min_count is None else {"min_count": min_count}, settings or {})
+    units = units_of(bundle, spec)
     metric = _metric(bundle, spec)
-    known = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, "keep", spec, 0, 0))
+    known = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, "keep", spec, 0, 0), units=units)
     before = metrics_on(bundle.model.to(where).eval(), known, "test", where)
     bundle.model.cpu()
     dataset = known
@@ -162,7 +163,7 @@ def refresh(
             told = (*told, f"a new value needs {least} of this log's {known.rows('train'):,} train rows")
             counted = spec.model_copy(update={"min_count": least})  # the bundle's own rule is passed on
         other = _other(bundle, vocabulary, counted, evict, memory)
-        dataset = build_dataset(counted, data, cache, progress, vocabulary=other)
+        dataset = build_dataset(counted, data, cache, progress, vocabulary=other, units=units)
     plan = carried(bundle.architecture, dataset.schema)
     torch.manual_seed(seed)
     start = with_weights_of(bundle, plan, dataset).to(where)

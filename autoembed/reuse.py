@@ -26,6 +26,7 @@ from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding, starts
 from autoembed.nn.model import CTRModel, Model, inherit, measure
 from autoembed.plans import Block, FieldPlan, Input
+from autoembed.ratings import LabelScale
 from autoembed.retraining import retrain
 from autoembed.task import metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
@@ -137,7 +138,8 @@ def train_architecture(
         settings: keys of the `data:` section that override those of the bundle, such as split or min_count.
         train: keys of `train` that override the bundle's recipe, or the default one.
         warm: start from the bundle's weights: a value keeps its embedding, and a new one begins as an unknown one. The
-            better on valid of these weights and of each epoch is kept.
+            better on valid of these weights and of each epoch is kept. Of ratings the mean and sd that logits are in
+            stay the bundle's.
         seed: of fresh weights and of the order of rows.
         device: auto, cpu, cuda or cuda:N.
         progress: called with (step, done, total).
@@ -165,7 +167,8 @@ def train_architecture(
             )
     architecture, spec, recipe, monitor, origin, told = _source(Path(source), label, settings or {}, train or {})
     where = pick_device(device)
-    dataset = build_dataset(spec, data, cache, progress)
+    old = load_bundle(source) if warm else None
+    dataset = build_dataset(spec, data, cache, progress, units=None if old is None else units_of(old, spec))
     absent = [name for name in architecture.columns if name not in dataset.schema.names]
     if absent:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
@@ -176,10 +179,9 @@ def train_architecture(
     dataset = dataset.keep(architecture.columns, cache)
     plan = carried(architecture, dataset.schema)
     start = None
-    if warm:
+    if old is not None:
         torch.manual_seed(seed)
-        require_clicks(spec, "warm weights")
-        start = with_weights_of(load_bundle(source), plan, dataset).to(where)
+        start = with_weights_of(old, plan, dataset).to(where)
     model, valid, test = fitted(plan, dataset, recipe, where, seed, start, monitor, progress)
     provenance: dict[str, JsonValue] = {
         **origin,
@@ -398,13 +400,18 @@ def _old_codes(bundle: Bundle, dataset: Dataset, name: str) -> Array:
     return ids
 
 
-def require_clicks(spec: DataSpec, what: str) -> None:
-    """SpaceError of ratings: weights of before are for labels of another mean and spread."""
-    if spec.task == "ratings":
+def units_of(bundle: Bundle, spec: DataSpec) -> LabelScale | None:
+    """The scale of labels that a bundle's weights were trained in, and so the one to train them on in; None of clicks.
+
+    SpaceError if `spec` reads labels for another task.
+    """
+    task = bundle.schema.task.name
+    if spec.task != task:
         raise SpaceError(
-            f"{what} are for the mean and spread of the labels that they were trained on, so data.task: ratings has "
-            "none: train from the start on the whole table"
+            f"the weights of {bundle.path} were trained for data.task: {task}, but data.task is {spec.task}: leave it "
+            f"{task}, or train from fresh weights with `autoembed retrain`"
         )
+    return bundle.schema.ratings
 
 
 def refuse_crossed(bundle: Bundle) -> None:

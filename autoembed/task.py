@@ -37,7 +37,8 @@ class Task(Protocol):
         name: as a `data:` section would say it.
         metrics: the first one tells whether anything was learnt, and is the default objective.
         grouped: the metrics that there are beside these where rows have groups (data.group).
-        criterion: the metric that is the mean of `losses`.
+        criterion: the metric that training lowers: the mean of `losses`, in units of the label if it has some.
+        unit: what 1 in logits is in predictions that have units, else 1; `train.min_gain` counts in it.
     """
 
     @property
@@ -48,6 +49,8 @@ class Task(Protocol):
     def grouped(self) -> tuple[Metric, ...]: ...
     @property
     def criterion(self) -> Metric: ...
+    @property
+    def unit(self) -> float: ...
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         """What to know of the labels of a split; DataError if nothing can be learnt or measured there.

@@ -24,6 +24,7 @@ from autoembed.data.crosses import CrossSpec
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.spec import TaskName
 from autoembed.errors import SpaceError
 from autoembed.methods import measured
 from autoembed.methods.bilevel import search
@@ -58,12 +59,12 @@ _PAIRS = [
 ]
 
 
-def planted_data(folder: Path) -> Dataset:
+def planted_data(folder: Path, task: TaskName = "clicks") -> Dataset:
     """Small data with known truth: effects alone, an XOR pair, a low-rank pair, noise, and lists of values.
 
-    Candidate pairs are of each kind.
+    Candidate pairs are of each kind. Labels are those of the task.
     """
-    data = build_dataset(DataSpec.model_validate(_PLANTED), None, folder / "planted")
+    data = build_dataset(DataSpec.model_validate({**_PLANTED, "task": task}), None, folder / "planted")
     return data.cross(_PAIRS, CrossSpec(min_count=3), folder / "crossed", candidates=True)
 
 
@@ -73,16 +74,18 @@ class MethodContract:
     Attributes:
         stage: the method and its options, as in a search space; one epoch of each phase is trained.
         needs_no_budget: whether the method answers without a budget, by options of its own.
+        task: `data.task` of the data: clicks or ratings.
     """
 
     stage: ClassVar[dict[str, JsonValue]]
     needs_no_budget: ClassVar[bool] = False
+    task: ClassVar[TaskName] = "clicks"
     backbone: ClassVar[dict[str, JsonValue]] = {"name": "deepfm", "hidden": [16], "dropout": 0.0}
 
     @pytest.fixture(scope="class")
     @classmethod
     def data(cls, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-        return planted_data(tmp_path_factory.mktemp("contract"))
+        return planted_data(tmp_path_factory.mktemp("contract"), cls.task)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -53,7 +53,7 @@ class TrainConfig(BaseModel):
     """The recipe of one training.
 
     An epoch counts as better if its metric on valid (AUC or logloss, by the study's objective) is at least `min_gain`
-    better than that of the last epoch that counted.
+    better than that of the last epoch that counted; of ratings, in standard deviations of train's labels.
 
     Args:
         epochs: how many at most.
@@ -348,7 +348,7 @@ def fit(
     columns = (*weights.columns, *(() if teacher is None else (teacher.logits,)))
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
     task.check_recipe(config.positive_weight, config.negative_sampling)
-    plateau, state = Plateau(metric_in(task, monitor, dataset.schema.group), config.min_gain), {}
+    plateau, state = Plateau(metric_in(task, monitor, dataset.schema.group), config.min_gain * task.unit), {}
     if start is not None and plateau.see(0, start):
         state = copy_of(model)
     for epoch in range(1, config.epochs + 1):

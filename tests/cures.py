@@ -46,6 +46,7 @@ ROWS = (
     (r"^split stratify goes with", "take stratify out, or set split.by: random with fractions"),
     (r"^split by time needs", "set data.time to the time column"),
     (r"^…, (as it is written|such as …)", "set data.time_format, such as %m/%d/%Y, or write all times one way"),
+    (r"^the label … has … whole numbers", "say which by --set, as the line shows"),
     # Ranking
     (r"^a column of several values a row has counts", "leave it out of pairs and of scores by a model"),
     (r"^cannot read the ranking|is not a ranking", "write the ranking again by `autoembed rank --out`"),

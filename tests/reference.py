@@ -22,10 +22,11 @@ AREAS = {
         "space", "ranges.py", "shipped.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py",
         "architecture.py", "trial.py", "drafting.py", "estimating.py", "candidates.py", "draws.py", "distill.py",
         "batches.py", "training.py", "following.py", "retraining.py", "task.py", "clicks.py", "ratings.py",
-        "metrics.py",
+        "metrics.py", "guessing.py",
     ),
     "Studies and clusters": (
         "study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py",
+        "search_estimator.py",
     ),
     "Bundles, exports and refreshing": (
         "bundle.py", "card.py", "export", "nn", "scoring.py", "reuse.py", "refreshing.py", "writing.py", "serving",

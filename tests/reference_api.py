@@ -11,7 +11,16 @@ Schema = Mapping[str, Any]
 LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$")
 KINDS = {"stages": "method", "backbone": "backbone"}
-CLASSES = ("Study", "Bundle", "Ranking", "SearchSpace", "DataSpec", "Architecture", "AutoEmbedClassifier")
+CLASSES = (
+    "Study",
+    "Bundle",
+    "Ranking",
+    "SearchSpace",
+    "DataSpec",
+    "Architecture",
+    "AutoEmbedClassifier",
+    "AutoEmbedRegressor",
+)
 
 
 def keys_page() -> str:
@@ -159,7 +168,9 @@ def api_page() -> str:
 def _class(name: str, kind: type) -> list[str]:
     lines = [f"## {name}", "", *_prose(inspect.getdoc(kind) or ""), ""]
     rows = []
-    for member, one in vars(kind).items():
+    own = [vars(base) for base in reversed(kind.__mro__) if base.__module__.startswith("autoembed.")]
+    members = {member: one for node in own for member, one in node.items()}
+    for member, one in members.items():
         if member.startswith("_") or member == "model_config":
             continue
         function: object = one.__func__ if isinstance(one, classmethod | staticmethod) else one

@@ -93,12 +93,66 @@ def test_a_file_without_a_header_with_blanks_and_question_marks(tmp_path):
     assert data.split.by == "random"
 
 
-def test_a_number_as_label_is_cut_at_its_median_and_gaps_are_left_out(tmp_path):
+def delays():
     rng = np.random.default_rng(0)
     lines = [f"{rng.integers(0, 9)};{'NA' if rng.random() < 0.1 else rng.integers(-20, 90)}" for _ in range(800)]
-    data, _ = run(tmp_path, "a;delay\n" + "\n".join(lines), label="delay")
+    return "a;delay\n" + "\n".join(lines)
+
+
+def test_a_number_as_label_is_predicted_as_such_and_gaps_are_left_out(tmp_path):
+    data, notes = run(tmp_path, delays(), label="delay")
     assert (data.separator, data.null_values, data.missing_label) == (";", ("NA",), "drop")
+    assert (data.task, data.above, data.split.stratify) == ("ratings", None, False)
+    assert any(
+        note.startswith("label: delay is a number, which is predicted as such (task: ratings)") for note in notes
+    )
+    text = draft(str(tmp_path / "t.csv"), tmp_path / "cache", label="delay").text
+    assert "  task: ratings  # the label is a number; for clicks put above: NUMBER in its place\n" in text
+    assert "labels of train with mean 3" in text
+    space = SearchSpace.parse(load_mapping(text))
+    assert (space.objective.metric, space.objective.mode) == ("valid_rmse", "min")
+    for arm in space.arms():
+        check(next(iter(space.corners(arm))))
+
+
+@pytest.mark.parametrize("settings", [{"task": "clicks"}, {"group": "a"}, {"above": 30}])
+def test_a_number_is_cut_in_two_where_the_settings_say_clicks(tmp_path, settings):
+    data, notes = run(tmp_path, delays(), label="delay", settings={"separator": ";", **settings})
+    assert data.task == "clicks"
     assert 25 < data.above < 45
+    assert ("above" in settings) != any("divides the rows most evenly (above)" in note for note in notes)
+
+
+def drawn(name, values, weights=None, rows=600):
+    """A table of a user, a label and a sex, none of which says anything of the others."""
+    rng = np.random.default_rng(0)
+    draws = zip(
+        rng.integers(0, 9, rows), rng.choice(values, rows, p=weights), rng.choice(["m", "f"], rows), strict=True
+    )
+    return f"user,{name},sex\n" + "".join(f"{user},{value},{sex}\n" for user, value, sex in draws)
+
+
+def test_a_column_of_ratings_is_found_by_its_name(tmp_path):
+    for values in ([4.5, 3, 1], [4, 3, 1]):
+        data, notes = run(tmp_path, drawn("rating", values))
+        assert (data.label, data.task) == ("rating", "ratings")
+        assert "label: rating, by its name" in notes
+    data, _ = run(tmp_path, drawn("clicked", [0, 1]))
+    assert (data.label, data.task) == ("clicked", "clicks")
+    assert run(tmp_path, drawn("kind", [3, 4, 5]))[0].label == "sex"
+    with pytest.raises(DataError, match="which column is the label"):
+        run(tmp_path, drawn("kind", [3, 4, 5]), settings={"task": "ratings"})
+
+
+def test_whole_numbers_that_may_be_classes_are_asked_for(tmp_path):
+    text = drawn("kind", [1, 3, 4, 5])
+    with pytest.raises(DataError, match=r"has 4 whole numbers, 1, 3, 4, 5, which may be amounts or names of classes: "):
+        run(tmp_path, text, label="kind")
+    settings = ({"task": "ratings"}, {"positive": [5]}, {"above": 3})
+    found = [run(tmp_path, text, label="kind", settings=one)[0] for one in settings]
+    assert [data.task for data in found] == ["ratings", "clicks", "clicks"]
+    most_at_the_top = drawn("kind", [1, 3, 5], [0.2, 0.2, 0.6])
+    assert run(tmp_path, most_at_the_top, label="kind", settings={"task": "clicks"})[0].above == 3
 
 
 def test_a_rare_label_is_stratified(tmp_path):

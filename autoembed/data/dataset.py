@@ -30,6 +30,7 @@ from autoembed.data.target_statistics import name_of as rate_of
 from autoembed.data.vocabulary import ENCODING, Vocabulary
 from autoembed.data.writer import LAYOUT, DatasetFacts, Labels, Writer, fingerprint_of
 from autoembed.errors import DataError
+from autoembed.ratings import LabelScale
 from autoembed.task import Task
 from autoembed.types import Array, Progress
 from autoembed.writing import scratch
@@ -291,6 +292,7 @@ def build_dataset(
     cache: str | Path,
     progress: Progress | None = None,
     vocabulary: OtherVocabulary | None = None,
+    units: LabelScale | None = None,
 ) -> Dataset:
     """Read, split and encode the data into a folder under `cache`, or open the folder if these very data are there.
 
@@ -301,6 +303,8 @@ def build_dataset(
             the way in which values become ids.
         progress: called with (step, done, total).
         vocabulary: the ids, if they are to be others than those fitted to train; the columns are its fields then.
+        units: of ratings: the scale whose mean and sd logits are in, if it is to be another than train's: that of a
+            model which is trained on.
 
     Raises:
         DataError: in one line, whatever is wrong with the data.
@@ -310,6 +314,7 @@ def build_dataset(
         for paths in locate(spec, data).values():
             sources += [(str(p.resolve()), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in paths]
     other = [] if vocabulary is None else [vocabulary.key]
+    other += [] if units is None else [f"units {units.mean!r} {units.sd!r}"]
     made = spec.target_statistics
     if made is not None and spec.split.by in (None, "time"):
         other.append("times")
@@ -328,7 +333,7 @@ def build_dataset(
             tell = progress or (lambda *_: None)
             tell("read", 0, 1)
             signatures = [signature(Path(name)) for name, _, _ in sources]
-            encode_table(read(spec, data, staging), spec, temporary, tell, signatures, vocabulary)
+            encode_table(read(spec, data, staging), spec, temporary, tell, signatures, vocabulary, units)
         except pl.exceptions.PolarsError as error:
             raise unreadable(where, error) from error
         shutil.rmtree(staging)

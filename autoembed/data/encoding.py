@@ -17,7 +17,7 @@ from autoembed.data.values import col, key
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.data.writer import Writer
 from autoembed.errors import DataError
-from autoembed.ratings import scale_of
+from autoembed.ratings import LabelScale, scale_of
 from autoembed.types import Array, Progress
 
 _CHUNK = 1 << 18
@@ -47,6 +47,7 @@ def encode_table(
     progress: Progress,
     sources: Sequence[str],
     other: OtherVocabulary | None,
+    units: LabelScale | None = None,
 ) -> None:
     """Fits a vocabulary to train, and writes the ids of all splits and what stands beside them to a folder.
 
@@ -57,6 +58,7 @@ def encode_table(
         progress: called with (step, done, total).
         sources: signatures of the files.
         other: the ids, if they are to be others than those fitted to train.
+        units: of ratings: the scale whose mean and sd logits are in, if it is to be another than train's.
 
     Raises:
         DataError: labels, weights or groups of a split break a rule.
@@ -68,7 +70,8 @@ def encode_table(
         rows[split], counted = _counted_labels(split, frame, schema)
         note = spec.predicts.check_split(split, counted.select("label", "count"), schema.label)
         if spec.task == "ratings" and split == "train":
-            schema = schema.model_copy(update={"ratings": scale_of(*(counted[key].to_numpy() for key in _LABELS))})
+            scale, told = _scale(counted, schema.label, units)
+            schema, notes = schema.model_copy(update={"ratings": scale}), [*notes, *told]
         notes += note
         if split != "train":
             notes += _check_groups(split, frame, table.schema)
@@ -126,6 +129,16 @@ def _counted_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) ->
         raise DataError(f"all weights of {split} are 0: give rows of {split} that shall count a weight above 0")
     counted = found.filter(pl.col("count") > 0).select("label", pl.col("count").cast(pl.Int64), "weight")
     return rows, counted
+
+
+def _scale(counted: pl.DataFrame, label: str, units: LabelScale | None) -> tuple[LabelScale, list[str]]:
+    """The scale of train's labels, in other `units` if they are given, and a note where these are far from it."""
+    own = scale_of(*(counted[key].to_numpy() for key in _LABELS))
+    if units is None:
+        return own, []
+    shift = own.shift_from(units)
+    notes = [f"label {label!r} has {shift}: the model keeps its scale of labels"] if shift else []
+    return own.with_units_of(units), notes
 
 
 def _check_groups(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from autoembed.data.strict import StrictModel
 
@@ -32,7 +32,8 @@ class PlantedSpec(StrictModel):
     """What to plant: a cardinality for each column (marginal, noise, tail, multi) or pair (xor, low_rank, memorize).
 
     An effect is the standard deviation, over rows, that its column or pair adds to the logit. A tail adds `tail_effect`
-    twice: by its column, and by the pair of its column and its context.
+    twice: by its column, and by the pair of its column and its context. `label_noise` is of ratings: the standard
+    deviation of what no column tells of a label, which no model's RMSE can be below but by luck.
     """
 
     rows: int = Field(default=60_000, ge=100)
@@ -53,6 +54,13 @@ class PlantedSpec(StrictModel):
     population_effect: float = 1.0
     tail_effect: float = 1.0
     multi_effect: float = 1.0
+    label_noise: float = Field(default=1.0, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without noise of the default size: encoded data are found where they were before it could be another."""
+        node: dict[str, Any] = handler(self)
+        return {key: value for key, value in node.items() if key != "label_noise" or value != 1}
 
 
 class Populations(TypedDict, total=False):
@@ -66,7 +74,10 @@ class Populations(TypedDict, total=False):
 
 
 class Truth(TypedDict, total=False):
-    """What was planted: columns by kind, pairs as lists; `best_auc` by split is known once the rows are split."""
+    """What was planted: columns by kind, pairs as lists.
+
+    `best_auc`, or `best_rmse` of ratings, by split is known once the rows are split.
+    """
 
     marginal: list[str]
     xor: list[list[str]]
@@ -77,6 +88,7 @@ class Truth(TypedDict, total=False):
     tail: list[list[str]]
     multi: list[str]
     best_auc: dict[str, float]
+    best_rmse: dict[str, float]
 
 
 def planted(spec: PlantedSpec, *, ratings: bool = False) -> tuple[pl.DataFrame, Truth]:
@@ -89,7 +101,7 @@ def planted(spec: PlantedSpec, *, ratings: bool = False) -> tuple[pl.DataFrame, 
     tail: a tenth of the values, by Zipf, take half of the rows; the others share the other half evenly. Each value has
     an effect, and a vector of 3 whose dot with a vector of the column `tail_*_context` (20 values) is a second effect,
     so that one number per value says half of what there is to say. multi: lists of 0 to 5 values, the mean of whose
-    effects counts. Of `ratings` the label is the logit and normal noise of standard deviation 1.
+    effects counts. Of `ratings` the label is the logit and normal noise of standard deviation `label_noise`.
     """
     return _Planter(spec).run(ratings)
 
@@ -134,7 +146,7 @@ class _Planter:
         if spec.multi:
             truth["multi"] = [self._multi(f"multi_{i}", size) for i, size in enumerate(spec.multi)]
         if ratings:
-            numbers = self.logit + self.rng.normal(size=spec.rows)
+            numbers = self.logit + spec.label_noise * self.rng.normal(size=spec.rows)
             return pl.DataFrame({"label": numbers, LOGIT: self.logit, **self.columns}), truth
         label = (self.rng.random(spec.rows) < 1 / (1 + np.exp(-self.logit))).astype(np.int8)
         return pl.DataFrame({"label": label, LOGIT: self.logit, **self.columns}), truth

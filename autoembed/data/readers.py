@@ -84,6 +84,8 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
     table = Table(parts=split(frames, spec), schema=schema, truth=truth, notes=tuple(notes))
     if truth is not None and spec.task == "clicks":
         truth["best_auc"] = {name: _auc(frame) for name, frame in table.splits.items()}
+    elif truth is not None:
+        truth["best_rmse"] = {name: _rmse(frame) for name, frame in table.splits.items()}
     beside = [name for name in (schema.time, schema.weight, schema.group) if name]
     columns = dict.fromkeys([*schema.names, *beside, schema.label])
     return replace(table, parts=[part.select(*columns) for part in table.parts])
@@ -431,3 +433,9 @@ def _auc(frame: pl.LazyFrame) -> float:
     if not positives or not negatives:
         return float("nan")
     return float((np.sum(ranks[label]) - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _rmse(frame: pl.LazyFrame) -> float:
+    """The RMSE of the noise-free label, which no model can beat except by luck."""
+    error = pl.col("label").cast(pl.Float64) - pl.col(LOGIT)
+    return float(frame.select(error.pow(2).mean().sqrt()).collect().item())

@@ -184,6 +184,8 @@ class DataSpec(StrictModel):
             raise ValueError("data must have path or planted, but got both")
         if self.task == "ratings":
             self._check_ratings()
+        elif self.planted is not None and self.planted.label_noise != 1:
+            raise ValueError("planted.label_noise is the noise of ratings: set task: ratings, or leave it out")
         if self.positive is not None and self.above is not None:
             raise ValueError("data must have positive or above, but got both")
         if self.positive is not None and not self.positive:

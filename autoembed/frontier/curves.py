@@ -15,7 +15,7 @@ from autoembed.metrics import Metric
 from autoembed.space import SearchSpace
 from autoembed.task import columns
 
-ENOUGH = 0.001  # of the first metric, on test
+ENOUGH = 0.001  # of the first metric, on test; a share of it where it is in units of the label
 # Columns before those of the metrics and behind them.
 _PLACE: dict[str, pl.DataType | type[pl.DataType]] = {"arm": pl.String, "seed": pl.Int64, "size": pl.Int64}
 _REST: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -138,12 +138,13 @@ class Curves:
         return max(found, key=lambda one: (self.first.sign * one[0], *one[1:]), default=None)
 
     def enough(self, arm: str, goal: float | None) -> int | None:
-        """The smallest size at which an arm's mean of the first metric on test is within .001 of a goal, if any."""
+        """The smallest size at which an arm's mean of the first metric on test is within `ENOUGH` of a goal, if any."""
         if goal is None:
             return None
+        slack = ENOUGH * abs(goal) if self.first.in_units else ENOUGH
         for size in self.sizes_of(arm):
             mean = self.mean(arm, size, self._test)
-            if mean is not None and self.first.sign * (goal - mean) <= ENOUGH + 1e-12:
+            if mean is not None and self.first.sign * (goal - mean) <= slack * (1 + 1e-9):
                 return size
         return None
 

@@ -93,11 +93,12 @@ def _enough(curves: Curves) -> list[str]:
         full = curves.full(arm)
         cells = [_size(curves, arm, curves.enough(arm, goal)) for goal in (full, best[0])]
         rows.append([label, "–" if full is None else f"{full:.4f}", *cells])
+    slack, near = (f"{ENOUGH:.1%}", f"{ENOUGH:.1%}") if curves.first.in_units else (f"{ENOUGH:g}", ".001")
     metric, worse = titled(f"test_{curves.first.name}"), "below" if curves.first.rises else "above"
     return [
-        f"The smallest limit within which an arm's mean {metric} is at most {ENOUGH:g} {worse} that of its own largest "
+        f"The smallest limit within which an arm's mean {metric} is at most {slack} {worse} that of its own largest "
         f"models, and {worse} the best mean of all arms ({named}). In brackets: what its models really take.",
-        _table(["arm", f"{metric}, largest", "within .001 of its own", "within .001 of the best"], rows),
+        _table(["arm", f"{metric}, largest", f"within {near} of its own", f"within {near} of the best"], rows),
     ]
 
 

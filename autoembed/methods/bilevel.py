@@ -154,7 +154,7 @@ def _move_gates(
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
     optimiser = Optimiser(net, weights, train)
-    plateau = Plateau(metric_in(task, monitor, dataset.schema.group), train.min_gain)
+    plateau = Plateau(metric_in(task, monitor, dataset.schema.group), train.min_gain * task.unit)
     weights_of, held_of = RowWeights(dataset, rows), RowWeights(dataset, rows if joint else held)
     arch_batches = _cycle(dataset, train.batch_size, device, held, seed, held_of)
     drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, 1])
@@ -219,7 +219,8 @@ def _prune(
     """
     config, epochs = net.config, count(1)
     recipe = config.round_train.of(train).model_copy(update={"epochs": config.warm_epochs})
-    plateau, best = Plateau(metric_in(dataset.task, monitor, dataset.schema.group), train.min_gain), {}
+    task, best = dataset.task, {}
+    plateau = Plateau(metric_in(task, monitor, dataset.schema.group), train.min_gain * task.unit)
 
     def told(event: EpochEnd) -> None:
         report(replace(event, phase="refit", epoch=next(epochs)))

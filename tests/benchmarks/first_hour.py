@@ -24,7 +24,10 @@ import numpy as np
 
 COMMAND = [sys.executable, "-m", "autoembed.cli"]
 NAMES = ("adult", "kuairand", "ml100k")
-LABELS = {"flights": ["--label", "arr_delay"], "adult": ["--label", "c14"]}  # Adult has no header
+LABELS = {
+    "flights": ["--label", "arr_delay", "--set", "task=clicks"],
+    "adult": ["--label", "c14"],
+}  # Adult has no header
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -75,7 +78,7 @@ def main() -> None:
         "`python tests/benchmarks/first_hour.py --adult ../shared/data/adult/adult.data "
         "--kuairand ../shared/data/kuairand --ml100k ML100K --out docs/results/first_hour.md`",
         "",
-        "`autoembed init TABLE` (flights with `--label arr_delay`, Adult with `--label c14`), then "
+        "`autoembed init TABLE` (flights with `--label arr_delay --set task=clicks`, Adult with `--label c14`), then "
         "`autoembed search` of what it wrote, with one trial of each arm and no edit. Told is what `--dry-run` says. "
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start.",
         "",

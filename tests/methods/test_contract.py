@@ -16,13 +16,17 @@ CPU = torch.device("cpu")
 TRAIN = TrainConfig(epochs=1, lr=3e-3, batch_size=512)
 
 
-def contract(method):
+def contract(method, task="clicks"):
     config = configure({"method": method})
     free = method in ("uniform", "select") or any(hasattr(config, name) for name in ("threshold", "theta", "price"))
-    return type(f"Test_{method}", (MethodContract,), {"stage": {"method": method}, "needs_no_budget": free})
+    node = {"stage": {"method": method}, "needs_no_budget": free, "task": task}
+    kind = type(f"Test_{method}_of_{task}", (MethodContract,), node)
+    return kind if task == "clicks" or method in QUICK else pytest.mark.slow(kind)
 
 
-globals().update({f"Test_{method}": contract(method) for method in names()})
+QUICK = ("dnis", "optinter", "sensitivity")  # of ratings, by gates, for pairs and by losses; the others are slow tests
+for task in ("clicks", "ratings"):
+    globals().update({f"Test_{method}_of_{task}": contract(method, task) for method in names()})
 
 
 def root(dataset):

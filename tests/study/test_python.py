@@ -29,7 +29,7 @@ def test_the_page_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     there = {"df": clicks}
     given = blocks("python.md", "python")
-    assert len(given) == 5
+    assert len(given) == 6
     for block in given:
         exec(compile(block, "python.md", "exec"), there)
     assert there["ranking"].top(1) != ("noise",)
@@ -44,6 +44,7 @@ def test_the_page_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch):
     assert np.array_equal(scores, there["bundle"].predict(clicks.to_pandas()))
     assert there["bundle"].manifest.provenance["trial"] == study.best.id
     assert there["classifier"].predict_proba(clicks).shape == (4000, 2)
+    assert 3 < there["regressor"].predict(clicks).mean() < 9
 
 
 def test_the_readme_runs_as_it_stands(ray_here, clicks, tmp_path, monkeypatch, write_space):

@@ -74,12 +74,22 @@ class Leaderboard(_Frozen):
     rows: tuple[Row, ...]
     groups: tuple[Group, ...] = ()
     best_test_auc: float | None = None
+    best_test_rmse: float | None = None
     note: str | None = None
 
     @property
     def bound(self) -> float | None:
         """The best that any model can expect of the task's first metric on test, on planted data."""
-        return self.best_test_auc
+        return self.best_test_auc if self.best_test_rmse is None else self.best_test_rmse
+
+    @property
+    def told_bound(self) -> str | None:
+        """The bound in a sentence; None of data that are not planted."""
+        if self.bound is None:
+            return None
+        first = task_of(self.metric).metrics[0]
+        side = "above" if first.rises else "below"
+        return f"No model can expect a test {first.title} {side} {self.bound:.4f} on these planted data."
 
     @classmethod
     def read(cls, run: RunDir, *, rebuilt: bool = False) -> Leaderboard | None:
@@ -185,6 +195,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
         rows=tuple(rows),
         groups=groups(truth, dataset, searched.result.architecture) if truth and searched else (),
         best_test_auc=truth.get("best_auc", {}).get("test"),
+        best_test_rmse=truth.get("best_rmse", {}).get("test"),
         note=note,
     )
     run.write_json(FILE, board.model_dump(mode="json"))

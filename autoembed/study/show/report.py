@@ -45,8 +45,8 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
         won = row.trial == board.winner
         table.add_row("►" if won else "", row.arm, *_cells(row, [first, *others]), style="bold green" if won else None)
     print_table(console, table)
-    if board.best_test_auc is not None:
-        console.print(f"  No model can expect a test AUC above {board.best_test_auc:.4f} on these planted data.\n")
+    if board.told_bound is not None:
+        console.print(f"  {board.told_bound}\n")
     _show_groups(console, board)
     show_failures(console, run.ended())
     if board.note:

@@ -89,12 +89,8 @@ def _seeds(facts: StudyFacts) -> Html | None:
 
 
 def _bound(facts: StudyFacts) -> Html | None:
-    found, first = facts.board.bound, task_of(facts.board.metric).metrics[0]
-    return (
-        None
-        if found is None
-        else tag("p", f"No model can expect a test {first.title} above {found:.4f} on these planted data.")
-    )
+    told = facts.board.told_bound
+    return None if told is None else tag("p", told)
 
 
 def _groups(facts: StudyFacts) -> Html | None:
