@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -187,6 +188,47 @@ class SharedStorage(Frozen):
         return table_bytes(self.rows, width, self.bits, step="row", first_order=first_order)
 
 
+Combine = Literal["mult", "add"]
+
+
+class QuotientRemainderStorage(Frozen):
+    """Two smaller tables for each field with many values (Shi et al., KDD 2020, arXiv 1909.02107).
+
+    A field of at most `rows` values has a row for each. One of n more has m rows for the remainders of its ids by m and
+    ceil(n / m) for their quotients, with the largest m by which both are at most `rows` together, or else with the root
+    of n, which makes them the fewest. So each value has a pair of rows of its own, and its embedding is r * (1 + q) of
+    them, entry by entry (`mult`), or r + q (`add`). Steps are as in mixed storage, each part of a field being a block.
+    """
+
+    kind: Literal["quotient_remainder"] = "quotient_remainder"
+    rows: int = Field(ge=1)
+    combine: Combine = "mult"
+    bits: Bits = 32
+    step: Step = "row"
+
+    def parts(self, cardinality: int) -> tuple[int, ...]:
+        """The rows of a field of so many values: (values,), or (remainders, quotients)."""
+        if cardinality <= self.rows:
+            return (cardinality,)
+        # The larger root of m^2 - rows * m + n, below which m + n / m <= rows.
+        square = self.rows**2 - 4 * cardinality
+        remainders = (self.rows + math.isqrt(square)) // 2 if square >= 0 else math.isqrt(cardinality - 1) + 1
+        found = remainders, -(-cardinality // remainders)
+        return found if sum(found) < cardinality else (cardinality,)
+
+    def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """The entries of all rows, first-order weights included."""
+        return sum(self._sizes(fields)) * (dim + first_order)
+
+    def bytes(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """Bytes of the table with its steps."""
+        sizes = self._sizes(fields)
+        return table_bytes(sum(sizes), dim, self.bits, step=self.step, first_order=first_order, blocks=len(sizes))
+
+    def _sizes(self, fields: Sequence[FieldPlan]) -> list[int]:
+        return [size for field in fields for size in self.parts(field.cardinality)]
+
+
 def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
     """Values, width and bits of each block of all fields."""
     found: list[tuple[int, int, int]] = []
@@ -197,4 +239,7 @@ def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
     return found
 
 
-Storage = Annotated[MixedStorage | ProjectedStorage | SparseStorage | SharedStorage, Field(discriminator="kind")]
+Storage = Annotated[
+    MixedStorage | ProjectedStorage | SparseStorage | SharedStorage | QuotientRemainderStorage,
+    Field(discriminator="kind"),
+]

@@ -17,6 +17,7 @@ from autoembed.architecture import Architecture
 from autoembed.nn.embedding import FieldEmbedding, MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.model import CTRModel, Model, RoutedModel, apply
 from autoembed.nn.projected import ProjectedEmbedding
+from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import Router
 from autoembed.nn.rows import PackedRows, Rows, lowest
 from autoembed.nn.sparse import PackedSparseRows
@@ -80,7 +81,7 @@ class _Routed(nn.Module):
 
 def _embedding(model: CTRModel) -> nn.Module:
     own = model.embedding
-    if isinstance(own, SharedEmbedding):
+    if isinstance(own, SharedEmbedding | QuotientRemainderEmbedding):
         shared = cast(nn.Module, own)
         own.tables = nn.ModuleList([table_of(own.tables[0])])
         return shared
