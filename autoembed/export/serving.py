@@ -82,9 +82,10 @@ class _Routed(nn.Module):
 def _embedding(model: CTRModel) -> nn.Module:
     own = model.embedding
     if isinstance(own, SharedEmbedding | QuotientRemainderEmbedding):
-        shared = cast(nn.Module, own)
         own.tables = nn.ModuleList([table_of(own.tables[0])])
-        return shared
+        for name, index in list(own.named_buffers(recurse=False)):
+            setattr(own, name, index.long())
+        return own
     if isinstance(own, ProjectedEmbedding):
         return _Projected(own, model.architecture)
     return _Mixed(own, model.architecture)
