@@ -194,27 +194,25 @@ Combine = Literal["mult", "add"]
 class QuotientRemainderStorage(Frozen):
     """Two smaller tables for each field with many values (Shi et al., KDD 2020, arXiv 1909.02107).
 
-    A field of at most `rows` values has a row for each. One of n more has m rows for the remainders of its ids by m and
-    ceil(n / m) for their quotients, with the largest m by which both are at most `rows` together, or else with the root
-    of n, which makes them the fewest. So each value has a pair of rows of its own, and its embedding is r * (1 + q) of
-    them, entry by entry (`mult`), or r + q (`add`). Steps are as in mixed storage, each part of a field being a block.
+    A field of n values, more than `split_above`, has m = n / `collisions` rows for the remainders of its ids by m, at
+    least the root of n, and n / m rows for their quotients, both rounded up. So each value has a pair of rows of its
+    own, and its embedding is r * (1 + q) of them, entry by entry (`mult`), or r + q (`add`). Where that saves no row,
+    and up to `split_above` values, a field has a row for each value. Steps are as in mixed storage, each part of a
+    field being a block.
     """
 
     kind: Literal["quotient_remainder"] = "quotient_remainder"
-    rows: int = Field(ge=1)
+    collisions: float = Field(ge=1)
+    split_above: int = Field(default=200, ge=1)
     combine: Combine = "mult"
     bits: Bits = 32
     step: Step = "row"
 
     def parts(self, cardinality: int) -> tuple[int, ...]:
         """The rows of a field of so many values: (values,), or (remainders, quotients)."""
-        if cardinality <= self.rows:
-            return (cardinality,)
-        # The larger root of m^2 - rows * m + n, below which m + n / m <= rows.
-        square = self.rows**2 - 4 * cardinality
-        remainders = (self.rows + math.isqrt(square)) // 2 if square >= 0 else math.isqrt(cardinality - 1) + 1
+        remainders = max(math.ceil(cardinality / self.collisions), math.isqrt(cardinality - 1) + 1)
         found = remainders, -(-cardinality // remainders)
-        return found if sum(found) < cardinality else (cardinality,)
+        return found if cardinality > self.split_above and sum(found) < cardinality else (cardinality,)
 
     def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
         """The entries of all rows, first-order weights included."""

@@ -122,7 +122,7 @@ def drawn(tmp_path):
         if storage == "shared":
             architecture = architecture.replace(storage=SharedStorage(rows=50, lookups=2))
         if storage == "quotient_remainder":
-            split = QuotientRemainderStorage(rows=25, bits=bits, combine=combine)
+            split = QuotientRemainderStorage(collisions=3, split_above=20, bits=bits, combine=combine)
             architecture = architecture.replace(storage=split)
         model = build_model(schema, architecture)
         with torch.no_grad():

@@ -40,7 +40,7 @@ def projected(bits):
 
 
 def split(bits, step, **options):
-    return {"stage": {"method": "quotient_remainder", **options}, **of_bits(bits, step)}
+    return {"stage": {"method": "quotient_remainder", "split_above": 5, **options}, **of_bits(bits, step)}
 
 
 SPLIT = [(32, "row"), (16, "row"), (8, "block"), (4, "row"), (3, "dim"), (2, "row"), (1, "row")]

@@ -25,9 +25,10 @@ SCHEMA = FeatureSchema(
 COUNTS = [np.arange(size)[::-1].copy() for size in SIZES.values()]
 
 
-def architecture(rows, *, combine="mult", bits=32, step="row", backbone="fm"):
+def architecture(collisions, *, combine="mult", bits=32, step="row", backbone="fm"):
     full = Architecture.full(SCHEMA, COUNTS, dim=4, blocks=2, cut="equal", backbone={"name": backbone}, bits=bits)
-    return full.replace(storage=QuotientRemainderStorage(rows=rows, combine=combine, bits=bits, step=step))
+    storage = QuotientRemainderStorage(collisions=collisions, split_above=12, combine=combine, bits=bits, step=step)
+    return full.replace(storage=storage)
 
 
 def ids(rows=300):
@@ -37,35 +38,27 @@ def ids(rows=300):
     return torch.tensor(np.stack(found, axis=1), dtype=torch.int32)
 
 
-def best_by_search(size, rows):
-    """The largest remainder table with which both hold at most `rows` rows, else the fewest rows, by trying all."""
-    if size <= rows:
-        return size
-    totals = {m: m + -(-size // m) for m in range(1, size + 1)}
-    fits = [m for m, total in totals.items() if total <= rows]
-    total = totals[max(fits)] if fits else min(totals.values())
-    return min(total, size)
-
-
-def test_the_rows_of_a_field_are_the_most_that_are_allowed():
+def test_the_rows_of_a_field_are_as_many_as_its_collisions_and_its_root_ask_for():
     for size in [*range(1, 60), 101, 997, 4096]:
-        for rows in [1, 2, 3, *range(5, 140, 7), size - 1 or 1]:
-            parts = QuotientRemainderStorage(rows=rows).parts(size)
-            assert sum(parts) == best_by_search(size, rows), (size, rows)
-            if len(parts) == 2:
-                assert parts[1] == -(-size // parts[0]), (size, rows)
+        for collisions in (1, 1.5, 2, 3.7, 10, 60, 5000):
+            parts = QuotientRemainderStorage(collisions=collisions, split_above=1).parts(size)
+            m = max(np.ceil(size / collisions), np.ceil(np.sqrt(size)))
+            assert sum(parts) == min(size, m + np.ceil(size / m)), (size, collisions)
+            assert len(parts) == 1 or parts == (m, np.ceil(size / m))
+            assert QuotientRemainderStorage(collisions=collisions, split_above=size).parts(size) == (size,)
+    assert QuotientRemainderStorage(collisions=1e9).parts(1_000_000) == (1000, 1000)
 
 
 @pytest.mark.parametrize("combine", ["mult", "add"])
 @pytest.mark.parametrize("backbone", ["fm", "dnn"])
 def test_a_value_has_its_remainder_and_its_quotient(combine, backbone):
     torch.manual_seed(0)
-    model = build_model(SCHEMA, architecture(30, combine=combine, backbone=backbone))
+    model = build_model(SCHEMA, architecture(4, combine=combine, backbone=backbone))
     table = model.embedding.tables[0].weight.detach().normal_().numpy()
-    parts = {"a": (26, 4), "b": (5,), "c": (28, 2), "d": (12,)}  # 26 + 4, and 28 + 2, are 30
+    parts = {"a": (26, 4), "b": (5,), "c": (10, 4), "d": (12,)}
     assert {name: model.architecture.storage.parts(size) for name, size in SIZES.items()} == parts
-    assert len(table) == 30 + 5 + 30 + 12
-    start = {"a": 0, "b": 30, "c": 35, "d": 65}
+    assert len(table) == 30 + 5 + 14 + 12
+    start = {"a": 0, "b": 30, "c": 35, "d": 49}
     given = ids()
     with torch.no_grad():
         found = model.embedding.lookup(given.clamp_min(0)).numpy()
@@ -84,7 +77,7 @@ def test_a_value_has_its_remainder_and_its_quotient(combine, backbone):
 @pytest.mark.parametrize("combine", ["mult", "add"])
 def test_every_value_has_an_embedding_of_its_own(combine):
     torch.manual_seed(0)
-    model = build_model(SCHEMA, architecture(21, combine=combine))
+    model = build_model(SCHEMA, architecture(9, combine=combine))
     every = torch.zeros(101, 6, dtype=torch.int32)
     every[:, 0] = torch.arange(101)
     with torch.no_grad():
@@ -92,13 +85,13 @@ def test_every_value_has_an_embedding_of_its_own(combine):
     assert len(np.unique(found.numpy().round(7), axis=0)) == 101
 
 
-@pytest.mark.parametrize("rows", [1, 21, 30, 101])
+@pytest.mark.parametrize("collisions", [1, 2.5, 4, 100])
 @pytest.mark.parametrize(
     ("bits", "step"), [(32, "row"), (16, "row"), (8, "row"), (4, "block"), (3, "dim"), (2, "row"), (1, "row")]
 )
-def test_packed_it_predicts_the_same_and_costs_what_is_counted(rows, bits, step):
+def test_packed_it_predicts_the_same_and_costs_what_is_counted(collisions, bits, step):
     torch.manual_seed(0)
-    plan = architecture(rows, bits=bits, step=step)
+    plan = architecture(collisions, bits=bits, step=step)
     model = build_model(SCHEMA, plan).eval()
     with torch.no_grad():
         model.embedding.tables[0].weight.normal_()
@@ -119,19 +112,19 @@ def test_packed_it_predicts_the_same_and_costs_what_is_counted(rows, bits, step)
 
 def test_a_batch_moves_the_rows_of_its_values_alone():
     """Sparse gradients, as for tables that are too large to touch at every step."""
-    model = build_model(SCHEMA, architecture(30))
+    model = build_model(SCHEMA, architecture(4))
     model.sparse_gradients(True)
     given = torch.tensor([[60, 1, 3, PAD, PAD, 2]], dtype=torch.int32)
     model.train()(given).sum().backward()
     gradient = model.embedding.tables[0].weight.grad
     assert gradient.is_sparse
-    # 60 is 8 + 2 * 26; 3 and the place of no value, id 0, are below 28.
-    touched = {8, 26 + 2, 30 + 1, 35 + 3, 35 + 0, 35 + 28, 65 + 2}
+    # 60 is 8 + 2 * 26; 3 and the place of no value, id 0, are below 10.
+    touched = {8, 26 + 2, 30 + 1, 35 + 3, 35 + 0, 35 + 10, 49 + 2}
     assert set(gradient.coalesce().indices()[0].tolist()) == touched
 
 
 def test_where_all_values_have_rows_it_is_the_plain_table():
-    model = build_model(SCHEMA, architecture(101))
+    model = build_model(SCHEMA, architecture(1))
     plain = build_model(
         SCHEMA, Architecture.full(SCHEMA, COUNTS, dim=4, blocks=1, cut="equal", backbone={"name": "fm"})
     )
