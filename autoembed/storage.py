@@ -196,7 +196,7 @@ class QuotientRemainderStorage(Frozen):
 
     A field of n values, more than `split_above`, has m = n / `collisions` rows for the remainders of its ids by m, at
     least the root of n, and n / m rows for their quotients, both rounded up. So each value has a pair of rows of its
-    own, and its embedding is r * (1 + q) of them, entry by entry (`mult`), or r + q (`add`). Where that saves no row,
+    own, and its embedding is their product, entry by entry (`mult`), or their sum (`add`). Where that saves no row,
     and up to `split_above` values, a field has a row for each value. Steps are as in mixed storage, each part of a
     field being a block.
     """

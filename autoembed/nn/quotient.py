@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import FieldEmbedding, repeated, starts, table
+from autoembed.nn.rows import Rows
 from autoembed.storage import QuotientRemainderStorage
 from autoembed.types import Array
+
+_STD = 0.01
 
 
 class QuotientRemainderEmbedding(FieldEmbedding):
@@ -40,7 +45,10 @@ class QuotientRemainderEmbedding(FieldEmbedding):
             bits=storage.bits,
             step=storage.step,
             slots=len(self.sizes),
+            std=_STD,
         )
+        if storage.combine == "mult" and isinstance(rows, Rows):
+            _spread_factors(rows, [len(own) > 1 for own in parts for _ in own], self.sizes, self.dim)
         self.tables = nn.ModuleList([rows])
         # Of each column of ids, then of each one that is split a second time, for its quotients.
         lengths = architecture.lengths
@@ -76,8 +84,16 @@ class QuotientRemainderEmbedding(FieldEmbedding):
             return remainder + quotient
         body, first = remainder[..., : self.dim], remainder[..., self.dim :]
         factor, other = quotient[..., : self.dim], quotient[..., self.dim :]
-        return torch.cat([body * (1 + factor), first + other], dim=-1)
+        return torch.cat([body * factor, first + other], dim=-1)
 
     def slot_of_row(self) -> list[Tensor]:
         """The slot of each row, the part that it is of: int [rows]."""
         return [repeated(self.sizes, self.first.device)]
+
+
+@torch.no_grad()
+def _spread_factors(rows: Rows, factors: Sequence[bool], sizes: Sequence[int], dim: int) -> None:
+    """Raises parts that are factors to the root of the scale: their products start at the scale of plain rows."""
+    for part, factor in zip(torch.split(rows.weight, list(sizes)), factors, strict=True):
+        if factor:
+            part[:, :dim] *= _STD**-0.5

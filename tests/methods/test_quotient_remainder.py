@@ -1,8 +1,11 @@
 """Quotient-remainder embeddings as a method: what it answers, and what becomes of its models."""
 
+import io
+
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 import autoembed as ae
 from autoembed.architecture import Architecture
@@ -13,6 +16,7 @@ from autoembed.methods.method import configure, load
 from autoembed.nn.model import cost_of
 from autoembed.refreshing import refresh
 from autoembed.reuse import train_architecture
+from autoembed.study.show.architectures import show_architecture
 
 SIZES = (3000, 500, 150, 4)
 SCHEMA = FeatureSchema(
@@ -133,3 +137,14 @@ def test_a_student_and_its_teachers_may_all_be_split(tmp_path):
     )
     assert bundle.architecture.storage.bits == 4
     assert len(bundle.architecture.storage.parts(bundle.architecture.fields[0].cardinality)) == 2
+
+
+def test_what_is_shown_of_it_says_which_fields_are_split_and_what_they_take():
+    found = net_for(root()).derive(uniform_bytes(root(), 2))
+    console = Console(file=io.StringIO(), width=120)
+    show_architecture(console, found.replace(cost=cost_of(found)), "one")
+    shown = console.file.getvalue()
+    assert "rows of remainders and quotients (`mult`) for f0, f1" in shown
+    rows = sum(found.storage.parts(3000))
+    (line,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["f0"])
+    assert line[-3:] == [f"{rows * 8:,}", f"{rows / 3000:.0%}", f"{rows * 9 * 4:,}"]

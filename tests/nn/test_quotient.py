@@ -68,7 +68,7 @@ def test_a_value_has_its_remainder_and_its_quotient(combine, backbone):
             own = table[s + one % m]
             if len(parts[name]) == 2:
                 other = table[s + m + one // m]
-                product = own * (1 + other)
+                product = own * other
                 product[4:] = (own + other)[4:]  # first-order weights
                 own = own + other if combine == "add" else product
             np.testing.assert_allclose(found[row, column], own, atol=1e-6)
@@ -132,3 +132,12 @@ def test_where_all_values_have_rows_it_is_the_plain_table():
     with torch.no_grad():
         plain.embedding.tables[0].weight.copy_(model.embedding.tables[0].weight)
         assert torch.equal(model.embed(ids()), plain.embed(ids()))
+
+
+def test_products_start_at_the_scale_of_plain_rows():
+    torch.manual_seed(0)
+    table = build_model(SCHEMA, architecture(4)).embedding.tables[0].weight.detach()
+    assert table[:30, :4].std().item() == pytest.approx(0.1, rel=0.5)  # of a, which is split
+    assert table[30:35, :4].std().item() == pytest.approx(0.01, rel=0.5)
+    sums = build_model(SCHEMA, architecture(4, combine="add")).embedding.tables[0].weight.detach()
+    assert sums[:, :4].std().item() == pytest.approx(0.01, rel=0.5)

@@ -37,6 +37,10 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
     rounded = f", linear layers in {architecture.tower_bits} bits" if architecture.tower_bits < 32 else ""
     console.print(f"  width {architecture.dim}, backbone {backbone}{rounded}", soft_wrap=True)
+    if architecture.storage.kind == "quotient_remainder":
+        own, fields = architecture.storage, architecture.fields
+        split = ", ".join(field.name for field in fields if len(own.parts(field.cardinality)) > 1) or "no field"
+        console.print(f"  rows of remainders and quotients (`{own.combine}`) for {split}", soft_wrap=True)
     if cost := architecture.cost:
         console.print(
             f"  {cost.embedding_parameters:,} embedding parameters in {cost.embedding_bytes:,} bytes, "
