@@ -1,7 +1,7 @@
 """Quotient-remainder embeddings as a method: two smaller tables for each field with many values, within the budget.
 
-Compositional embeddings (Shi et al., KDD 2020, arXiv 1909.02107). Every value keeps all dims and an embedding of its
-own. Fields with many values all have as many values to a row, as few as the budget allows.
+Compositional embeddings (Shi et al., KDD 2020, arXiv 1909.02107). Every value keeps an embedding of its own, of all
+dims where the budget holds them. Fields with many values all have as many values to a row, as few as it allows.
 """
 
 from __future__ import annotations
@@ -34,34 +34,44 @@ class Config(MethodConfig):
 
 
 class Supernet(supernet.Supernet):
-    """Keeps every field and dim of its parent, in as many rows as a limit holds."""
+    """Keeps every field and as many dims as fit in the fewest rows, then in as many rows as a limit holds."""
 
     def choose(self, limit: int | None) -> Architecture:
         limit = self.left(limit) + self.parent.pair_bytes()  # refuses no limit
-        mask, own, step = self.parent.mask(), self.block_bits(), self.parent.mixed().step
-        width = max(int(np.flatnonzero(mask.any(axis=0))[-1]) + 1, self.parent.pair_dim)
-        whole = self.parent_with(mask, own).with_mask(mask[:, :width], dim=width)
-        bits = next(bits for bits in BITS if bits <= whole.block_bits().max())
+        mask = self.parent.mask()
+        whole = self.parent_with(mask, self.block_bits())
+        most = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
+        for width in range(most, 0, -1):
+            own = max(width, whole.pair_dim)
+            narrow = whole.with_mask(mask[:, :own] & (np.arange(own) < width), dim=own)
+            found = self.fill(narrow, limit)
+            if found is not None:
+                return found
+        raise SpaceError(
+            f"quotient_remainder needs a budget of one dim in the fewest rows, {self.taken(narrow, 1)} bytes, but got "
+            f"{limit}: raise it, or lower split_above"
+        )
 
+    def fill(self, whole: Architecture, limit: int) -> Architecture | None:
+        """An architecture's fields in as many rows as a limit holds; None if it does not hold the fewest."""
+        if self.taken(whole, 1) > limit:
+            return None
         most = max(field.cardinality for field in whole.fields)
+        rows = bisect_right(range(1, most + 1), limit, key=lambda rows: self.taken(whole, rows))
+        return whole.replace(storage=self.storage(whole, rows))
 
-        def within(rows: int) -> Architecture:
-            """As many values to a row as the largest field has with so many remainders."""
-            storage = QuotientRemainderStorage(
-                collisions=most / rows,
-                split_above=self.config.split_above,
-                combine=self.config.combine,
-                bits=bits,
-                step=step,
-            )
-            return whole.replace(storage=storage)
+    def taken(self, whole: Architecture, rows: int) -> int:
+        """Bytes of the fields and pairs with so many remainders in the largest field."""
+        fields = self.storage(whole, rows).bytes(whole.fields, whole.dim, first_order=self.first_order)
+        return fields + whole.pair_bytes()
 
-        def taken(rows: int) -> int:
-            return within(rows).embedding_bytes(first_order=self.first_order)
-
-        if taken(1) > limit:
-            raise SpaceError(
-                f"quotient_remainder needs a budget of twice the root of each large column's values in rows of {width} "
-                f"dims, {taken(1)} bytes in all, but got {limit}: raise it, or lower embedding.dim or split_above"
-            )
-        return within(bisect_right(range(1, most + 1), limit, key=taken))
+    def storage(self, whole: Architecture, rows: int) -> QuotientRemainderStorage:
+        """As many values to a row as the largest field has with so many remainders."""
+        most = int(whole.block_bits().max())
+        return QuotientRemainderStorage(
+            collisions=max(field.cardinality for field in whole.fields) / rows,
+            split_above=self.config.split_above,
+            combine=self.config.combine,
+            bits=next(bits for bits in BITS if bits <= most),
+            step=self.parent.mixed().step,
+        )

@@ -35,7 +35,6 @@ def tiny(tmp_path_factory):
 def test_it_runs_or_says_why_not(tiny, method, backbone):
     stage = {"method": method}
     kind = load(method).Config
-    stage |= {"split_above": 5} if method == "quotient_remainder" else {}
     stage |= {"warm_epochs": 1} if issubclass(kind, SearchConfig) else {}
     stage |= {"epochs": 1} if issubclass(kind, GateConfig) else {}
     small = {"hidden": [8]} if "hidden" in base.find(backbone).Config.model_fields else {}

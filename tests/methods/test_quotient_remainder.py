@@ -69,12 +69,15 @@ def test_dims_that_its_parent_has_closed_take_no_bytes():
     assert cost_of(found).embedding_parameters % (3 + 1) == 0
 
 
-def test_a_budget_below_the_roots_is_refused():
-    # 55 + 55, 23 + 22, 150 and 4 rows of 8 dims and a first-order weight, in 4 bytes each
-    line = r"twice the root of each large column's values in rows of 8 dims, 11124 bytes in all, but got 11123"
-    with pytest.raises(SpaceError, match=line):
-        net_for(root()).derive(11123)
-    assert cost_of(net_for(root()).derive(11124)).embedding_bytes == 11124
+def test_below_the_fewest_rows_it_has_fewer_dims():
+    # 55 + 55, 23 + 22, 150 and 4 rows of so many dims and a first-order weight, in 4 bytes each
+    for limit, dim in ((11124, 8), (11123, 7), (309 * 4 * 4, 3), (309 * 2 * 4, 1)):
+        found = net_for(root()).derive(limit)
+        assert found.dim == dim
+        assert {block.dims for field in found.fields for block in field.blocks} == {tuple(range(dim))}
+        assert limit * 0.8 < cost_of(found).embedding_bytes <= limit
+    with pytest.raises(SpaceError, match=r"a budget of one dim in the fewest rows, 2472 bytes, but got 2471: raise it"):
+        net_for(root()).derive(2471)
 
 
 def clicks(seed, users, rows=3000):
