@@ -1,7 +1,7 @@
 """Quotient-remainder embeddings beside uniform rows and one hashed table at equal bytes of the whole model.
 
-    python tests/benchmarks/quotient.py search_spaces/kuairand.yaml=../shared/data/kuairand:360000,520000 \
-        search_spaces/frontier_ml100k.yaml=ML100K:72000,90000,140000 --out docs/results/quotient.md
+    python tests/benchmarks/quotient.py search_spaces/kuairand.yaml=../shared/data/kuairand:520000 \
+        search_spaces/frontier_ml100k.yaml=ML100K:72000,90000 --out docs/results/quotient.md
 
 ML100K is made by tests/benchmarks/ml100k.py. For each arm and budget, L2 on the tables, then dim where the arm does not
 choose it, are those with the best valid AUC under a seed that the tables do not use; the rest of the recipe is fixed.
