@@ -104,7 +104,7 @@ def fitted(table, folder, **changes):
     return model.fit(table).export(folder)
 
 
-@pytest.mark.parametrize("buckets", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("buckets", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_unseen_values_of_a_hashed_field_have_embeddings_of_their_own_in_small_tables(tmp_path, buckets):
     table, few = clicks(0, (0, 400)), {"budget": {"embedding_bytes": 50_000}}
     unseen = pl.DataFrame({"user": [f"new{one}" for one in range(60)], "item": [3] * 60})
