@@ -34,7 +34,15 @@ from autoembed.plans import (
     RouterPlan,
     TowerBits,
 )
-from autoembed.storage import MixedStorage, ProjectedStorage, SparseStorage, Step, Storage, table_bytes
+from autoembed.storage import (
+    MixedStorage,
+    ProjectedStorage,
+    QuotientRemainderStorage,
+    SparseStorage,
+    Step,
+    Storage,
+    table_bytes,
+)
 from autoembed.types import Array
 
 
@@ -79,7 +87,7 @@ class Architecture(Frozen):
         if bool(self.clusters) != bool(self.router):
             raise ValueError(f"clusters and router must come together, but got {len(self.clusters)} clusters")
         if any(
-            one.clusters or one.storage.kind not in ("mixed", "projected") or one.dim != self.dim
+            one.clusters or one.storage.kind not in ("mixed", "projected", "quotient_remainder") or one.dim != self.dim
             for one in self.clusters
         ):
             raise ValueError(f"a cluster must be a plain architecture of dim {self.dim}")
@@ -350,7 +358,7 @@ class Architecture(Frozen):
 
     def mixed(self) -> MixedStorage:
         """Its storage if it is mixed, the one with the same steps if it has rows, else the default kind of that."""
-        if isinstance(self.storage, SparseStorage | ProjectedStorage):
+        if isinstance(self.storage, SparseStorage | ProjectedStorage | QuotientRemainderStorage):
             return MixedStorage(step=self.storage.step)
         return self.storage if self.storage.kind == "mixed" else MixedStorage()
 

@@ -286,7 +286,9 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     """The compact model of a carried architecture with the weights of a bundle's."""
     old = bundle.model
     if not isinstance(old, CTRModel) or not isinstance(old.embedding, MixedEmbedding) or plan.tower_bits < 32:
-        raise SpaceError("weights of clusters, of a hashed table and of layers in few bits cannot be taken over")
+        raise SpaceError(
+            "weights of clusters, of rows that values share and of layers in few bits cannot be taken over"
+        )
     dense = {}
     inputs = [one for field in old.architecture.fields for one in field.inputs]
     columns = starts([one.length for one in inputs])

@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -187,6 +188,45 @@ class SharedStorage(Frozen):
         return table_bytes(self.rows, width, self.bits, step="row", first_order=first_order)
 
 
+Combine = Literal["mult", "add"]
+
+
+class QuotientRemainderStorage(Frozen):
+    """Two smaller tables for each field with many values (Shi et al., KDD 2020, arXiv 1909.02107).
+
+    A field of n values, more than `split_above`, has m = n / `collisions` rows for the remainders of its ids by m, at
+    least the root of n, and n / m rows for their quotients, both rounded up. So each value has a pair of rows of its
+    own, and its embedding is their product, entry by entry (`mult`), or their sum (`add`). Where that saves no row,
+    and up to `split_above` values, a field has a row for each value. Steps are as in mixed storage, each part of a
+    field being a block.
+    """
+
+    kind: Literal["quotient_remainder"] = "quotient_remainder"
+    collisions: float = Field(ge=1)
+    split_above: int = Field(default=200, ge=1)
+    combine: Combine = "mult"
+    bits: Bits = 32
+    step: Step = "row"
+
+    def parts(self, cardinality: int) -> tuple[int, ...]:
+        """The rows of a field of so many values: (values,), or (remainders, quotients)."""
+        remainders = max(math.ceil(cardinality / self.collisions), math.isqrt(cardinality - 1) + 1)
+        found = remainders, -(-cardinality // remainders)
+        return found if cardinality > self.split_above and sum(found) < cardinality else (cardinality,)
+
+    def parameters(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """The entries of all rows, first-order weights included."""
+        return sum(self._sizes(fields)) * (dim + first_order)
+
+    def bytes(self, fields: Sequence[FieldPlan], dim: int, *, first_order: bool) -> int:
+        """Bytes of the table with its steps."""
+        sizes = self._sizes(fields)
+        return table_bytes(sum(sizes), dim, self.bits, step=self.step, first_order=first_order, blocks=len(sizes))
+
+    def _sizes(self, fields: Sequence[FieldPlan]) -> list[int]:
+        return [size for field in fields for size in self.parts(field.cardinality)]
+
+
 def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
     """Values, width and bits of each block of all fields."""
     found: list[tuple[int, int, int]] = []
@@ -197,4 +237,7 @@ def _blocks(fields: Sequence[FieldPlan]) -> list[tuple[int, int, int]]:
     return found
 
 
-Storage = Annotated[MixedStorage | ProjectedStorage | SparseStorage | SharedStorage, Field(discriminator="kind")]
+Storage = Annotated[
+    MixedStorage | ProjectedStorage | SparseStorage | SharedStorage | QuotientRemainderStorage,
+    Field(discriminator="kind"),
+]

@@ -166,7 +166,7 @@ ROWS = (
         r"the model must predict to",
         "score where processor and torch are as where it was trained, or train it again here",
     ),
-    (r"^weights of clusters, of a hashed", "train from the start: leave out --warm"),
+    (r"^weights of clusters, of rows", "train from the start: leave out --warm"),
     (r"^more than … of the values are unknown", "refresh the model on newer rows, or raise --max-unknown"),
     (r"is no number of JSON", "send null where a value is missing"),
     (r"in the schema$|but the schema has", "export the bundle again: its files are of different models"),

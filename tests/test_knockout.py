@@ -125,6 +125,7 @@ def test_the_saliency_is_the_mean_gradient_of_single_rows(tiny):
         ("uniform", {}),
         ("magnitude", {"limit": {"width": 2}}),
         ("unified", {"limit": {"width": 2}}),
+        ("quotient_remainder", {"stages": [{"method": "quotient_remainder", "split_above": 9}], "limit": {"width": 4}}),
         ("uniform", {"backbone": {"name": "lr"}, "embedding": {"dim": 1}}),
     ],
 )

@@ -17,6 +17,7 @@ from autoembed.architecture import Architecture
 from autoembed.nn.embedding import FieldEmbedding, MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.model import CTRModel, Model, RoutedModel, apply
 from autoembed.nn.projected import ProjectedEmbedding
+from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import Router
 from autoembed.nn.rows import PackedRows, Rows, lowest
 from autoembed.nn.sparse import PackedSparseRows
@@ -80,10 +81,11 @@ class _Routed(nn.Module):
 
 def _embedding(model: CTRModel) -> nn.Module:
     own = model.embedding
-    if isinstance(own, SharedEmbedding):
-        shared = cast(nn.Module, own)
+    if isinstance(own, SharedEmbedding | QuotientRemainderEmbedding):
         own.tables = nn.ModuleList([table_of(own.tables[0])])
-        return shared
+        for name, index in list(own.named_buffers(recurse=False)):
+            setattr(own, name, index.long())
+        return own
     if isinstance(own, ProjectedEmbedding):
         return _Projected(own, model.architecture)
     return _Mixed(own, model.architecture)

@@ -65,6 +65,11 @@ class GatedNet(ClickModel):
         super().__init__()
         if parent.storage.kind == "shared":
             raise errors.SpaceError(f"{config.method} cannot narrow a shared table: make unified the last stage")
+        if parent.storage.kind == "quotient_remainder":
+            raise errors.SpaceError(
+                f"{config.method} cannot narrow tables of remainders and quotients: make "
+                "quotient_remainder the last stage"
+            )
         if parent.storage.kind == "sparse":
             raise errors.SpaceError(f"{config.method} cannot narrow single entries: make granularity: entry the last")
         if parent.clusters:

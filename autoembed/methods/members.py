@@ -27,7 +27,7 @@ def spread(architecture: Architecture, ensemble: Ensemble) -> Architecture:
         raise SpaceError(f"an ensemble has no clusters, but the search found {len(architecture.clusters)} of them")
     if ensemble.share != "none":
         return architecture.replace(ensemble=ensemble)
-    if architecture.storage.kind not in ("mixed", "projected"):
+    if architecture.storage.kind not in ("mixed", "projected", "quotient_remainder"):
         raise SpaceError("members with tables of their own need separate tables: set ensemble.share to tables or all")
     return architecture.replace(clusters=(architecture,) * ensemble.members, router=RouterPlan(kind="all"))
 

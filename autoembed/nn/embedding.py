@@ -14,7 +14,7 @@ from autoembed.data.knots import SPAN
 from autoembed.fast import compiles_lookups
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
-from autoembed.storage import SharedStorage, Step
+from autoembed.storage import QuotientRemainderStorage, SharedStorage, Step
 from autoembed.types import Array
 
 FAST = compiles_lookups()
@@ -110,7 +110,7 @@ class MixedEmbedding(FieldEmbedding):
     def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
         super().__init__(architecture)
         storage = architecture.storage
-        assert not isinstance(storage, SharedStorage)
+        assert not isinstance(storage, SharedStorage | QuotientRemainderStorage)
         entries = architecture.block_entries()
         mask = architecture.mask()
         self.columns = mask.shape[1] + first_order

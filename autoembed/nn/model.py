@@ -18,17 +18,19 @@ from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.quantised import PackedLinear, load_layers, quantise_layers
+from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
 from autoembed.nn.sparse import SparseEmbedding, SparseRows
 from autoembed.plans import Cost, Pool
 
 # The module of each kind of storage: ids int [B, V] -> float [B, F, D (+ 1)].
-STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding]] = {
+STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding | QuotientRemainderEmbedding]] = {
     "mixed": MixedEmbedding,
     "projected": ProjectedEmbedding,
     "sparse": SparseEmbedding,
     "shared": SharedEmbedding,
+    "quotient_remainder": QuotientRemainderEmbedding,
 }
 
 

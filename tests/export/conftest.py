@@ -19,7 +19,7 @@ from autoembed.data.schema import FeatureSchema, Field
 from autoembed.data.spec import DataSpec
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.nn.model import build_model
-from autoembed.storage import SharedStorage
+from autoembed.storage import QuotientRemainderStorage, SharedStorage
 from autoembed.trial import check, run_trial
 from tests.export.written import written
 
@@ -104,7 +104,7 @@ def cli(monkeypatch, capsys):
 def drawn(tmp_path):
     """Makes a bundle of drawn weights: `drawn(backbone, mixed=..., bits=..., storage=...)`."""
 
-    def make(name, *, mixed=False, bits=32, storage=None, **options):
+    def make(name, *, mixed=False, bits=32, storage=None, combine="mult", **options):
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
         table = pl.DataFrame({n: [f"v{v}" for v in rng.integers(0, size, 2000) % size] for n, size in VALUES.items()})
@@ -121,6 +121,9 @@ def drawn(tmp_path):
             architecture = narrowed(architecture, bits)
         if storage == "shared":
             architecture = architecture.replace(storage=SharedStorage(rows=50, lookups=2))
+        if storage == "quotient_remainder":
+            split = QuotientRemainderStorage(collisions=3, split_above=20, bits=bits, combine=combine)
+            architecture = architecture.replace(storage=split)
         model = build_model(schema, architecture)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -39,6 +39,11 @@ def projected(bits):
     return {"stage": {"method": "magnitude", "warm_epochs": 1}, "embedding": {"bits": bits, "narrow": "projected"}}
 
 
+def split(bits, step, **options):
+    return {"stage": {"method": "quotient_remainder", "split_above": 5, **options}, **of_bits(bits, step)}
+
+
+SPLIT = [(32, "row"), (16, "row"), (8, "block"), (4, "row"), (3, "dim"), (2, "row"), (1, "row")]
 WIDTHS = {"stage": {"method": "magnitude", "warm_epochs": 1}, "limit": {"bytes": 30_000}}
 KINDS = {
     "16 bits": of_bits(16),
@@ -50,6 +55,9 @@ KINDS = {
     "sparse, 3 bits": single(3, "dim"),
     "sparse, 2 bits": single(2, "row"),
     **{f"shared, {bits} bits": {"stage": {"method": "unified"}, **of_bits(bits)} for bits in (16, 8, 4, 3, 2, 1)},
+    **{f"split, {bits} bits": split(bits, step) for bits, step in SPLIT},
+    "split sums, 32 bits": split(32, "row", combine="add"),
+    **{f"split ensemble of {share}": {**split(4, "row"), **members(share)} for share in ("all", "none")},
     **{f"ensemble of {share}": members(share) for share in ("all", "tables", "none")},
     **{f"ensemble of {share}, 2 bits": {**members(share), **of_bits(2)} for share in ("all", "tables", "none")},
     **{f"projected, {bits} bits": projected(bits) for bits in (32, 8, 3)},
@@ -66,6 +74,8 @@ KINDS = {
 # One of each sort for the default run; every kind is in the slow one.
 SOME = ["16 bits", "8 bits, row", "3 bits, dim", "1 bits, block", "sparse, 3 bits", "shared, 4 bits", "ensemble of all"]
 SOME += [
+    "split, 32 bits",
+    "split, 3 bits",
     "projected, 3 bits",
     "ensemble of tables",
     "ensemble of none",
@@ -117,6 +127,8 @@ def refused_in_company(kind, company):
         return r"dnis's precisions must hold one of at most 1 bits"
     if "ensemble" in kind and company == "clusters":
         return r"ihas makes a model for each cluster, so ensemble\.members must be 1"
+    if kind.startswith("split") and not last:
+        return r"cannot narrow tables of remainders and quotients: make quotient_remainder the last stage"
     return None
 
 

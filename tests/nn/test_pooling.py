@@ -16,7 +16,7 @@ from autoembed.export.serving import ServingModel
 from autoembed.nn.model import build_model, cost_of, measure, pack, start_rounding
 from autoembed.nn.pooling import attend, pool
 from autoembed.plans import Pool
-from autoembed.storage import MixedStorage, ProjectedStorage, SharedStorage
+from autoembed.storage import MixedStorage, ProjectedStorage, QuotientRemainderStorage, SharedStorage
 
 COUNTS = [np.array(count) for count in ([0, 90, 9, 8, 1], [3, 60, 5, 4], [0, 50, 2, 1])]
 SCHEMA = FeatureSchema(
@@ -181,6 +181,7 @@ STORAGES = {
     "mixed": MixedStorage(),
     "projected": ProjectedStorage(),
     "shared": SharedStorage(rows=30, lookups=2, seed=1),
+    "quotient_remainder": QuotientRemainderStorage(collisions=2, split_above=3),
 }
 
 
@@ -188,7 +189,7 @@ def between(storage):
     """Numbers of two widths and 4 bits, but where one table is for all."""
     counts = [COUNTS[0], COUNTS[1], COUNTS[1], COUNTS[0]]
     full = Architecture.full(BETWEEN, counts, dim=4, blocks=3, cut="equal", backbone={"name": "fm"}, bits=4)
-    if storage != "shared":
+    if storage in ("mixed", "projected"):
         mask = full.mask()
         mask[::2, 2:] = False
         full = full.with_mask(mask)

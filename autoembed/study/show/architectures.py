@@ -24,19 +24,23 @@ def show_architecture(console: Console, architecture: Architecture, title: str) 
     few = architecture.few_bits
     kept = "dims x bits kept per block,\nfrequent to rare" if few else "dims kept per block,\nfrequent to rare"
     table = make_table(title, "field", "values", kept, "parameters", "of full", "bytes")
-    storage = architecture.storage if architecture.storage.kind == "sparse" else architecture.mixed()
+    own_bytes = architecture.storage.kind in ("sparse", "quotient_remainder")
+    storage = architecture.storage if own_bytes else architecture.mixed()
     for field in architecture.fields:
         dims = " ".join(f"{len(b.dims)}x{b.bits}" if few and b.dims else str(len(b.dims)) for b in field.blocks)
-        share = field.entries / (field.cardinality * architecture.dim)
+        entries = storage.parameters([field], architecture.dim, first_order=False)
+        share = entries / (field.cardinality * architecture.dim)
         held = storage.bytes([field], architecture.dim, first_order=first_order(architecture))
-        table.add_row(
-            Text(field.name), f"{field.cardinality:,}", dims, f"{field.entries:,}", f"{share:.0%}", f"{held:,}"
-        )
+        table.add_row(Text(field.name), f"{field.cardinality:,}", dims, f"{entries:,}", f"{share:.0%}", f"{held:,}")
     print_table(console, table)
     show_clusters(console, architecture)
     backbone = ", ".join(f"{name}={value}" for name, value in architecture.backbone.items())
     rounded = f", linear layers in {architecture.tower_bits} bits" if architecture.tower_bits < 32 else ""
     console.print(f"  width {architecture.dim}, backbone {backbone}{rounded}", soft_wrap=True)
+    if architecture.storage.kind == "quotient_remainder":
+        own, fields = architecture.storage, architecture.fields
+        split = ", ".join(field.name for field in fields if len(own.parts(field.cardinality)) > 1) or "no field"
+        console.print(f"  rows of remainders and quotients (`{own.combine}`) for {split}", soft_wrap=True)
     if cost := architecture.cost:
         console.print(
             f"  {cost.embedding_parameters:,} embedding parameters in {cost.embedding_bytes:,} bytes, "
