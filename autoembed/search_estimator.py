@@ -223,7 +223,6 @@ class SearchEstimator(BaseEstimator, ABC):
                 raise ValueError(f"X must have rows and columns, but its shape is {frame.shape}")
             if reset:
                 self._name_columns(frame.columns)
-                return frame
             return frame
         found = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite="allow-nan")
         return pl.DataFrame({f"x{place}": found[:, place] for place in range(found.shape[1])}, nan_to_null=True)

@@ -36,7 +36,7 @@ def test_the_pages_tests_pass(package):
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), *sys.path]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=package, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"14 passed", done.stdout)
+    assert re.search(r"15 passed", done.stdout)
 
 
 def test_a_bundle_imports_no_backbone_that_it_names(package, planted):

@@ -158,7 +158,7 @@ def test_the_uniform_rival_is_retrained_and_kept_where_it_is_better(planted_pair
         return net.parent_with(np.arange(net.parent.dim) < noise[:, None])
 
     monkeypatch.setattr(kind, "choose", worst)
-    monkeypatch.setattr(kind, "loss_of", lambda net, architecture: 0.0)
+    monkeypatch.setattr(kind, "loss_of", lambda net, architecture, **rows: 0.0)
     stage = {"method": "sensitivity", "warm_epochs": 1, "rounds": 0}
     result, _ = run(planted_pairs, stage, limit={"width": 2})
     assert len(set(result.architecture.block_bits().tolist())) == 1
