@@ -17,13 +17,14 @@ from time import process_time
 import numpy as np
 import torch
 
+from autoembed.distill import searched
 from autoembed.draws import prepare
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.metrics import evaluate
 from autoembed.nn.model import build_model
 from autoembed.space import SearchSpace
-from autoembed.training import fit, on_valid, predict
+from autoembed.training import Distill, fit, on_valid, predict
 from autoembed.trial import root_architecture
 
 CPU = torch.device("cpu")
@@ -53,14 +54,18 @@ difference of .001 is within the noise of a few seeds.
 """
 WIDTHS = (1, 2, 4, 8, 16)
 SPACES = {name: f"search_spaces/frontier_{name}.yaml" for name in ("longtail", "planted", "adult")}
+# A rate that falls evenly to 0, for all trainings: better than one that falls after epochs that were no better.
+EVENLY = {"anneal": True, "decay": 1.0, "patience": 1000}
 NARROW = [width for width in WIDTHS if width < max(WIDTHS)]
-# Epochs of training each width on; the full width needs none.
+# Epochs of training each width on, and the teacher's share of the loss; the full width needs none.
 WAYS = {
-    "as it is": {},
-    "1 epoch each": dict.fromkeys(WIDTHS, 1),
-    "1 epoch each, the widest as it is": dict.fromkeys(NARROW, 1),
-    "2 epochs each": dict.fromkeys(WIDTHS, 2),
-    "2 epochs each, the widest as it is": dict.fromkeys(NARROW, 2),
+    "as it is": ({}, 0.0),
+    "1 epoch each": (dict.fromkeys(WIDTHS, 1), 0.0),
+    "2 epochs each": (dict.fromkeys(WIDTHS, 2), 0.0),
+    "2 epochs each, the widest as it is": (dict.fromkeys(NARROW, 2), 0.0),
+    "1 epoch each, taught": (dict.fromkeys(WIDTHS, 1), 0.5),
+    "2 epochs each, taught": (dict.fromkeys(WIDTHS, 2), 0.5),
+    "2 epochs each, taught, the widest as it is": (dict.fromkeys(NARROW, 2), 0.5),
 }
 
 
@@ -72,14 +77,14 @@ def test_auc(model, dataset):
     return evaluate(dataset.labels("test"), predict(model, dataset, "test", CPU)).auc
 
 
-def tune(net, dataset, train, epochs, width, seed):
+def tune(net, dataset, train, epochs, width, seed, teacher):
     """Test AUC and CPU seconds of a prefix after so many epochs; its first weights stay if valid says so."""
     model = net.compact(net.parent_with(np.broadcast_to(np.arange(net.parent.dim) < width, net.parent.mask().shape)))
     start = process_time()
     if epochs:
-        recipe = train.model_copy(update={"epochs": epochs, "lr": train.lr * 0.3, "anneal": True})
+        recipe = train.model_copy(update={"epochs": epochs, "lr": train.lr * 0.3})
         before = on_valid(model, dataset, CPU, recipe.lr, "the prefix")
-        fit(model, dataset, recipe, device=CPU, seed=seed + 1, report=ignore, start=before)
+        fit(model, dataset, recipe, device=CPU, seed=seed + 1, report=ignore, start=before, teacher=teacher)
     spent = process_time() - start
     return test_auc(model, dataset), spent
 
@@ -87,7 +92,7 @@ def tune(net, dataset, train, epochs, width, seed):
 def measure(space, dataset, seed):
     """Test AUC by way and width, and CPU seconds by way, the plain training of the full width last."""
     config = space.config("uniform", {}, seed)
-    root = root_architecture(config, dataset)
+    train, root = config.train.model_copy(update=EVENLY), root_architecture(config, dataset)
     aucs: dict[str, list[float]] = {"alone": []}
     seconds: dict[str, float] = {}
     for width in WIDTHS:
@@ -95,23 +100,26 @@ def measure(space, dataset, seed):
         torch.manual_seed(seed)
         model = build_model(dataset.schema, root.with_mask(kept))
         start = process_time()
-        fit(model, dataset, config.train, device=CPU, seed=seed, report=ignore)
+        fit(model, dataset, train, device=CPU, seed=seed, report=ignore)
         seconds["alone"] = process_time() - start
         aucs["alone"].append(test_auc(model, dataset))
     torch.manual_seed(seed)
-    method = configure({"method": "magnitude", "warm_epochs": config.train.epochs})
+    method = configure({"method": "magnitude", "warm_epochs": train.epochs})
     net = load("magnitude").Supernet(dataset.schema, root, method, dataset.counts, seed)
     start = process_time()
-    search(net, dataset, config.train, device=CPU, seed=seed, report=ignore)
+    search(net, dataset, train, device=CPU, seed=seed, report=ignore)
     trained = process_time() - start
-    tuned = {
-        (epochs, width): tune(net, dataset, config.train, epochs, width, seed)
-        for epochs in (0, 1, 2)
-        for width in WIDTHS
-    }
-    for way, epochs in WAYS.items():
-        found = [tuned[epochs.get(width, 0), width] for width in WIDTHS]
-        aucs[way], seconds[way] = [auc for auc, _ in found], trained + sum(spent for _, spent in found)
+    start = process_time()
+    teacher = searched(train.model_copy(update={"distill": Distill(teacher="search", weight=0.5)}), net, dataset, CPU)
+    scored = process_time() - start
+    done = {}
+    for way, (epochs, weight) in WAYS.items():
+        for width in WIDTHS:
+            key = epochs.get(width, 0), weight if epochs.get(width) else 0.0, width
+            if key not in done:
+                done[key] = tune(net, dataset, train, key[0], width, seed, teacher if key[1] else None)
+            aucs.setdefault(way, []).append(done[key][0])
+            seconds[way] = seconds.get(way, trained + (scored if weight else 0.0)) + done[key][1]
     return aucs, seconds
 
 
@@ -148,7 +156,7 @@ def main() -> None:
                 cells = [f"{mean:+.4f} ± {error:.4f}" for mean, error in zip(gains.mean(axis=0), errors, strict=True)]
                 cost = np.mean([seconds[way] / seconds["alone"] for _, seconds in found])
                 lines.append(f"| {name} | {way} | {' | '.join(cells)} | {cost:.1f} |")
-            print("\n".join(lines[-4:]), flush=True)
+            print("\n".join(lines[-1 - len(WAYS) :]), flush=True)
             args.out.write_text("\n".join(lines) + "\n" + TRIED)
 
 
