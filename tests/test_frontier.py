@@ -339,6 +339,18 @@ def test_how_few_bytes_are_enough(finished):
     assert tables_of(page)["Test AUC"]["uniform-2 (bits 4)"][2] == "0.8050 (1 of 2 seeds)"
 
 
+def test_the_table_has_metrics_within_groups_where_there_are_some(finished):
+    space, plan = SearchSpace.read(write(finished)), FrontierPlan(sizes=SIZES)
+    plain = {"test_auc": 0.7, "test_logloss": 0.5}
+    within = {"test_gauc": 0.6, "test_ndcg_10": 0.5, "test_hit_10": 0.4}
+    gap = FrontierPoint(arm="uniform", seed=0, size=700, gap="too small")
+    for more in ({}, within):
+        made = [gap, FrontierPoint(arm="magnitude", seed=0, size=700, **plain, **more)]
+        table = Curves(space=space, plan=plan, points=made, seconds={}).table()
+        found = {name: table[name].to_list() for name in table.columns if name in plain | within}
+        assert found == {name: [None, value] for name, value in (plain | more).items()}
+
+
 def test_arms_of_one_method_are_told_apart_by_their_options(tmp_path):
     stage = {"method": "magnitude", "warm_epochs": 3}
     baselines = [{**stage, "basis": "plain"}, "dnis", {**stage, "warm_train": {"lr": {"log": [0.1, 1.0]}}}]

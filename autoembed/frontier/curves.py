@@ -66,10 +66,18 @@ class Curves:
         return sorted({point.seed for point in self.points})
 
     def table(self) -> pl.DataFrame:
-        """A row for each arm, seed and size; ranges' values as JSON, numbers null in a gap."""
-        metrics = dict.fromkeys(columns(self.space.data.predicts, "valid", "test"), pl.Float64)
+        """A row for each arm, seed and size; ranges' values as JSON, numbers null in a gap.
+
+        Metrics within groups have columns if any point has them.
+        """
+        found = [point.row() for point in self.points]
+        there = {name for row in found for name in row}
+        metrics = dict.fromkeys(columns(self.space.data.predicts, "valid", "test", there=there), pl.Float64)
         schema = {**_PLACE, **metrics, **_REST}
-        rows = [{**dict.fromkeys(metrics), **point.row(), "values": json.dumps(point.values)} for point in self.points]
+        rows = [
+            {**dict.fromkeys(metrics), **row, "values": json.dumps(point.values)}
+            for point, row in zip(self.points, found, strict=True)
+        ]
         return pl.DataFrame(rows, schema=schema, orient="row")
 
     def labels(self) -> dict[str, str]:
