@@ -93,7 +93,8 @@ def _enough(curves: Curves) -> list[str]:
         full = curves.full(arm)
         cells = [_size(curves, arm, curves.enough(arm, goal)) for goal in (full, best[0])]
         rows.append([label, "–" if full is None else f"{full:.4f}", *cells])
-    slack, near = (f"{ENOUGH:.1%}", f"{ENOUGH:.1%}") if curves.first.in_units else (f"{ENOUGH:g}", ".001")
+    slack = f"{ENOUGH:.1%}" if curves.first.in_units else f"{ENOUGH:g}"
+    near = slack if curves.first.in_units else slack.removeprefix("0")
     metric, worse = titled(f"test_{curves.first.name}"), "below" if curves.first.rises else "above"
     return [
         f"The smallest limit within which an arm's mean {metric} is at most {slack} {worse} that of its own largest "

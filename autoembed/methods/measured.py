@@ -207,7 +207,10 @@ class Supernet(supernet.Supernet):
         orders: Tensor,
         changes: Tensor,
     ) -> Tensor:
-        """Logits [B]; and into `changes` [B, V, O], how each option of each value's block would change them."""
+        """Logits [B]; and into `changes` [B, V, O], how each option of each value's block would change them.
+
+        `orders` int [S, D] are the dims of each block, best first.
+        """
         dim, device = self.parent.dim, ids.device
         width = torch.as_tensor(options.width[state], device=device)[block]
         precision = torch.as_tensor(options.precision[state], device=device)[block]
@@ -229,7 +232,7 @@ class Supernet(supernet.Supernet):
         keeps = np.arange(ordered.shape[2])[:, None] < options.width
         keeps[dim:] = options.width > 0
         keeps = keeps & (np.arange(precisions)[:, None, None] == options.precision)
-        kept = torch.as_tensor(keeps, device=device).flatten(0, 1).to(base)
+        summed = torch.as_tensor(keeps, device=device).flatten(0, 1).to(base)
         moved = (rows * ordered.unsqueeze(2)).view(len(base), -1)
-        torch.addmm(base, moved, kept, beta=-1, out=changes.view(len(base), -1))
+        torch.addmm(base, moved, summed, beta=-1, out=changes.view(len(base), -1))
         return logit.detach()

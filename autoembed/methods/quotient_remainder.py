@@ -37,7 +37,7 @@ class Supernet(supernet.Supernet):
     """Keeps every field and as many dims as fit in the fewest rows, then in as many rows as a limit holds."""
 
     def choose(self, limit: int | None) -> Architecture:
-        limit = self.left(limit) + self.parent.pair_bytes()  # refuses no limit
+        limit = self.left(limit) + self.parent.pair_bytes()  # an error if there is no limit
         mask = self.parent.mask()
         whole = self.parent_with(mask, self.block_bits())
         most = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1

@@ -109,7 +109,7 @@ class LossEstimate:
         """The sums over rows of the rise of the loss, and of its square: float64 [O'] each."""
         rise, square = np.zeros((2, len(options)))
         rows, changes = self.at.get(block, (np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)))
-        size = _CHUNK // max(len(options), 1)
+        size = max(_CHUNK // max(len(options), 1), 1)
         for start in range(0, len(rows), size):
             found = self.row_rises(rows[start : start + size], changes[start : start + size, options])
             # As products of matrices sums over rows are much faster, and short enough for 32 bits.

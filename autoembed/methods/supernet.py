@@ -254,7 +254,7 @@ class Supernet(GatedNet):
     def loss_of(self, architecture: Architecture, *, rows: int | None = None) -> float:
         """The mean loss on held-out rows of an architecture derived from here, with this net's weights.
 
-        Logits are scaled and shifted to fit these rows first. With `rows` some so many rows tell it, evenly spread.
+        Logits are scaled and shifted to fit these rows first. With `rows`, at most so many of them count.
         """
         ids, labels, weights = self.held_rows(rows)
         training = self.training

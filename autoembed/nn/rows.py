@@ -8,7 +8,7 @@ same numbers for the same steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TypedDict
 
@@ -47,14 +47,20 @@ def fake_quantise(value: Tensor, step: Tensor, bits: int) -> Tensor:
 def best_step(value: Tensor, bits: int, *, per_column: bool) -> Tensor:
     """The step with the least squared error over the rows of values [N, W]: [1, W] with `per_column`, else [1, 1]."""
     dims = (0,) if per_column else (0, 1)
+    value = value.detach()
     largest = value.abs().amax(dims, keepdim=True)
-    return _least_error(value, largest, bits, dims)
+    sharing = value.numel() // max(largest.numel(), 1)
+    return _least_error(_parts(value, largest), largest, bits, sharing, lambda errors: errors.sum(dims, keepdim=True))
 
 
 def row_steps(value: Tensor, bits: int) -> Tensor:
     """The step with the least squared error of each row of values [N, W]: [N, 1]."""
-    parts = [_least_error(part, part.abs().amax(1, keepdim=True), bits, (1,)) for part in torch.split(value, _CHUNK)]
-    return torch.cat(parts)
+    found, ones = [], value.new_ones(value.shape[1], 1)
+    for part in torch.split(value.detach(), _CHUNK):
+        largest = part.abs().amax(1, keepdim=True)
+        # Sums of short rows are much faster as a product of matrices.
+        found.append(_least_error(_parts(part, largest), largest, bits, len(ones), lambda errors: errors @ ones))
+    return torch.cat(found)
 
 
 def _ratios(bits: int, sharing: int) -> list[float]:
@@ -68,24 +74,26 @@ def _ratios(bits: int, sharing: int) -> list[float]:
     return [ratio for ratio in _RATIOS if ratio == 1 or (1 - ratio) ** 2 * 4 * lowest(bits) ** 2 < sharing]
 
 
-def _least_error(value: Tensor, largest: Tensor, bits: int, dims: tuple[int, ...]) -> Tensor:
-    value, largest, low = value.detach(), largest.detach(), lowest(bits)
+def _parts(value: Tensor, largest: Tensor) -> Tensor:
+    return value / largest.clamp_min(_LEAST)
+
+
+def _least_error(parts: Tensor, largest: Tensor, bits: int, sharing: int, sums: Callable[[Tensor], Tensor]) -> Tensor:
+    """The step with the least squared error of numbers that are `parts` of the largest magnitude of their group.
+
+    Ranges are parts of that as well, so that a step is one number for all. At most `sharing` numbers have the same
+    step, and `sums` adds their squared errors up, to the shape of `largest`.
+    """
+    low, found = lowest(bits), torch.empty_like(parts)
     best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
-    # Ranges are parts of the largest magnitude, so that a step is one number for all values.
-    parts, found = value / largest.clamp_min(_LEAST), torch.empty_like(value)
-    for ratio in _ratios(bits, value.numel() // max(largest.numel(), 1)):
+    for ratio in _ratios(bits, sharing):
         step = ratio / -low
         torch.mul(parts, 1 / step, out=found).clamp_(low, -low)
         found = found.floor_().add_(0.5) if bits == 1 else found.round_()
-        error = _sums(found.mul_(step).sub_(parts).square_(), dims)
+        error = sums(found.mul_(step).sub_(parts).square_())
         best = torch.where(error < least, (largest * step).clamp_min(_LEAST), best)
         least = torch.minimum(error, least)
     return best
-
-
-def _sums(value: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Sums over `dims` that stay as dims of 1; those of short rows as a product of matrices, which is much faster."""
-    return value @ value.new_ones(value.shape[1], 1) if dims == (1,) else value.sum(dims, keepdim=True)
 
 
 def rounded(body: Tensor, first: Tensor, bits: int, step: Step) -> tuple[Tensor, Tensor]:
@@ -108,8 +116,8 @@ def rounded_blocks(table: Tensor, width: int, sizes: Sequence[int], bits: int, s
     Where each row has a step of its own, numbers that are 0 stay 0 and all blocks are rounded at once.
     """
     if bits in (1, 16) or step != "row":
-        parts = (rounded(part[:, :width], part[:, width:], bits, step) for part in torch.split(table, list(sizes)))
-        return torch.cat([torch.cat(part, dim=1) for part in parts])
+        blocks = (rounded(part[:, :width], part[:, width:], bits, step) for part in torch.split(table, list(sizes)))
+        return torch.cat([torch.cat(part, dim=1) for part in blocks])
     body, first = table[:, :width], table[:, width:]
     steps = row_steps(body, bits).bfloat16().float()
     body = levels(body / steps, bits) * steps
@@ -118,14 +126,10 @@ def rounded_blocks(table: Tensor, width: int, sizes: Sequence[int], bits: int, s
     rows = torch.as_tensor(list(sizes), device=table.device)
     block, fewer = torch.arange(len(sizes), device=table.device).repeat_interleave(rows), first_order_bits(bits)
     largest = first.new_zeros(len(sizes)).scatter_reduce(0, block, first[:, 0].abs(), "amax")
-    best, least = torch.full_like(largest, _LEAST), torch.full_like(largest, float("inf"))
-    shares = first[:, 0] / largest.clamp_min(_LEAST)[block]
-    for ratio in _ratios(fewer, max(sizes)):
-        unit = ratio / -lowest(fewer)
-        missed = (levels(shares / unit, fewer) * unit - shares).square()
-        error = torch.segment_reduce(missed, "sum", lengths=rows)
-        best = torch.where(error < least, (largest * unit).clamp_min(_LEAST), best)
-        least = torch.minimum(error, least)
+    parts = _parts(first[:, 0].detach(), largest[block])
+    best = _least_error(
+        parts, largest, fewer, max(sizes), lambda errors: torch.segment_reduce(errors, "sum", lengths=rows)
+    )
     own = best[block, None]
     return torch.cat((body, levels(first / own, fewer) * own), dim=1)
 
