@@ -26,6 +26,7 @@ _SHAPES = ("row", "rows", "columns")
 _FEW = 4096  # rows from which Polars is faster
 _LONG = 1 << 14  # bytes of a body from which whole columns are faster than values
 _PLAIN = (pl.String, pl.Boolean, pl.Float64, pl.Null)
+_UNREADABLE = (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, TypeError)
 
 
 class RefusedError(Exception):
@@ -95,28 +96,30 @@ class RowReader:
 
     def arrow(self, body: bytes) -> Array:
         """The ids of an Arrow IPC stream."""
-        within = ArrowBody(body)
+        within, texts = ArrowBody(body), dict[str, Texts]()
         try:
             with pa.ipc.open_stream(within.handle) as stream:
                 table = stream.read_all()
-            table.validate(full=True)
-            frame = cast(pl.DataFrame, pl.from_arrow(table))
-        except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
-            raise RefusedError(400, f"the body must be an Arrow IPC stream: {first_line(error)}") from None
-        self._check_names(frame.columns, None)
-        self._check_size(frame.height)
-        kinds = frame.schema
-        for name, field in self.fields.items():
-            dtype = kinds[name]
-            if isinstance(field, MultiField):
-                if not (is_list(dtype) or dtype == pl.Null or (dtype == pl.String and field.separator is not None)):
-                    raise RefusedError(422, f"must hold lists, but its type is {dtype}", name)
-            elif dtype.is_nested():
-                raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
-        texts: dict[str, Texts] = {}
-        if FAST and len(body) >= _LONG and frame.height <= _FEW:
-            texts = within.texts({name: table.column(name) for name in self.categorical})
-        return self._of_frame(frame, texts)
+            table.validate()
+            # A name that stands twice is refused below; of one that is not there, too.
+            names = [name for name in self.categorical if table.column_names.count(name) == 1]
+            if FAST and len(body) >= _LONG and table.num_rows <= _FEW:
+                texts = within.texts({name: table.column(name) for name in names})
+            frame = _checked(table.drop_columns(list(texts)))
+            known = self._of_table(texts)
+        except _UNREADABLE as error:
+            raise _no_arrow(error) from None
+        self._check_names(table.column_names, None)
+        self._check_size(table.num_rows)
+        self._check_types(frame.schema)
+        if table.num_rows <= _FEW and all(_is_plain(frame.schema[name]) for name in self.columns if name not in texts):
+            return self.ids([known[name] if name in known else frame[name].to_list() for name in self.columns])
+        if texts:
+            try:
+                frame = _checked(table)
+            except _UNREADABLE as error:
+                raise _no_arrow(error) from None
+        return self._of_frame(frame)
 
     def ids(self, columns: Sequence[Sequence[object] | Array]) -> Array:
         """Ids int32 [N, V] of plain values, a list for each of `self.columns`, or an array that is ids already."""
@@ -206,11 +209,7 @@ class RowReader:
         self._check_size(len(columns[0]) if columns else 0)
         return columns
 
-    def _of_frame(self, frame: pl.DataFrame, texts: Mapping[str, Texts]) -> Array:
-        kinds = frame.schema
-        if frame.height <= _FEW and all(name in texts or _is_plain(kinds[name]) for name in self.columns):
-            known = self._of_table(texts)
-            return self.ids([known[name] if name in known else frame[name].to_list() for name in self.columns])
+    def _of_frame(self, frame: pl.DataFrame) -> Array:
         rows = clean(frame.lazy().select(col(name) for name in self.columns), self.bundle.spec).collect()
         try:
             ids = self.bundle.vocabulary.encode(rows)
@@ -228,6 +227,17 @@ class RowReader:
         if rows > self.max_rows:
             raise RefusedError(413, f"a request must have at most {self.max_rows} rows, but has {rows}")
 
+    def _check_types(self, kinds: Mapping[str, pl.DataType]) -> None:
+        for name, field in self.fields.items():
+            dtype = kinds.get(name)
+            if dtype is None:  # it is among the texts
+                continue
+            if isinstance(field, MultiField):
+                if not (is_list(dtype) or dtype == pl.Null or (dtype == pl.String and field.separator is not None)):
+                    raise RefusedError(422, f"must hold lists, but its type is {dtype}", name)
+            elif dtype.is_nested():
+                raise RefusedError(422, f"must hold one value per row, but its type is {dtype}", name)
+
     def _check_names(self, given: Iterable[str], row: int | None) -> None:
         present = set(given)
         for name in self.columns:
@@ -237,6 +247,16 @@ class RowReader:
                 )
         if self.strict and (more := sorted(present - self.known)):
             raise RefusedError(422, "is no field of the model, and the server is strict", more[0], row)
+
+
+def _checked(table: pa.Table) -> pl.DataFrame:
+    """A table of Arrow's as a frame; one of `_UNREADABLE` if what a client sent is not what it says."""
+    table.validate(full=True)
+    return cast(pl.DataFrame, pl.from_arrow(table))
+
+
+def _no_arrow(error: Exception) -> RefusedError:
+    return RefusedError(400, f"the body must be an Arrow IPC stream: {first_line(error)}")
 
 
 def _known(columns: Sequence[Sequence[int] | Array]) -> Array:

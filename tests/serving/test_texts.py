@@ -183,6 +183,30 @@ def test_texts_of_arrow_have_the_ids_of_single_values(reader, monkeypatch, data)
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("long", [0, 1 << 20])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_what_is_no_utf_8_in_arrow_is_refused(reader, monkeypatch, kind, long):
+    monkeypatch.setattr(reading, "_LONG", long)
+    node = {name: ["Zürich"] for name in reader.columns} | {"price": [1.5], "age": [None], "tags": [["a"]]}
+    body = arrow_of(node, {name: kind for name in node if name not in ("price", "age", "tags")})
+    assert reader.arrow(body).shape[0] == 1
+    with pytest.raises(RefusedError, match="must be an Arrow IPC stream") as refused:
+        reader.arrow(body.replace("Zürich".encode(), b"Z\xff\xffrich"))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("long", [0, 1 << 20])
+def test_a_column_of_arrow_that_stands_twice_is_refused(reader, monkeypatch, long):
+    monkeypatch.setattr(reading, "_LONG", long)
+    names = [*reader.columns, "city"]
+    sink, table = io.BytesIO(), pa.table([pa.array(["a"])] * len(names), names=names)
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    with pytest.raises(RefusedError, match="city") as refused:
+        reader.arrow(sink.getvalue())
+    assert refused.value.status == 400
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
 def test_texts_of_arrow_are_read_in_the_body(kind):
     texts = ["", "x", "Köln", "a" * 12, "b" * 13, "c" * 40]
