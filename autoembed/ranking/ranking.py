@@ -47,6 +47,7 @@ _FINDINGS = {
     "value": pl.Float64,
     "advice": pl.String,
 }
+_MOST_DRAWN = 10**9  # rows that numpy draws halves of
 _FINGERPRINT = "autoembed.fingerprint"
 
 
@@ -243,10 +244,11 @@ def _ranked(
     threads: int,
     progress: Progress | None,
 ) -> Ranking:
-    if table.weighted and (select or stability):
+    weighted = table.weighted
+    if weighted and (select or stability) and not (weighted.whole and weighted.tables[0].sum() < _MOST_DRAWN):
         raise DataError(
-            f"select and stability count each row once, but rows have the weights {table.weighted.column!r}: leave "
-            "them out, or rank without weights"
+            f"select and stability count rows, so the weights {weighted.column!r} must be whole numbers of at most "
+            f"{_MOST_DRAWN - 1:,} in all: leave them out, or rank without weights"
         )
     ranked, notes = score_columns(table, name), table.notes
     told = dict(ranked.select("feature", "normalized").iter_rows())
@@ -266,7 +268,7 @@ def _ranked(
         pairs=best,
         findings=tuple(findings(table, [told[column] for column in table.names])),
         selected=take(table, select[1], select[0], progress=progress) if select else None,
-        stability=ranks(table.counts.tables, table.names, stability) if stability else None,
+        stability=ranks((weighted or table.counts).tables, table.names, stability) if stability else None,
         notes=notes,
     )
 

@@ -36,7 +36,8 @@ def select(
     jmi: joint mutual information (Yang and Moody, 1999), the sum over the columns taken of what both together say.
     3mr: relevance - `redundancy` * mean information shared with the columns taken + `relation` * mean synergy with
     them (maximal relevance, minimal redundancy, maximal relation, as in OutRank, RecSys 2023). All information is
-    adjusted for chance and in nats; pairs are counted on at most 200,000 evenly spaced rows.
+    adjusted for chance and in nats; pairs are counted on at most 200,000 evenly spaced rows. A row of a whole weight
+    counts as so many equal rows.
 
     Returns:
         One row per column taken, in order: feature, gain (the criterion when it was taken), relevance.
@@ -50,9 +51,10 @@ def select(
         raise DataError(f"the number of columns to select must be at least 1, but got {k}")
     step = max(1, table.rows // _SAMPLE)
     labels = table.labels[::step]
+    weights = None if table.weighted is None else table.weighted.weights[::step]
     columns = [np.ascontiguousarray(table.codes(place, step)) for place in range(len(table.names))]
     classes = table.counts.tables[0].shape[1]
-    alone = np.array([score(_table(codes, labels, classes)).score for codes in columns])
+    alone = np.array([score(_table(codes, labels, classes, weights)).score for codes in columns])
     left, taken = list(range(len(columns))), list[int]()
     shared, joint = np.zeros(len(columns)), np.zeros(len(columns))
     out = []
@@ -70,7 +72,7 @@ def select(
         taken.append(best)
         if turn + 1 < min(k, len(columns)):
             for place in left:
-                information, overlap = _pair(columns[best], columns[place], labels, classes)
+                information, overlap = _pair(columns[best], columns[place], labels, classes, weights)
                 joint[place] += information
                 shared[place] += overlap
         if progress:
@@ -78,18 +80,23 @@ def select(
     return pl.DataFrame(out, schema={"feature": pl.String, "gain": pl.Float64, "relevance": pl.Float64}, orient="row")
 
 
-def _table(codes: Array, labels: Array, classes: int) -> npt.NDArray[np.int64]:
+def _table(codes: Array, labels: Array, classes: int, weights: Array | None) -> npt.NDArray[np.int64]:
     size = int(codes.max(initial=0)) + 1
-    return np.bincount(codes * np.int64(classes) + labels, minlength=size * classes).reshape(size, classes)
+    return _counted(codes * np.int64(classes) + labels, weights, size * classes).reshape(size, classes)
 
 
-def _pair(a: Array, b: Array, labels: Array, classes: int) -> tuple[float, float]:
+def _counted(codes: Array, weights: Array | None, least: int = 0) -> npt.NDArray[np.int64]:
+    """Rows of each code, by their whole weights if they have some."""
+    return np.bincount(codes, weights, minlength=least).astype(np.int64)
+
+
+def _pair(a: Array, b: Array, labels: Array, classes: int, weights: Array | None) -> tuple[float, float]:
     """What two columns together say about the label, and what they say about each other, both adjusted for chance."""
     _, cells = np.unique(a.astype(np.int64) << 32 | b, return_inverse=True)
-    table = _table(cells, labels, classes)
+    table = _table(cells, labels, classes, weights)
     information = score(table).score
     n = table.sum(axis=1)
-    margins = [np.bincount(side) for side in (a, b)]
+    margins = [_counted(side, weights) for side in (a, b)]
     rows = float(n.sum())
     mutual = (xlogx(n).sum() - sum(xlogx(m).sum() for m in margins)) / rows + np.log(rows)
     # The plug-in estimate is too large by this much for independent columns (Miller and Madow, 1955).

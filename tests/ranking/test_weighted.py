@@ -132,6 +132,19 @@ def test_noise_of_weighted_rows_has_a_z_of_chance():
     assert counted.mean() > 10
 
 
+@pytest.mark.parametrize("criterion", ["jmi", "3mr"])
+def test_selection_and_stability_of_whole_weights_are_those_of_the_repeated_rows(criterion):
+    frame = table().drop("tags", "x")
+    options = {"select": (criterion, 3), "stability": 20}
+    weighted = rank_table(frame, settings={"weight": "w"}, **options)
+    plain = rank_table(repeated(frame), **options)
+    assert weighted.selected["feature"].to_list() == plain.selected["feature"].to_list()
+    assert same(weighted.selected, plain.selected, "feature")
+    ranks = ["rank_low", "rank_median", "rank_high"]
+    assert weighted.stability.sort("feature").equals(plain.stability.sort("feature"))
+    assert weighted.stability.select(ranks).to_numpy().min() == 1
+
+
 def test_pairs_of_weights_that_are_not_whole_are_those_of_the_rows():
     frame = table().with_columns(w=pl.col("w") + 0.5)
     weighted = ae.rank(frame, settings={"weight": "w"}, pairs=3)
@@ -144,9 +157,12 @@ def test_what_cannot_be_weighted_is_refused_in_one_line():
     settings = {"weight": "w"}
     with pytest.raises(DataError, match="the score tree counts each row once, but rows have the weights 'w': choose"):
         rank_table(frame.drop("tags"), settings=settings, score="tree")
+    uneven = frame.with_columns(pl.col("w") + 0.5)
     for options in ({"select": ("jmi", 2)}, {"stability": 5}):
-        with pytest.raises(DataError, match="select and stability count each row once"):
-            rank_table(frame, settings=settings, **options)
+        with pytest.raises(DataError, match="select and stability count rows, so the weights 'w' must be whole"):
+            rank_table(uneven, settings=settings, **options)
+    with pytest.raises(DataError, match="of at most 999,999,999 in all"):
+        rank_table(frame.with_columns(pl.col("w") * 10**7), settings=settings, stability=2)
     with pytest.raises(DataError, match=r"data\.weight names no column of the table: v"):
         rank_table(frame, settings={"weight": "v"})
     with pytest.raises(DataError, match="all weights of 'w' are 0"):
