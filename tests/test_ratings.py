@@ -272,13 +272,18 @@ def test_exported_models_predict_in_units_of_the_label(bundle, dataset, stars, t
     scorer = Scorer.load(export_bundle(own, tmp_path / "numpy", "numpy").path)
     assert np.allclose(scorer.predict_ids(ids), wanted, rtol=1e-5)
     assert "rating = model.predict" in (tmp_path / "numpy" / "README.md").read_text()
+    said = json.loads((export_bundle(own, tmp_path / "tables", "tables").path / "tables.json").read_text())[
+        "prediction"
+    ]
+    assert said.pop("link") == "linear"
+    logits = own.model.cpu().eval()(torch.from_numpy(ids)).detach().numpy()
+    assert np.allclose(said["scale"] * logits + said["shift"], wanted, rtol=1e-5)
 
 
 def test_what_is_not_there_for_ratings_is_refused(bundle, stars, tmp_path):
     own, _ = bundle
-    for format in ("tables", "fuxictr"):
-        with pytest.raises(BundleError, match=r"is of data\.task: ratings: use onnx, torch, aoti, numpy, torchrec, or"):
-            export_bundle(own, tmp_path / format, format)
+    with pytest.raises(BundleError, match=r"ratings: use onnx, torch, aoti, numpy, tables, torchrec, or"):
+        export_bundle(own, tmp_path / "fuxictr", "fuxictr")
     again = train_architecture(own.path, str(stars), tmp_path / "new", train={"epochs": 2})
     assert again.test.rmse < 13
 

@@ -24,7 +24,7 @@ FORMATS = {
     "fuxictr": "fuxictr_config",
     "torchrec": "torchrec_tables",
 }
-_CLICKS = ("tables", "fuxictr")  # formats whose readers end with a sigmoid
+_CLICKS = ("fuxictr",)  # formats whose readers end with a sigmoid
 _INSTALL = {
     "torchrec": "pip install -r requirements.txt, then pip install --no-deps -r torchrec.txt: torchrec names the GPU "
     "build of FBGEMM, which does not load without CUDA",

@@ -43,7 +43,11 @@ def write(bundle: Bundle, folder: Path) -> None:
     # Many readers know no bfloat16, in which steps of rows are stored.
     tensors = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in weights_of(bundle.model).items()}
     save_file(tensors, folder / "tables.safetensors")
-    node = {"version": 1, "models": described}
+    ratings = bundle.schema.ratings
+    predicted = (
+        {"link": "sigmoid"} if ratings is None else {"link": "linear", "scale": ratings.sd, "shift": ratings.mean}
+    )
+    node = {"version": 1, "prediction": predicted, "models": described}
     (folder / "tables.json").write_text(json.dumps(node, indent=1) + "\n")
     write_lookups(bundle.vocabulary, folder)
 
