@@ -61,11 +61,13 @@ def offer(
     root: Architecture,
     ensemble: Ensemble = ONE,
     narrow: Narrow = "kept",
+    further: TrainConfig | None = None,
 ) -> Offer:
     """A net's own choice, retrained in the ways of its options, and the simple rivals that it must beat.
 
     Each is the `ensemble` of what the net has found, and the limit holds all of its members. Narrow rows stay at their
-    kept dims, or are projected. SpaceError if even the smallest answer takes too many bytes.
+    kept dims, or are projected. With a `further` recipe there is its own choice alone, trained by that from the net's
+    weights. SpaceError if even the smallest answer takes too many bytes.
     """
 
     def find(ask: Ask) -> Answer:
@@ -73,6 +75,9 @@ def offer(
 
     answer = tower.choose(net, find, limit)
     own, inherits = answer.architecture, isinstance(net.config, SearchConfig) and net.config.inherits
+    if further is not None:
+        from_net = Candidate(architecture=own, recipe=further, start=members.compact(net, own))
+        return Offer(limit=limit, candidates=(from_net,), notes=answer.notes)
     found, sparse = [], members.single(own).storage.kind == "sparse"
     start = members.compact(net, own) if inherits or sparse else None
     if inherits:

@@ -19,12 +19,12 @@ from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.files import Where
 from autoembed.data.knots import plain
 from autoembed.data.readers import DataSpec
-from autoembed.data.schema import PAD, FeatureSchema, Field
+from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, DataError, SpaceError, first_line
 from autoembed.events import EpochEnd
 from autoembed.metrics import Metrics
-from autoembed.nn.embedding import MixedEmbedding, starts
-from autoembed.nn.model import CTRModel, Model, inherit, measure
+from autoembed.nn.embedding import MixedEmbedding
+from autoembed.nn.model import CTRModel, Model, inherit, looked_up, measure
 from autoembed.plans import Block, FieldPlan, Input
 from autoembed.ratings import LabelScale
 from autoembed.retraining import retrain
@@ -32,8 +32,6 @@ from autoembed.task import metric_in
 from autoembed.training import TrainConfig, metrics_on, pick_device
 from autoembed.types import Array, Progress
 from autoembed.writing import scratch
-
-_CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,19 +288,9 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
             "weights of clusters, of rows that values share and of layers in few bits cannot be taken over"
         )
     dense = {}
-    inputs = [one for field in old.architecture.fields for one in field.inputs]
-    columns = starts([one.length for one in inputs])
     for number, field in enumerate(plan.fields):
-        place = plan.inputs.index(field.name)
-        ids = torch.full((field.cardinality, sum(old.architecture.lengths)), PAD, dtype=torch.int32)
-        ids[:, columns] = 0
-        at = columns[place]
-        if field.interpolated:  # a knot may lie between two of before
-            ids[:, at : at + field.length] = torch.from_numpy(_old_codes(bundle, dataset, field.name))
-        else:
-            ids[:, at] = torch.from_numpy(_old_ids(bundle, dataset, field.name))
-        parts = [old.embedding(part)[:, place] for part in torch.split(ids, _CHUNK)]
-        dense[number] = torch.cat(parts).reshape(field.cardinality, -1)
+        codes = _old_codes(bundle, dataset, field.name)  # a knot may lie between two of before
+        dense[number] = looked_up(old, field.name, torch.from_numpy(codes))
     model = CTRModel(dataset.schema, plan)
     assert isinstance(model.embedding, MixedEmbedding)
     model.embedding.load_dense(dense, plan)

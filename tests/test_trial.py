@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from autoembed import trial
 from autoembed.errors import SpaceError
 from autoembed.events import EpochEnd
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.methods.supernet import Supernet
-from autoembed.nn.model import cost_of
+from autoembed.nn.model import cost_of, take_over
 from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
 
@@ -130,6 +131,37 @@ def test_one_search_is_read_off_at_several_limits(planted_pairs, stage):
     alone, _ = run(planted_pairs, stage, limit={"width": 2})
     assert alone.architecture == found[2][0].architecture
     assert all(result.latency_ms > 0 for result, _ in found)
+
+
+def test_sizes_are_trained_on_from_the_largest_down(planted_pairs, monkeypatch):
+    seen = []
+
+    def watch(model, wide):
+        done = take_over(model, wide)
+        seen.append((model.architecture.cost or cost_of(model.architecture), cost_of(wide.architecture), done))
+        return done
+
+    monkeypatch.setattr(trial, "take_over", watch)
+    epochs = []
+    limits = [Limit(width=1), Limit(width=4), Limit(width=2)]
+    stage = {"method": "magnitude", "warm_epochs": 2, "guard": "none"}
+    found = run_limits(config(stage), limits, planted_pairs, epochs.append, epochs=2)
+    assert [result.config.limit for result, _ in found] == limits
+    assert [(own.bytes < wide.bytes, done) for own, wide, done in seen] == [(True, True)] * 2
+    assert len([event for event in epochs if event.phase == "retrain"]) == 3 * 2
+    said = ["the next larger size", "the supernet", "the next larger size"]
+    for (result, _), whose in zip(found, said, strict=True):
+        assert result.notes[-1] == f"magnitude: trained for 2 epochs from the weights of {whose}"
+        assert result.config.train == config(stage).train
+
+
+def test_only_a_searched_supernet_is_trained_on(planted_pairs):
+    for stage, epochs, words in (
+        ({"method": "uniform"}, 2, "uniform trains none"),
+        (MAGNITUDE, 0, "epochs must be at least 1, but got 0"),
+    ):
+        with pytest.raises(SpaceError, match=words):
+            run_limits(config(stage), [Limit(width=2)], planted_pairs, lambda values: None, epochs=epochs)
 
 
 def test_a_limit_that_is_too_small_leaves_the_others_their_results(planted_pairs):

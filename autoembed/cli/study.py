@@ -200,6 +200,10 @@ def resize(
     out: Annotated[Path, typer.Argument(help="Folder of the bundles, one for each limit.")],
     width: Annotated[list[float] | None, typer.Option(help="As many embedding parameters as that many dims.")] = None,
     size: Annotated[list[int] | None, typer.Option("--bytes", help="Bytes of the whole model in memory.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train each for so many epochs from the next larger one's weights, not anew."),
+    ] = None,
     trial: Which = None,
     data: Data = None,
 ) -> None:
@@ -212,7 +216,7 @@ def resize(
     with Bar() as bar:
         study = Study.open(run, data=data, shown=bar)
         chosen = study.trial(trial)
-        found = study.resize(out, chosen.id, widths=width or (), sizes=size or ())
+        found = study.resize(out, chosen.id, widths=width or (), sizes=size or (), epochs=epochs)
     show_sizes(stdout(), found, f"{chosen.id}: one search within {len(found)} limits")
 
 

@@ -179,7 +179,13 @@ class Study:
             return retrain_arms(self.run, self.space, self.dataset, seeds, device, self._shown)
 
     def resize(
-        self, out: str | Path, trial: str | None = None, *, widths: Sequence[float] = (), sizes: Sequence[int] = ()
+        self,
+        out: str | Path,
+        trial: str | None = None,
+        *,
+        widths: Sequence[float] = (),
+        sizes: Sequence[int] = (),
+        epochs: int | None = None,
     ) -> list[tuple[TrialResult, Path]]:
         """Searches once as a trial did, and writes a retrained bundle for each of several limits to `out`.
 
@@ -188,9 +194,11 @@ class Study:
             trial: as in `trial`.
             widths: limits as embedding parameters of a model of that many dims.
             sizes: limits in bytes of the whole model.
+            epochs: trains each model on for so many epochs, the largest from the supernet's weights and each other one
+                from those of the next larger, in place of retraining each.
         """
-        wanted = limits(widths=widths, sizes=sizes)
-        return bundles.resize(self.run, self.space, self.dataset, self.trial(trial).id, wanted, Path(out), self._shown)
+        wanted, chosen = limits(widths=widths, sizes=sizes), self.trial(trial).id
+        return bundles.resize(self.run, self.space, self.dataset, chosen, wanted, Path(out), self._shown, epochs)
 
     def explain(self, trial: str | None = None, *, device: str | None = None) -> pl.DataFrame:
         """What each column of the data brings to a trial's model; see `explain.explain` for the columns."""

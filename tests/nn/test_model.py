@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from autoembed.architecture import Architecture
-from autoembed.data.schema import FeatureSchema, Field
+from autoembed.data.schema import FeatureSchema, Field, Multi
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding
 from autoembed.nn.layers import factorization_machine
-from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.nn.model import CTRModel, cost_of, measure, take_over
 from autoembed.storage import SharedStorage
 
 BACKBONE = {"name": "deepfm", "hidden": [6, 5], "dropout": 0.0}
@@ -50,6 +50,51 @@ def test_mixed_embedding_equals_the_masked_full_table(seed, first_order):
         hit = (ids[:, field] >= start) & (ids[:, field] < stop)
         expected[hit, field] = dense[field][ids[hit, field].long()] * torch.tensor(columns[number]).float()
     assert torch.equal(embedding(ids), expected)
+
+
+LISTS = FeatureSchema(
+    fields=(*SCHEMA.fields, Field(name="d", cardinality=len(COUNTS[0]), shares="a", multi=Multi(length=3))),
+    label="label",
+)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, LISTS], ids=["plain", "lists"])
+@pytest.mark.parametrize("name", ["deepfm", "dcn", "pnn", "masknet"])
+def test_a_narrow_model_takes_over_what_it_keeps_of_a_wide_one(name, schema):
+    """It predicts what the wide one does, once this one's other dims are zero; a field without dims is left out."""
+    counts = [*COUNTS, np.zeros(0)][: len(schema.fields)]
+    backbone = {"name": name, "hidden": [6, 5], "dropout": 0.0}
+    full = Architecture.full(schema, counts, dim=4, blocks=3, cut="equal", backbone=backbone)
+    mask = np.arange(4) < np.random.default_rng(0).integers(0, 4, len(full.mask()))[:, None]
+    mask[full.field_of_block() == 1] = False
+    mask[0, :3] = True
+    torch.manual_seed(0)
+    wide, narrow = CTRModel(schema, full), CTRModel(schema, full.with_mask(mask))
+    dense = {}
+    for number, (field, (start, stop)) in enumerate(zip(full.field_of_block(), full.block_ranges(), strict=True)):
+        own = dense.setdefault(int(field), torch.randn(len(counts[field]), 4 + wide.first_order))
+        kept = np.append(mask[number], [mask[number].any()] * wide.first_order)
+        own[start:stop] *= torch.tensor(kept).float()
+    wide.embedding.load_dense(dense, full)
+    assert take_over(narrow, wide)
+    ids = random_ids(60)
+    ids = torch.cat([ids, torch.randint(0, 8, (60, 3)).int()], dim=1) if schema is LISTS else ids
+    with torch.no_grad():
+        assert torch.allclose(narrow.eval()(ids), wide.eval()(ids), atol=1e-6)
+
+
+def test_nothing_is_taken_over_from_another_model():
+    narrow = CTRModel(SCHEMA, FULL.with_mask(FULL.mask() & (np.arange(4) < 2)))
+    before = narrow.state_dict()["embedding.tables.0.weight"].clone()
+    others = {
+        "other dims": FULL.with_mask(FULL.mask() & (np.arange(4) > 0)),
+        "another tower": FULL.replace(backbone={**BACKBONE, "hidden": [7, 5]}),
+        "other blocks": Architecture.full(SCHEMA, COUNTS, dim=4, blocks=2, cut="equal", backbone=BACKBONE),
+        "shared rows": FULL.replace(storage=SharedStorage(rows=40, lookups=1)),
+    }
+    for other in others.values():
+        assert not take_over(narrow, CTRModel(SCHEMA, other))
+    assert torch.equal(narrow.state_dict()["embedding.tables.0.weight"], before)
 
 
 def test_whole_and_mixed_lookups_train_the_same_rows():

@@ -108,6 +108,8 @@ def test_show_export_predict_and_retrain_on_a_finished_study(cli, copied, tmp_pa
     costs = [load_bundle(tmp_path / "sizes" / name).architecture.cost for name in ("width-1", "width-3", "20000-bytes")]
     assert costs[0].parameters < costs[1].parameters
     assert costs[2].bytes <= 20_000
+    status, out, _ = cli("resize", run.path, tmp_path / "on", "--trial", "dnis", "--width", "2", "--epochs", "1")
+    assert (status, "one search within 1 limit" in out) == (0, True)
     for wrong, told in (((), "at least one --width or --bytes"), (("--width", "-1"), "width: .* greater than 0")):
         status, _, err = cli("resize", run.path, tmp_path / "none", *wrong)
         assert status == 2

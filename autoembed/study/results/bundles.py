@@ -33,15 +33,25 @@ def export(run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, pat
 
 
 def resize(
-    run: RunDir, space: SearchSpace, dataset: Dataset, trial_id: str, limits: Sequence[Limit], out: Path, bar: Display
+    run: RunDir,
+    space: SearchSpace,
+    dataset: Dataset,
+    trial_id: str,
+    limits: Sequence[Limit],
+    out: Path,
+    bar: Display,
+    epochs: int | None = None,
 ) -> list[tuple[TrialResult, Path]]:
-    """Searches once more as a trial did and reads an architecture off within each limit; a bundle for each in `out`."""
+    """Searches once more as a trial did and reads an architecture off within each limit; a bundle for each in `out`.
+
+    With `epochs`, each is trained on for so many from the searched weights, as `run_limits` says.
+    """
     config = run.read_trial(trial_id).result.config
     if not limits:
         raise StudyError(f"give at least one {option('width')} or {option('bytes')}")
     bar.step("resize", 0, 1)
     found, refused = [], None
-    for one in run_limits(config, limits, dataset, lambda values: None):
+    for one in run_limits(config, limits, dataset, lambda values: None, epochs=epochs):
         if isinstance(one, SpaceError):
             refused = refused or one
             continue
