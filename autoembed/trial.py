@@ -13,29 +13,26 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from autoembed import distill
+from autoembed import distill, shrinking
 from autoembed.architecture import Architecture
 from autoembed.budget import Limit, uniform_bytes
-from autoembed.candidates import Candidate, Narrow, Offer, offer
+from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
-from autoembed.errors import SpaceError, TrialError, first_line, option
+from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.events import EpochEnd, EpochReport, Event, Report
 from autoembed.methods import tower
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import SearchConfig, configure, load
-from autoembed.methods.supernet import Supernet
 from autoembed.methods.warm import WarmStarts
 from autoembed.nn.backbones import base
-from autoembed.nn.model import Model, cost_of, measure, take_over
+from autoembed.nn.model import Model, measure
 from autoembed.nn.quantised import quantise_layers
 from autoembed.nn.router import Router
 from autoembed.plans import Bits, BlockCut, Cost, Ensemble, Pooling, TowerOptions
 from autoembed.retraining import latency, retrain
 from autoembed.storage import Step
 from autoembed.task import CLICKS, Monitor, TaskMetrics, metric_of
-from autoembed.training import Distill, Fit, Plateau, Teacher, TrainConfig, pick_device
-
-_FURTHER_LR, _TAUGHT = 0.6, 0.5  # of the recipe's rate, and the teacher's share of the loss
+from autoembed.training import Fit, Plateau, Teacher, TrainConfig, pick_device
 
 
 class EmbeddingConfig(BaseModel):
@@ -156,8 +153,7 @@ def run_limits(
     the place of a result.
 
     With `epochs`, each architecture is trained on for so many, in place of by the recipe, and taught by the supernet:
-    the largest from the supernet's weights, and each other one from those of the next larger, if it keeps a part of
-    them (progressive shrinking, Cai et al., arXiv 1908.09791). SpaceError if the last stage trains no supernet.
+    as `shrinking` says. SpaceError if the last stage trains no supernet.
     """
     try:
         return _run(config, limits, dataset, report, warm=warm, epochs=epochs)
@@ -217,7 +213,7 @@ def _run(
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     router = net.router
-    further = None if epochs is None else _further(config.train, net, epochs)
+    further = None if epochs is None else shrinking.recipe(config.train, net, epochs)
     teacher = distill.searched(further or config.train, net, dataset, device)
     offers: list[Offer | SpaceError] = []
     for limit in limits:
@@ -234,14 +230,16 @@ def _run(
     found: dict[int, Found] = {}
     retrained: dict[tuple[object, ...], tuple[TrialResult, Model]] = {}
     wide: Model | None = None
-    for place in range(len(offers)) if further is None else _largest_first(offers):
+    order = range(len(offers)) if further is None else shrinking.largest_first(offers)
+    for place in order:
         one = offers[place]
         if isinstance(one, SpaceError):
             found[place] = one
             continue
         keys = tuple(candidate.key for candidate in one.candidates)
         if keys not in retrained:
-            begun = () if further is None else (_begin(one.candidates[0], wide, further.epochs),)
+            if further is not None:
+                one = shrinking.begin(one, wide, dataset, config.monitor, device, smallest=place == order[-1])
             model, fitted, seconds, note = _best(one, config, dataset, device, report, router, teacher)
             cost = measure(model)
             result = TrialResult(
@@ -254,43 +252,13 @@ def _run(
                 search_seconds=searched,
                 retrain_seconds=seconds,
                 latency_ms=latency(model, dataset, device),
-                notes=(*notes, *(f"{method_name}: {line}" for line in (*one.notes, *note, *begun))),
+                notes=(*notes, *(f"{method_name}: {line}" for line in (*one.notes, *note))),
             )
             retrained[keys] = result, model
         result, wide = retrained[keys]
         limited = config.model_copy(update={"limit": one.limit})
         found[place] = result.model_copy(update={"config": limited}), wide
     return [found[place] for place in range(len(offers))]
-
-
-def _further(train: TrainConfig, net: Supernet, epochs: int) -> TrainConfig:
-    """The recipe of a few epochs from weights that are trained already, with the supernet as teacher."""
-    if not isinstance(net.config, SearchConfig):
-        raise SpaceError(
-            f"{option('epochs', epochs)} trains a searched supernet on, but {net.config.method} trains none: leave it "
-            "out, or choose another trial"
-        )
-    if epochs < 1:
-        raise SpaceError(f"{option('epochs')} must be at least 1, but got {epochs}")
-    changes = {"epochs": epochs, "lr": train.lr * _FURTHER_LR, "anneal": True, "decay": 1.0, "patience": epochs}
-    return train.model_copy(update={"distill": train.distill or Distill(teacher="search", weight=_TAUGHT), **changes})
-
-
-def _largest_first(offers: Sequence[Offer | SpaceError]) -> list[int]:
-    """The places of offers, by the bytes of their models."""
-
-    def size(place: int) -> int:
-        one = offers[place]
-        return 0 if isinstance(one, SpaceError) else cost_of(one.candidates[0].architecture).bytes
-
-    return sorted(range(len(offers)), key=size, reverse=True)
-
-
-def _begin(candidate: Candidate, wide: Model | None, epochs: int) -> str:
-    """Gives a candidate the weights of the next larger model, if it may have them; what to tell of it."""
-    assert candidate.start is not None
-    whose = "the next larger size" if wide is not None and take_over(candidate.start, wide) else "the supernet"
-    return f"trained for {epochs} epoch{'s' if epochs > 1 else ''} from the weights of {whose}"
 
 
 def _best(

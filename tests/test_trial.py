@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from autoembed import trial
+from autoembed import shrinking
 from autoembed.errors import SpaceError
 from autoembed.events import EpochEnd
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.methods.supernet import Supernet
+from autoembed.metrics import Metrics
 from autoembed.nn.model import cost_of, take_over
 from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
@@ -141,18 +142,28 @@ def test_sizes_are_trained_on_from_the_largest_down(planted_pairs, monkeypatch):
         seen.append((model.architecture.cost or cost_of(model.architecture), cost_of(wide.architecture), done))
         return done
 
-    monkeypatch.setattr(trial, "take_over", watch)
+    monkeypatch.setattr(shrinking, "take_over", watch)
     epochs = []
     limits = [Limit(width=1), Limit(width=4), Limit(width=2)]
     stage = {"method": "magnitude", "warm_epochs": 2, "guard": "none"}
     found = run_limits(config(stage), limits, planted_pairs, epochs.append, epochs=2)
     assert [result.config.limit for result, _ in found] == limits
     assert [(own.bytes < wide.bytes, done) for own, wide, done in seen] == [(True, True)] * 2
-    assert len([event for event in epochs if event.phase == "retrain"]) == 3 * 2
-    said = ["the next larger size", "the supernet", "the next larger size"]
-    for (result, _), whose in zip(found, said, strict=True):
-        assert result.notes[-1] == f"magnitude: trained for 2 epochs from the weights of {whose}"
-        assert result.config.train == config(stage).train
+    assert len([event for event in epochs if event.phase == "retrain"]) == 4 + 2 + 2
+    notes = [result.notes[-1] for result, _ in found]
+    assert notes[1] == "magnitude: trained for 2 epochs from the weights of the supernet"
+    assert notes[0].startswith("magnitude: trained for 4 epochs from the weights of ")
+    assert all(result.config.train == config(stage).train for result, _ in found)
+
+
+@pytest.mark.parametrize(("own", "whose"), [(0.5, "the next larger size"), (0.9, "the supernet")])
+def test_a_size_starts_from_the_weights_that_are_better_on_valid(planted_pairs, monkeypatch, own, whose):
+    values = iter([own, 0.7])
+    monkeypatch.setattr(shrinking, "on_valid", lambda *_: Metrics({"auc": next(values), "logloss": 0.5}))
+    stage = {"method": "magnitude", "warm_epochs": 1, "guard": "none"}
+    limits = [Limit(width=4), Limit(width=2)]
+    _, (result, _) = run_limits(config(stage), limits, planted_pairs, lambda values: None, epochs=1)
+    assert result.notes[-1] == f"magnitude: trained for 2 epochs from the weights of {whose}"
 
 
 def test_only_a_searched_supernet_is_trained_on(planted_pairs):

@@ -3,21 +3,24 @@
     python tests/benchmarks/nested.py --adult ../shared/data/adult --out docs/results/nested.md
 
 One supernet is trained in a nested basis; the models of 1, 2, 4, 8 and 16 dims for every value are its prefixes, as
-they are and after a few epochs of training each. Beside them: each width trained alone from fresh weights, which is
-also what costs are counted in (CPU seconds of one plain training of the full width).
+they are and after a few epochs of training each, from the supernet's weights or as `autoembed resize --epochs` does it
+(`autoembed.shrinking`). Beside them: each width trained alone from fresh weights, which is also what costs are counted
+in (CPU seconds of one plain training of the full width).
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from functools import cache
 from pathlib import Path
 from time import process_time
 
 import numpy as np
 import torch
 
+from autoembed import shrinking
+from autoembed.budget import Limit
+from autoembed.candidates import Candidate, Offer
 from autoembed.distill import searched
 from autoembed.draws import prepare
 from autoembed.methods.bilevel import search
@@ -64,14 +67,13 @@ Not tried: a full and a narrow width in every batch, which takes twice the time.
 """
 WIDTHS = (1, 2, 4, 8, 16)
 SPACES = {name: f"search_spaces/frontier_{name}.yaml" for name in ("longtail", "planted", "adult")}
-# Epochs of training each width on, and the teacher's share of the loss.
+# Epochs of training each width on, and whether as `resize --epochs` does it.
 WAYS = {
-    "as it is": ((0,) * 5, 0.0),
-    "2 epochs each": ((2,) * 5, 0.0),
-    "1 epoch each, taught": ((1,) * 5, 0.5),
-    "1 epoch each, 2 of widths 1 and 2, taught": ((2, 2, 1, 1, 1), 0.5),
-    "2 epochs each, taught": ((2,) * 5, 0.5),
-    "2 epochs each, 3 of widths 4 and 8, taught": ((2, 2, 3, 3, 2), 0.5),
+    "as it is": (0, False),
+    "1 epoch each": (1, False),
+    "2 epochs each": (2, False),
+    "`--epochs 1`": (1, True),
+    "`--epochs 2`": (2, True),
 }
 
 
@@ -93,16 +95,28 @@ def test_auc(model, dataset):
     return evaluate(dataset.labels("test"), predict(model, dataset, "test", CPU)).auc
 
 
-def tune(net, dataset, train, epochs, width, seed, teacher):
-    """Test AUC and CPU seconds of a prefix after so many epochs; its first weights stay if valid says so."""
-    model = net.compact(net.parent_with(np.broadcast_to(np.arange(net.parent.dim) < width, net.parent.mask().shape)))
-    start = process_time()
-    if epochs:
-        recipe = train.model_copy(update={"epochs": epochs, "lr": train.lr * 0.6})
-        before = on_valid(model, dataset, CPU, recipe.lr, "the prefix")
-        fit(model, dataset, recipe, device=CPU, seed=seed + 1, report=ignore, start=before, teacher=teacher)
-    spent = process_time() - start
-    return test_auc(model, dataset), spent
+def tuned(net, dataset, train, epochs, shrunk, seed, teacher):
+    """Test AUC of each prefix after so many epochs, and CPU seconds; its first weights stay if valid says so."""
+    aucs, wide, start = [], None, process_time()
+    scored = 0.0
+    recipe = shrinking.recipe(train, net, max(epochs, 1))
+    for width in reversed(WIDTHS):
+        kept = np.broadcast_to(np.arange(net.parent.dim) < width, net.parent.mask().shape)
+        one = net.parent_with(kept)
+        candidate = Candidate(architecture=one, recipe=recipe, start=net.compact(one))
+        if shrunk:
+            offer = Offer(limit=Limit(), candidates=(candidate,), notes=())
+            last = width == min(WIDTHS)
+            (candidate,) = shrinking.begin(offer, wide, dataset, "valid_auc", CPU, smallest=last).candidates
+        wide = candidate.start
+        if epochs:
+            own = candidate.recipe
+            before = on_valid(wide, dataset, CPU, own.lr, "the prefix")
+            fit(wide, dataset, own, device=CPU, seed=seed + 1, report=ignore, start=before, teacher=teacher)
+        begun = process_time()
+        aucs.append(test_auc(wide, dataset))
+        scored += process_time() - begun
+    return aucs[::-1], process_time() - start - scored
 
 
 def measure(space, dataset, seed):
@@ -128,13 +142,9 @@ def measure(space, dataset, seed):
     start = process_time()
     teacher = searched(train.model_copy(update={"distill": Distill(teacher="search", weight=0.5)}), net, dataset, CPU)
     scored = process_time() - start
-    tuned = cache(
-        lambda epochs, width, taught: tune(net, dataset, train, epochs, width, seed, teacher if taught else None)
-    )
-    for way, (epochs, weight) in WAYS.items():
-        found = [tuned(own, width, weight > 0) for own, width in zip(epochs, WIDTHS, strict=True)]
-        aucs[way] = [auc for auc, _ in found]
-        seconds[way] = trained + (scored if weight else 0.0) + sum(spent for _, spent in found)
+    for way, (epochs, chained) in WAYS.items():
+        aucs[way], spent = tuned(net, dataset, train, epochs, chained, seed, teacher)
+        seconds[way] = trained + (scored if epochs else 0.0) + spent
     return aucs, seconds
 
 
@@ -142,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adult", required=True)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", choices=SPACES, help="One of the sets of data.")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -151,14 +162,18 @@ def main() -> None:
         f"`python tests/benchmarks/nested.py --adult {args.adult} --seeds {args.seeds} --out {args.out}`",
         "",
         "Test AUC less that of the same width trained alone, paired by seed: mean ± standard error. Cost: CPU seconds "
-        "of the nested training and of what follows it for all five widths, in plain trainings of width 16. Taught: "
-        "half of the loss is against the logits of the nested model at its full width.",
+        "of the nested training and of what follows it for all five widths, in plain trainings of width 16. Epochs "
+        "after the nested training are taught: half of their loss is against the logits of the nested model at its "
+        "full width. `--epochs` is what `autoembed resize` does: the widest starts from the nested model's weights, "
+        "each other one from those of the next wider if these are better on valid, and width 1 gets twice the epochs.",
         "",
         "| data | way | " + " | ".join(f"width {width}" for width in WIDTHS) + " | cost |",
         "|---|---|" + "---|" * (len(WIDTHS) + 1),
     ]
     with tempfile.TemporaryDirectory() as kept:
         for name, path in SPACES.items():
+            if args.only not in (None, name):
+                continue
             space, found = SearchSpace.read(Path(path)), []
             for seed in range(args.seeds):
                 dataset = prepare(space, args.adult if name == "adult" else None, seed, Path(kept))
