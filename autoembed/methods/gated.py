@@ -16,7 +16,7 @@ from autoembed.budget import first_order
 from autoembed.data.schema import FeatureSchema
 from autoembed.methods.method import WidthConfig
 from autoembed.nn.backbones.base import build
-from autoembed.nn.embedding import BlockIndex, PairEmbedding
+from autoembed.nn.embedding import BlockIndex, BlockRows, PairEmbedding, starts
 from autoembed.nn.model import ClickModel, apply, inherit
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.router import Router
@@ -84,6 +84,7 @@ class GatedNet(ClickModel):
         self.held_weights: Tensor | None = None
         self.prefixes: Prefixes | None = None
         self.nested = isinstance(config, WidthConfig) and config.basis == "nested"
+        self.carried = False  # the weights are those of a stage before
         self._folded = False  # the table holds gates and mask already
         self.schema = schema
         self.sparse = False
@@ -205,6 +206,20 @@ class GatedNet(ClickModel):
             for rows in part.tables:
                 cast(Rows, rows).sparse = sparse
 
+    def parts(self) -> list[BlockRows]:
+        sizes, columns, dim = [field.cardinality for field in self.parent.fields], self.weight.shape[1], self.parent.dim
+        return [
+            BlockRows(
+                table=self.weight,
+                field=name,
+                ids=slice(0, size),
+                rows=slice(start, start + size),
+                columns=list(range(columns)),
+                dim=dim,
+            )
+            for name, size, start in zip(self.parent.names, sizes, starts(sizes), strict=True)
+        ]
+
     def arch_parameters(self) -> list[nn.Parameter]:
         """The gates' parameters, disjoint from the weights'."""
         return []
@@ -230,6 +245,7 @@ class GatedNet(ClickModel):
             return
         tables = dict(zip(source.parent.names, source.folded(source.gates()), strict=True))
         self.weight.copy_(torch.cat([tables[name] for name in self.parent.names]))
+        self.carried = True
         own = source.pair_tables()
         for pairs in self.pairs:
             pairs.load({name: own.get(name, part) for name, part in pairs.own().items()})

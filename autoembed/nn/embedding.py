@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Unpack, cast
 
 import numpy as np
@@ -46,6 +47,29 @@ def table(
 def repeated(sizes: Sequence[int], device: torch.device) -> Tensor:
     """0, 1, 2, ... each as often as its size says: int [sum of sizes]."""
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRows:
+    """Where a table has the rows of a block of a field.
+
+    Attributes:
+        table: the weights, float [rows, W].
+        field: the field's name.
+        ids: of the field, a range.
+        rows: of the table, a range as long.
+        columns: what of an embedding [D (+ 1)] the W numbers of a row are.
+        dim: D, so that column D is a first-order weight.
+        member: the cluster or member of an ensemble whose table it is.
+    """
+
+    table: nn.Parameter
+    field: str
+    ids: slice
+    rows: slice
+    columns: list[int]
+    dim: int
+    member: int = 0
 
 
 class BlockIndex(nn.Module):
@@ -198,18 +222,32 @@ class MixedEmbedding(FieldEmbedding):
         """The slot of each row of each table, int [rows]."""
         return [repeated(sizes, self.shift.device) for sizes in self.slots]
 
-    @torch.no_grad()
-    def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
-        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)], of any larger D."""
+    def parts(self, architecture: Architecture) -> Iterator[BlockRows]:
+        """The blocks that keep a dim, of tables to train."""
         fields, ranges, mask = architecture.field_of_block(), architecture.block_ranges(), architecture.mask()
         for block, number in enumerate(self.group.tolist()):
             if number < 0:
                 continue
             (start, stop), shift = ranges[block].tolist(), int(self.shift[block])
-            table, kept = dense[int(fields[block])], np.flatnonzero(mask[block]).tolist()
+            kept = np.flatnonzero(mask[block]).tolist()
             if self.widths[number] > len(kept):
-                kept.append(table.shape[1] - 1)  # the first-order weight is last
-            self.tables[number].weight[start + shift : stop + shift] = table[start:stop, kept]
+                kept.append(architecture.dim)  # the first-order weight is last
+            yield BlockRows(
+                table=cast(Rows, self.tables[number]).weight,
+                field=architecture.names[fields[block]],
+                ids=slice(start, stop),
+                rows=slice(start + shift, stop + shift),
+                columns=kept,
+                dim=architecture.dim,
+            )
+
+    @torch.no_grad()
+    def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
+        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)], of any larger D."""
+        for part in self.parts(architecture):
+            table = dense[architecture.names.index(part.field)]
+            columns = [-1 if column == architecture.dim else column for column in part.columns]
+            part.table[part.rows] = table[part.ids, columns]
 
 
 class PairEmbedding(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field, Multi
-from autoembed.errors import BundleError
+from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import find
-from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding
+from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding
 from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.projected import ProjectedEmbedding
@@ -47,6 +48,10 @@ class ClickModel(nn.Module):
 
     def sparse_gradients(self, sparse: bool) -> None:
         """Whether lookups give their tables sparse gradients."""
+        raise NotImplementedError
+
+    def parts(self) -> list[BlockRows]:
+        """Where the tables of fields have the rows of each of their blocks."""
         raise NotImplementedError
 
 
@@ -124,6 +129,15 @@ class CTRModel(ClickModel):
             if isinstance(rows, Rows):
                 rows.sparse = sparse
 
+    def parts(self) -> list[BlockRows]:
+        """Where the tables of fields have the rows of each block that keeps a dim; SpaceError if values share rows."""
+        if not isinstance(self.embedding, MixedEmbedding):
+            raise SpaceError(
+                f"values share rows under {self.architecture.storage.kind} storage, and a function of a number gives "
+                "rows of its own: set data.numeric_embedding to bins, piecewise or linear, or leave that method out"
+            )
+        return list(self.embedding.parts(self.architecture))
+
 
 class RoutedModel(ClickModel):
     """A compact model for each cluster, and a router that tells which one answers for a row.
@@ -181,6 +195,10 @@ class RoutedModel(ClickModel):
         """Whether lookups give the models' tables sparse gradients."""
         for model in self.models:
             model.sparse_gradients(sparse)
+
+    def parts(self) -> list[BlockRows]:
+        """Where the models' tables have the rows of each block that keeps a dim."""
+        return [replace(part, member=number) for number, model in enumerate(self.models) for part in model.parts()]
 
 
 Model = CTRModel | RoutedModel
