@@ -49,15 +49,15 @@ class KnotRows:
         names = {field.name for field in dataset.schema.fields if field.interpolation == kind}
         parts = [part for part in model.parts() if part.field in names]
         owners = list(dict.fromkeys((part.member, part.field) for part in parts))
-        every = [dataset.vocabulary.places(name) for _, name in owners]
-        knots = [np.flatnonzero(~np.isnan(places)) for places in every]
+        every = [dataset.vocabulary.quantiles(name) for _, name in owners]
+        knots = [np.flatnonzero(~np.isnan(quantiles)) for quantiles in every]
         most = max(map(len, knots))
         padded = np.zeros((len(every), most), dtype=np.float32)
-        for own, places, ids in zip(padded, every, knots, strict=True):
-            own[: len(ids)] = places[ids]
+        for own, quantiles, ids in zip(padded, every, knots, strict=True):
+            own[: len(ids)] = quantiles[ids]
         device = parts[0].table.device
         self.width = width = 1 + max(column for part in parts for column in part.columns)
-        self.places = torch.from_numpy(padded).to(device)
+        self.quantiles = torch.from_numpy(padded).to(device)
         self.function: Periodic | SoftBins
         if kind == "periodic":
             self.function = Periodic(
@@ -85,7 +85,7 @@ class KnotRows:
 
     def pull(self) -> None:
         """Turns the gradients of the rows into those of the functions' weights."""
-        gradient = torch.zeros(self.places.numel() * self.width, device=self.places.device)
+        gradient = torch.zeros(self.quantiles.numel() * self.width, device=self.quantiles.device)
         for table, rows, outputs in self.parts:
             if table.grad is None:  # a cluster's table that no row of the batch went to has none
                 continue
@@ -93,13 +93,13 @@ class KnotRows:
             gradient[outputs] = own.to_dense() if own.is_sparse else own
             if not own.is_sparse:
                 table.grad.index_fill_(0, rows, 0.0)
-        out = self.function(self.places)
+        out = self.function(self.quantiles)
         out.backward(gradient.view_as(out))
 
     @torch.no_grad()
     def write(self) -> None:
         """Writes what the functions give into the rows."""
-        out = self.function(self.places).flatten()
+        out = self.function(self.quantiles).flatten()
         for table, rows, outputs in self.parts:
             table.index_copy_(0, rows, out[outputs])
 

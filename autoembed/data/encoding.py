@@ -109,7 +109,7 @@ def _without_knots(vocabulary: Vocabulary, schema: FeatureSchema) -> list[str]:
         f"each value of {name!r} has a bin and so an embedding of its own, and no function gives any: lower data.bins "
         "to have such"
         for name in names
-        if np.isnan(vocabulary.places(name)).all()
+        if np.isnan(vocabulary.quantiles(name)).all()
     ]
 
 

@@ -111,8 +111,9 @@ class DataSpec(StrictModel):
     row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
     compared as well (gauc, ndcg_10 and hit_10); it is a field all the same, unless it stands under `drop`.
     `target_statistics` makes columns of the click rates of others' values. `bins` is into how many ranges a numeric
-    column is cut, about. `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those
-    of two neighbouring bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric
+    column is cut, about; for all, or by name, such as {price: 128}. `numeric_embedding` says what a number's embedding
+    is: that of its bin ("bins"), between those of two neighbouring bins ("piecewise"), between those of the column's
+    two ends ("linear"), or between those that a function of the number gives ("periodic", "soft_bins"); for all numeric
     columns, or by name, such as {price: piecewise}.
     """
 

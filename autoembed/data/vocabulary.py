@@ -284,7 +284,7 @@ class Vocabulary:
         knots = self._column(name).knots
         return None if knots is None else knots.places
 
-    def places(self, name: str) -> Floats:
+    def quantiles(self, name: str) -> Floats:
         """Of each id of a numeric field the share of train's numbers below the middle of its bin: float64 [N].
 
         NaN for the ids of unknown and missing numbers.
@@ -292,9 +292,11 @@ class Vocabulary:
         column = self._column(name)
         rows, knots = column.counts[column.ids], column.knots
         assert knots is not None
-        places = np.full(len(column.counts), np.nan)
-        places[column.ids] = np.where(np.isnan(knots.places), np.nan, (rows.cumsum() - rows / 2) / max(rows.sum(), 1))
-        return places
+        quantiles = np.full(len(column.counts), np.nan)
+        quantiles[column.ids] = np.where(
+            np.isnan(knots.places), np.nan, (rows.cumsum() - rows / 2) / max(rows.sum(), 1)
+        )
+        return quantiles
 
     def unknown(self, name: str) -> Ids:
         """The ids that rare and unknown values of a field have."""

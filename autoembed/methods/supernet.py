@@ -42,8 +42,8 @@ class Supernet(GatedNet):
     """A gated net, how its gates are trained, and what it answers within a budget; `derive` only narrows the parent.
 
     A method that `chooses_pairs` closes the open pairs of its parent; other methods ignore open pairs. One with a
-    `plain_warm_start` changes nothing here until its gates move, so that methods can share one. In the answer of one that
-    `shares_rows` no value has rows of its own.
+    `plain_warm_start` changes nothing here until its gates move, so that methods can share one. One that `shares_rows`
+    answers with tables in which no value has rows of its own.
     """
 
     chooses_pairs: ClassVar[bool] = False

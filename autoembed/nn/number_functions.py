@@ -1,7 +1,7 @@
-"""Embeddings as functions of a number's place among those of train: waves, or soft bins.
+"""Embeddings as functions of a number's quantile: waves, or soft bins.
 
-A place is the share of train's rows with a smaller number, 0..1. Shapes: F fields, K places of each, C numbers of an
-embedding and perhaps a first-order weight. Each field has weights of its own.
+A quantile is the share of train's rows with a smaller number, 0..1. Shapes: F fields, K quantiles of each, C numbers of
+an embedding and perhaps a first-order weight. Each field has weights of its own.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Periodic(nn.Module):
         self.weight = _normal(fields, 2 * frequencies, width, std=_STD / frequencies**0.5)
         self.bias = nn.Parameter(torch.zeros(fields, 1, width))
 
-    def forward(self, place_FK: Tensor) -> Tensor:
-        """Places float [F, K] -> embeddings float [F, K, C]."""
-        wave = 2 * math.pi * place_FK.unsqueeze(2) * self.frequency
+    def forward(self, quantile_FK: Tensor) -> Tensor:
+        """Quantiles float [F, K] -> embeddings float [F, K, C]."""
+        wave = 2 * math.pi * quantile_FK.unsqueeze(2) * self.frequency
         out = torch.baddbmm(self.bias, torch.cat([wave.sin(), wave.cos()], dim=2), self.weight)
         return torch.cat([out[..., : self.relu].relu(), out[..., self.relu :]], dim=2)
 
@@ -68,8 +68,8 @@ class SoftBins(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fields, 1, bins))
         self.weight = _normal(fields, bins, width, std=_STD)
 
-    def forward(self, place_FK: Tensor) -> Tensor:
-        """Places float [F, K] -> embeddings float [F, K, C]."""
-        hidden = functional.leaky_relu((2 * place_FK.unsqueeze(2) - 1) * self.slope + self.shift)
+    def forward(self, quantile_FK: Tensor) -> Tensor:
+        """Quantiles float [F, K] -> embeddings float [F, K, C]."""
+        hidden = functional.leaky_relu((2 * quantile_FK.unsqueeze(2) - 1) * self.slope + self.shift)
         logits = torch.baddbmm(self.bias, hidden, self.mix) + _SKIP * hidden
         return torch.bmm((logits / self.temperature).softmax(dim=2), self.weight)

@@ -46,8 +46,8 @@ KINDS = {
 FIRST = list(KINDS)[:5]
 L2 = (1e-5, 1e-4, 1e-3)
 NUMBERS = {  # of functions, one after the other, each at the best of those before; the first value is the default
-    "periodic": {"sigma": (2.0, 0.5, 8.0), "frequencies": (16, 4), "relu": (True, False)},
-    "soft_bins": {"temperature": (0.3, 0.1, 1.0), "soft_bins": (16, 32)},
+    "periodic": {"sigma": (2.0, 0.5, 8.0), "frequencies": (16, 64), "relu": (True, False)},
+    "soft_bins": {"temperature": (0.3, 0.1, 1.0), "soft_bins": (16, 64)},
 }
 EPOCHS = {"fast": 12, "made": 12, "adult": 12, "flights": 6, "kuairand": 6}
 
