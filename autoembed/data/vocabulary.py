@@ -287,7 +287,7 @@ class Vocabulary:
     def quantiles(self, name: str) -> Floats:
         """Of each id of a numeric field the share of train's numbers below the middle of its bin: float64 [N].
 
-        NaN for the ids of unknown and missing numbers.
+        NaN for the ids of unknown and missing numbers, and of bins without a knot.
         """
         column = self._column(name)
         rows, knots = column.counts[column.ids], column.knots

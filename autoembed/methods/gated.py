@@ -16,7 +16,7 @@ from autoembed.budget import first_order
 from autoembed.data.schema import FeatureSchema
 from autoembed.methods.method import WidthConfig
 from autoembed.nn.backbones.base import build
-from autoembed.nn.embedding import BlockIndex, BlockRows, PairEmbedding, starts
+from autoembed.nn.embedding import BlockIndex, BlockRows, PairEmbedding, pair_columns, starts
 from autoembed.nn.model import ClickModel, apply, inherit
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.router import Router
@@ -99,11 +99,11 @@ class GatedNet(ClickModel):
         self.pool = pooling_of(parent.fields, parent.dim)
         parts = self.pair_parts()
         self._pairs = nn.ModuleList(PairEmbedding(part, interpolated=schema.interpolated) for part in parts)
-        self.inputs = parts[0].built if parts else ()
-        pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
+        self.inputs = parts[-1].built if parts else ()
+        pair_inputs = parent.pair_inputs(len(self.inputs), parts[-1].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
-        own = [schema.first_columns(part.columns[len(part.inputs) :]) for part in parts]
+        own = [pair_columns(schema, part) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
         columns = schema.columns(parent.inputs) + [column for part in own for column in part]
         offsets = np.concatenate([[0], cardinality.cumsum()[:-1]]).repeat(parent.lengths)
@@ -117,7 +117,7 @@ class GatedNet(ClickModel):
         return mask.astype(np.float32)
 
     def pair_parts(self) -> list[Architecture]:
-        """The architectures whose built pairs, the same ones in each, the net has inputs for."""
+        """The architectures whose built pairs the net has inputs for; the last one has all of them."""
         return [self.parent] if self.parent.built else []
 
     @property
@@ -126,7 +126,7 @@ class GatedNet(ClickModel):
         return cast(list[PairEmbedding], list(self._pairs))
 
     def mix(self, parts: Sequence[Tensor]) -> Tensor:
-        """The inputs of pairs from those of each of `pair_parts`, all [B, P, E]."""
+        """The inputs of pairs [B, P, E] from those of each of `pair_parts`, [B, pairs built there, E]."""
         return parts[0]
 
     def gates(self) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.data.knots import SPAN
+from autoembed.data.schema import FeatureSchema
 from autoembed.fast import compiles_lookups
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
+from autoembed.plans import TableInputs
 from autoembed.storage import QuotientRemainderStorage, SharedStorage, Step
 from autoembed.types import Array
 
@@ -253,9 +255,9 @@ class MixedEmbedding(FieldEmbedding):
 class PairEmbedding(nn.Module):
     """The inputs of built pairs (OptInter, arXiv 2108.01265, sec. 3.2): memorized from crossed ids, or as products.
 
-    It reads crossed ids of memorized pairs, then ids of factorized columns, as `Architecture.columns` orders them.
-    Tables of the two kinds stand apart: the embeddings of factorized columns are none of the fields'. In a product, a
-    number of the fields `interpolated` is its bin.
+    It reads crossed ids of memorized pairs, then ids of factorized columns, as `pair_columns` orders them. Tables of
+    the two kinds stand apart: the embeddings of factorized columns are none of the fields'. In a product, a number of
+    the fields `interpolated` is its bin, and several values are pooled.
     """
 
     crossed: Tensor
@@ -263,6 +265,7 @@ class PairEmbedding(nn.Module):
     left: Tensor
     right: Tensor
     order: Tensor
+    factor_slot: Tensor
 
     def __init__(
         self,
@@ -277,7 +280,10 @@ class PairEmbedding(nn.Module):
         memorized = [pair.crossed for pair in built if pair.choice == "memorize"]
         products = [pair for pair in built if pair.choice == "factorize"]
         place = list(factors)
-        self.memorized, self.knots = len(memorized), [name in interpolated for name in factors]
+        inputs = [TableInputs(name=name, pool=pool) for name, pool in architecture.factor_pools().items()]
+        lengths = [one.length for one in inputs]
+        self.memorized, self.pool = len(memorized), pooling_of(inputs, architecture.pair_dim)
+        self.knots = [one.name in interpolated for one in inputs for _ in range(one.length)]
         # The root of std for factors: their products start at the scale of what is memorized.
         both = (memorized, std), (list(factors.values()), std**0.5)
         self.slots = [sizes for sizes, _ in both if sizes]
@@ -292,7 +298,9 @@ class PairEmbedding(nn.Module):
         # Memorized pairs are looked up first, then products are made: `order` brings them back into the pairs' order.
         kinds = [pair.choice == "factorize" for pair in built]
         self._index("crossed", starts(memorized))
-        self._index("factors", starts(list(factors.values())))
+        self._index("factors", np.repeat(starts(list(factors.values())), lengths))
+        if self.pool is not None:
+            self._index("factor_slot", np.repeat(np.arange(len(factors)), lengths))
         self._index("left", [place.index(pair.a) for pair in products])
         self._index("right", [place.index(pair.b) for pair in products])
         self._index("order", np.argsort(np.argsort(kinds, kind="stable")))
@@ -301,7 +309,7 @@ class PairEmbedding(nn.Module):
         self.register_buffer(name, torch.tensor(np.asarray(values, dtype=np.int32)), persistent=False)
 
     def forward(self, ids_BC: Tensor) -> Tensor:
-        """Ids int [B, crossed and factorized columns] -> float [B, built pairs, pair_dim]."""
+        """Ids int [B, crossed and factorized columns], PAD for no value -> float [B, built pairs, pair_dim]."""
         parts = []
         if self.memorized:
             crossed = ids_BC[:, : self.memorized] + self.crossed
@@ -311,14 +319,17 @@ class PairEmbedding(nn.Module):
             if any(self.knots):
                 columns = zip(ids.unbind(1), self.knots, strict=True)
                 ids = torch.stack([column % SPAN if knots else column for column, knots in columns], dim=1)
-            factor = ids + self.factors
-            e = self.tables[-1](factor, self._columns(factor))
+            factor = (ids if self.pool is None else self.pool.ids(ids)) + self.factors
+            if self.pool is None:
+                e = self.tables[-1](factor, self._columns(factor))
+            else:
+                e = self.pool(self.tables[-1](factor, self.factor_slot.expand_as(factor)), ids)
             parts.append(e.index_select(1, self.left) * e.index_select(1, self.right))
         return torch.cat(parts, dim=1).index_select(1, self.order)
 
     @staticmethod
     def _columns(ids_BC: Tensor) -> Tensor:
-        """The column of each id, the slot of its step: int [B, C]."""
+        """The column of each id, which is the slot of its step where columns hold one value: int [B, C]."""
         return torch.arange(ids_BC.shape[1], device=ids_BC.device).expand_as(ids_BC)
 
     def slot_of_row(self) -> list[Tensor]:
@@ -340,6 +351,17 @@ class PairEmbedding(nn.Module):
         """Copies parts as `own` gives them, of this module's columns."""
         for key, part in self.own().items():
             part.copy_(parts[key])
+
+
+def pair_columns(schema: FeatureSchema, architecture: Architecture) -> list[int]:
+    """The columns of the encoded table that `PairEmbedding` reads: one for each crossed and factorized column.
+
+    Of a factorized column that holds several values, it reads all of them.
+    """
+    found = schema.first_columns([pair.name for pair in architecture.built if pair.choice == "memorize"])
+    for name, pool in architecture.factor_pools().items():
+        found += schema.first_columns([name]) if pool is None else schema.columns([name])
+    return found
 
 
 def starts(sizes: Sequence[int]) -> list[int]:

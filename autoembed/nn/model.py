@@ -14,7 +14,7 @@ from autoembed.architecture import Architecture
 from autoembed.data.schema import FeatureSchema, Field, Multi
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import find
-from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding
+from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding, pair_columns
 from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.projected import ProjectedEmbedding
@@ -68,10 +68,11 @@ class CTRModel(ClickModel):
     def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
         known = {field.name: field for field in schema.fields}
+        whole = {*architecture.inputs, *(name for name, pool in architecture.factor_pools().items() if pool)}
         for name, field in _read(architecture).items():
             own = known.get(name)
-            # Pairs read the first column alone.
-            longer = own is not None and name in architecture.inputs and own.length != field.length
+            # Of numbers, pairs read the first column alone.
+            longer = own is not None and name in whole and own.length != field.length
             if own is None or own.cardinality != field.cardinality or longer:
                 several = f" and {field.length} columns" if field.length > 1 else ""
                 raise BundleError(
@@ -87,8 +88,7 @@ class CTRModel(ClickModel):
         self.backbone = build_backbone(architecture)
         if packed:
             quantise_layers(self.backbone, architecture.tower_bits)
-        pairs = architecture.columns[len(architecture.inputs) :]
-        columns = schema.columns(architecture.inputs) + schema.first_columns(pairs)
+        columns = schema.columns(architecture.inputs) + pair_columns(schema, architecture)
         self.values = sum(architecture.lengths)
         self.all = columns == list(range(sum(schema.lengths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
@@ -301,7 +301,10 @@ def _read(architecture: Architecture) -> dict[str, Field]:
     sizes = {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
     inputs = [(one, field.cardinality) for field in architecture.fields for one in field.inputs]
     fields = {one.name: known(one.name, size, one.pool) for one, size in inputs}
-    return {name: known(name, size) for name, size in (sizes | architecture.factors()).items()} | fields
+    pools = architecture.factor_pools()
+    return {
+        name: known(name, size, pools.get(name)) for name, size in (sizes | architecture.factors()).items()
+    } | fields
 
 
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:
