@@ -221,11 +221,17 @@ def test_a_bundle_scores_raw_rows(bundle, table):
 def test_exports_score_as_the_bundle(bundle, table, tmp_path, format):
     """Each is held against the bundle's predictions for ids as well, when it is written."""
     if format == "onnx":
-        pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
+        onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
     folder, rows = export_bundle(bundle, tmp_path / "e", format).path, table.head(200)
     if format == "numpy":
         found = Scorer.load(folder).predict(rows.to_dict(as_series=False))
         np.testing.assert_allclose(found, bundle.predict(rows), atol=1e-5)
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(folder / "rows.onnx")
+        texts = {name: rows[name].to_numpy().astype(object) for name in ("item", "city")}
+        for name in ("history", "tags"):
+            texts[name] = np.array([(own + 5 * [""])[:5] for own in rows[name].to_list()], dtype=object)
+        np.testing.assert_allclose(session.run(None, texts)[0], bundle.predict(rows), atol=1e-5)
 
 
 @pytest.mark.parametrize("format", ["torchrec", "fuxictr"])
