@@ -2,6 +2,8 @@
 
     python tests/benchmarks/numeric.py --shared ../shared/data --out docs/results/numbers.md
 
+docs/results/number_functions.md has the command of the kinds that are functions.
+
 One plain DeepFM on each data set: Adult, flights, KuaiRand, and tables made here, whose label goes with smooth waves of
 their numbers, or with fast ones. For each kind of `data.numeric_embedding` and number of bins, l2 and then the options
 of functions (`train.numbers`) are chosen on valid with the first seed, each seed's epoch on valid too, and test is read
