@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue, ValidationError, model_validator
 
+from autoembed.data.crosses import name_of
 from autoembed.data.schema import FeatureSchema, Field
 from autoembed.errors import BundleError, SpaceError, first_line, unknown
 from autoembed.plans import (
@@ -177,6 +178,7 @@ class Architecture(Frozen):
             for field in schema.fields
             if field.candidate and field.cross
         )
+        pairs += tuple(_product(schema, a, b, pool) for a, b in schema.products)
         every = zip(schema.fields, counts, strict=True)
         own = [(field, count) for field, count in every if not field.candidate and field.shares is None]
         ranked = np.sort(np.concatenate([count[1:] for _, count in own]))[::-1]
@@ -236,6 +238,14 @@ class Architecture(Frozen):
         for pair in self.built:
             if pair.choice == "factorize":
                 found |= dict(zip((pair.a, pair.b), pair.cardinalities, strict=True))
+        return found
+
+    def factor_pools(self) -> dict[str, Pool | None]:
+        """How the values of each of those columns become one, None where a row has one value."""
+        found: dict[str, Pool | None] = {}
+        for pair in self.built:
+            if pair.choice == "factorize":
+                found |= dict(zip((pair.a, pair.b), pair.pools, strict=True))
         return found
 
     @property
@@ -440,6 +450,21 @@ def _input(field: Field, pool: Pooling | Mapping[str, Pooling]) -> Input:
     if field.multi is None:
         return Input(name=field.name)
     return Input(name=field.name, pool=Pool(length=field.multi.length, by=_pooling(field.name, pool)))
+
+
+def _product(schema: FeatureSchema, a: str, b: str, pool: Pooling | Mapping[str, Pooling]) -> PairPlan:
+    """The open pair of columns of which one holds several values a row."""
+    fields = [schema.fields[schema.index(name)] for name in (a, b)]
+    pools = []
+    for field in fields:
+        by = _pooling(field.name, pool)
+        # The product itself compares values with the other column.
+        own = None if field.multi is None else Pool(length=field.multi.length, by="mean" if by == "attention" else by)
+        pools.append(own)
+    sizes = (fields[0].cardinality, fields[1].cardinality)
+    return PairPlan(
+        a=a, b=b, name=name_of(a, b), cardinalities=sizes, crossed=0, choice="open", pools=(pools[0], pools[1])
+    )
 
 
 def _pooling(name: str, pool: Pooling | Mapping[str, Pooling]) -> Pooling:

@@ -129,8 +129,8 @@ def fill(
 ) -> Architecture:
     """The parent with each pair's first preference that fits, pair after pair, and naive for all others.
 
-    A crossed table costs its own rows; a factorized pair only what columns it adds, as pairs share those. SpaceError if
-    the fields alone exceed the budget, in bytes.
+    A crossed table costs its own rows; a factorized pair only what columns it adds, as pairs share those. A pair
+    without crossed ids is not memorized. SpaceError if the fields alone exceed the budget, in bytes.
     """
     left = float("inf")
     if budget is not None:
@@ -147,6 +147,8 @@ def fill(
         pair = parent.pairs[number]
         sides = dict(zip((pair.a, pair.b), pair.cardinalities, strict=True))
         for choice in wished:
+            if choice == "memorize" and not pair.crossed:
+                continue
             new = [size for name, size in sides.items() if name not in factors]
             columns = {"memorize": [pair.crossed], "naive": []}.get(choice, new)
             price = sum(parent.pair_column_bytes(rows, pair_dim) for rows in columns)

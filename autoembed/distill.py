@@ -84,7 +84,7 @@ def prepared(
             own = _SEEDS + seed * members + number
             torch.manual_seed(own)
             model = build_model(dataset.schema, root).to(device)
-            fit(model, dataset, train, device=device, seed=own, report=told, monitor=monitor)
+            fit(model, dataset, train, device=device, seed=own, report=told, monitor=monitor, fresh=True)
             _score(model, dataset, device, logits, share=1 / members)
     else:
         _bundle(Path(distill.teacher), dataset, device, logits)

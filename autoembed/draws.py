@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoembed.data.crosses import products_of
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.pruning import kept_fields
 from autoembed.ranking.ranking import rank
@@ -56,5 +57,6 @@ def prepare(
     if features.pairs is not None:
         ranked = rank(dataset, pairs=features.pairs.top).pairs
         assert ranked is not None
-        dataset = dataset.cross(ranked.select("a", "b").rows(), features.pairs, cache, candidates=True)
+        products, named = products_of(dataset.schema, features.pairs.lists), ranked.select("a", "b").rows()
+        dataset = dataset.cross(named, features.pairs, cache, candidates=True, products=products)
     return dataset

@@ -131,6 +131,9 @@ class PairPlan(Frozen):
     memorize: an embedding for each of the `crossed` ids of the crossed column `name`, which stand for the `distinct`
     pairs of ids that train holds. factorize: the product of one embedding for each of its two columns, of
     `cardinalities` ids. naive: nothing. open: nothing yet, a search may choose.
+
+    `pools` say how the values of columns that hold several become one in a product. Such a pair has no crossed ids and
+    cannot be memorized.
     """
 
     a: str
@@ -140,6 +143,20 @@ class PairPlan(Frozen):
     crossed: int
     distinct: int = 0
     choice: Choice
+    pools: tuple[Pool | None, Pool | None] = (None, None)
+
+    @model_validator(mode="after")
+    def _memorizes_crossed_ids(self) -> PairPlan:
+        if self.choice == "memorize" and not self.crossed:
+            raise ValueError(f"a pair must have crossed ids to be memorized, but {self.name!r} has none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        node: dict[str, Any] = handler(self)
+        if self.pools == (None, None):
+            del node["pools"]
+        return node
 
     @property
     def built(self) -> bool:

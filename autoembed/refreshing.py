@@ -16,6 +16,7 @@ from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.encoding import OtherVocabulary
 from autoembed.data.files import Where
 from autoembed.data.readers import DataSpec, read_rows
+from autoembed.data.spec import BINS
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.errors import DataError, SpaceError, StudyError, first_line, option
 from autoembed.metrics import Metric, Metrics
@@ -248,7 +249,7 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
     none: dict[str, object] = {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}}
-    spec = DataSpec.checked(own | none | {"numeric_embedding": "bins"})
+    spec = DataSpec.checked(own | none | {"numeric_embedding": "bins", "bins": BINS})
     with scratch() as staging:
         there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
@@ -278,6 +279,8 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     between = {name: field.interpolation for name, field in fields.items() if field.interpolation} or "bins"
     # A group that is no field of the bundle stays beside the ids alone.
     dropped = [name for name in there if name not in wanted or (name == spec.group and name not in fields)]
+    if isinstance(named := own.get("bins"), dict):
+        columns["bins"] = {name: bins for name, bins in named.items() if name in fields}
     columns |= {"multi": lists, "shared": shared, "hash": hashed, "numeric_embedding": between, "drop": dropped}
     return DataSpec.checked(own | columns)
 

@@ -59,7 +59,7 @@ def retrain(
     Clusters need a `router` as the search fitted it, and fresh weights of a sparse architecture a model that is `like`
     them in which entries it keeps: training finds neither.
     """
-    start = None
+    start, fresh = None, model is None
     if model is not None and mean is None:
         start = on_valid(model, dataset, device, train.lr, "the weights that it starts from")
     if model is None:
@@ -76,7 +76,8 @@ def retrain(
         report(replace(event, epoch=next(epochs)))
 
     learn = partial(fit, model, dataset, device=device, report=counted, monitor=monitor, teacher=teacher)
-    fitted = learn(train, seed=seed, start=start, keeper=mean and Follower(model, dataset, device, train.lr, mean))
+    keeper = mean and Follower(model, dataset, device, train.lr, mean)
+    fitted = learn(train, seed=seed, start=start, keeper=keeper, fresh=fresh)
     if has_few_bits(model):
         fitted = quantise(model, dataset, train, fitted, device, learn, seed)
     if isinstance(model, RoutedModel) and model.calibration is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from time import perf_counter
@@ -20,6 +20,7 @@ from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, first_line
 from autoembed.events import EpochEnd, EpochReport
 from autoembed.fast import takes
+from autoembed.knot_rows import KnotRows, NumberFunctions, knot_rows
 from autoembed.metrics import Metric, Metrics
 from autoembed.nn.model import ClickModel
 from autoembed.shuffle import RowOrder, Shuffle
@@ -74,6 +75,7 @@ class TrainConfig(BaseModel):
         distill: the teacher of a retrained model; searches have none.
         quantise: how a model with fewer than 32 bits gets its numbers: `round` after training, or `aware`, which trains
             on with rounded lookups and keeps that where it is better. `none` refuses such an architecture.
+        numbers: the functions that embed numbers, where `data.numeric_embedding` is periodic or soft_bins.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +96,7 @@ class TrainConfig(BaseModel):
     compile: bool = False
     quantise: Literal["none", "round", "aware"] = "aware"
     distill: Distill | None = None
+    numbers: NumberFunctions = NumberFunctions()
 
     @model_validator(mode="after")
     def _l2_reaches_every_row(self) -> TrainConfig:
@@ -221,11 +224,19 @@ class SparseAdam(_PlainOptimiser, torch.optim.SparseAdam):
 
 
 class Optimiser:
-    """Adam on a model's weights, with the recipe's regulariser, clipping and sparse tables."""
+    """Adam on a model's weights, with the recipe's regulariser, clipping, sparse tables and functions of numbers."""
 
-    def __init__(self, model: ClickModel, weights: Iterable[nn.Parameter], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: ClickModel,
+        weights: Iterable[nn.Parameter],
+        config: TrainConfig,
+        knots: Sequence[KnotRows] = (),
+    ) -> None:
         tables = {id(table) for table in model.embedding_weights()}
         weights = list(weights)
+        self.knots = knots
+        weights += [parameter for rows in knots for parameter in rows.parameters()]
         self.tables = [weight for weight in weights if id(weight) in tables]
         self.l2, self.clip = config.l2, config.clip
         self.weights = weights
@@ -247,11 +258,15 @@ class Optimiser:
         """Moves the weights by their gradients and drops these."""
         if self.l2:
             self.regularise()
+        for rows in self.knots:
+            rows.pull()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.weights, self.clip)
         for part in self.parts:
             part.step()
             part.zero_grad(set_to_none=True)
+        for rows in self.knots:
+            rows.write()
 
     def scale_lr(self, factor: float) -> None:
         for part in self.parts:
@@ -324,6 +339,7 @@ def fit(
     start: Metrics | None = None,
     teacher: Teacher | None = None,
     keeper: Keeper | None = None,
+    fresh: bool = False,
 ) -> Fit:
     """Trains on the train split (or its `rows`) and leaves the weights of the epoch with the best `monitor`.
 
@@ -336,12 +352,16 @@ def fit(
     A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained, whatever
     `patience` and `decay` say.
 
+    The rows of numbers in `fresh` weights are given by functions of them, where the data have such
+    (`data.numeric_embedding`); those of other weights train by themselves.
+
     TrialError if the loss is not finite. `report` gets an `EpochEnd` after each epoch, of the phase "retrain".
     """
     begin = perf_counter()
     taken = dataset.rows("train") if rows is None else rows
     model.sparse_gradients(config.sparse)
-    optimiser = Optimiser(model, model.weight_parameters(), config)
+    knots = knot_rows(model, dataset, config.numbers) if fresh else ()
+    optimiser = Optimiser(model, model.weight_parameters(), config, knots)
     forward = torch.compile(model) if config.compile else model
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     weights = RowWeights(dataset, taken)

@@ -16,6 +16,7 @@ from autoembed.knockout import field_scores
 from autoembed.ranking.ranking import rank, rank_table
 from autoembed.refreshing import refresh
 from autoembed.trial import check, run_trial
+from tests.export.written import written
 
 SPEC = {"rows": 6000, "seed": 1, "marginal": [10], "xor": [], "low_rank": [], "noise": [20, 20], "multi": [30]}
 TRAIN = {"epochs": 4, "lr": 2e-2, "batch_size": 256}
@@ -81,7 +82,7 @@ def test_exports_know_lists(bundle, text, table, tmp_path, format):
     if format == "onnx":
         onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
     folder = export_bundle(bundle, tmp_path / "e", format).path
-    assert not (folder / "rows.onnx").exists()
+    assert (folder / "rows.onnx").exists() == (format == "onnx")
     if format == "numpy":
         scorer = Scorer.load(folder)
         np.testing.assert_allclose(scorer.predict(text.head(300)), bundle.predict(text.head(300)), atol=1e-5)
@@ -93,6 +94,30 @@ def test_exports_know_lists(bundle, text, table, tmp_path, format):
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         (found,) = session.run(None, {"ids": np.array(sample["ids"], dtype=np.int64)})
         np.testing.assert_allclose(found, sample["click"], atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_onnx_reads_the_values_that_are_kept(table, tmp_path, keep):
+    """More of them than are kept, and fewer; an empty text stands for none, wherever it is."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
+    table.write_parquet(tmp_path / "t.parquet")
+    spec = DataSpec(multi={"multi_0": {"max_length": 2, "keep": keep}})
+    data = build_dataset(spec, tmp_path / "t.parquet", tmp_path / "cache")
+    trial = {"arm": "a", "stages": [{"method": "uniform"}], "limit": {"width": 4}, "train": TRAIN | {"epochs": 1}}
+    _, model = run_trial(check(trial), data, lambda event: None)
+    bundle = written(tmp_path / "b", data.schema, data.vocabulary, model)
+    session = onnxruntime.InferenceSession(export_bundle(bundle, tmp_path / "e", "onnx").path / "rows.onnx")
+    values = data.vocabulary.keep(["multi_0"]).table()["value"].drop_nulls().to_list()
+    rng = np.random.default_rng(0)
+    for width in (1, 2, 6):
+        lists = rng.choice(["", "nobody", *values[:9]], (200, width))
+        lists[:5] = ""
+        rows = table.head(200).with_columns(multi_0=pl.Series([[one for one in row if one] for row in lists.tolist()]))
+        feeds = {
+            name: rows[name].cast(pl.String).fill_null("").to_numpy().astype(object) for name in data.schema.names[:-1]
+        }
+        (found,) = session.run(None, feeds | {"multi_0": lists.astype(object)})
+        np.testing.assert_allclose(found, bundle.predict(rows), atol=1e-6)
 
 
 def test_a_refresh_reads_lists_as_the_bundle_does(bundle, text, tmp_path):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from autoembed.data.schema import Cross
+from autoembed.data.schema import Cross, FeatureSchema
 from autoembed.data.strict import StrictModel
+from autoembed.errors import DataError
 from autoembed.types import Array
 
 Keys = npt.NDArray[np.int64]
@@ -30,6 +35,25 @@ class CrossSpec(StrictModel):
 def name_of(a: str, b: str) -> str:
     """The name of the crossed column of two columns."""
     return f"{a}*{b}"
+
+
+def products_of(schema: FeatureSchema, wanted: Literal["all"] | Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs with a multi-valued column that a search may factorize: those that are named, or all there are.
+
+    DataError if a name is no column, or both columns of a pair have one value a row.
+    """
+    lists = {field.name for field in schema.fields if field.multi}
+    if isinstance(wanted, str):
+        return [(a, b) for a, b in combinations(schema.names, 2) if lists & {a, b}]
+    for a, b in wanted:
+        for name in (a, b):
+            schema.index(name)
+        if not lists & {a, b}:
+            raise DataError(
+                f"features.pairs.lists is of pairs with a multi-valued column, but {a!r} and {b!r} have one value a "
+                "row: leave that pair to features.pairs.top"
+            )
+    return list(wanted)
 
 
 def keys_of(a: Array, b: Array, cardinality_b: int, cross: Cross) -> Keys:

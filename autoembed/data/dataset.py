@@ -189,28 +189,38 @@ class Dataset:
         writer.finish(vocabulary, self.truth, self.notes, self.sources)
 
     def cross(
-        self, pairs: Sequence[tuple[str, str]], spec: CrossSpec, cache: str | Path, *, candidates: bool
+        self,
+        pairs: Sequence[tuple[str, str]],
+        spec: CrossSpec,
+        cache: str | Path,
+        *,
+        candidates: bool,
+        products: Sequence[tuple[str, str]] = (),
     ) -> Dataset:
         """The dataset with a crossed column for each pair behind its own, copied once into `cache`.
 
         Crossed values are learnt from train. With `candidates`, the columns are no fields yet: a search may memorize
-        them. Memory is a few numbers per train row, for one pair at a time. DataError for a column that is not there,
-        is crossed itself, or stands in the pair twice.
+        them. `products` are further candidates, with a multi-valued column: a search may factorize these, and they have
+        no crossed column. Memory is a few numbers per train row, for one pair at a time. DataError for a column that is
+        not there, is crossed itself, or stands in the pair twice.
         """
-        if not pairs:
+        if not pairs and not products:
             return self
-        for a, b in pairs:
+        for a, b in (*pairs, *products):
             for name in (a, b):
                 field = self.schema.fields[self.schema.index(name)]
                 if field.cross:
                     raise DataError(f"a crossed column cannot be crossed again, but {name!r} is one")
-                if field.multi:
-                    raise DataError(f"a pair must be of columns with one value a row, but {name!r} holds several")
+                if field.multi and (a, b) not in products:
+                    raise DataError(
+                        f"a crossed column must be of columns with one value a row, but {name!r} holds several: name "
+                        "the pair under features.pairs.lists, where a search may factorize it"
+                    )
             if a == b:
                 raise DataError(f"a pair must have two columns, but got {a!r} twice")
-        folder = Path(cache) / _digest(
-            LAYOUT, self.fingerprint, "cross", list(pairs), spec.model_dump(mode="json"), candidates
-        )
+        read_as = spec.model_dump(mode="json", exclude={"lists"})
+        also = [list(products)] if products else []
+        folder = Path(cache) / _digest(LAYOUT, self.fingerprint, "cross", list(pairs), read_as, candidates, *also)
 
         def write(temporary: Path) -> None:
             vocabulary, train = self.vocabulary, self.ids("train")
@@ -219,7 +229,8 @@ class Dataset:
                 vocabulary = vocabulary.with_cross(a, b, (of(train, a), of(train, b)), spec)
                 name = name_of(a, b)
                 fields.append(Field(name=name, kind="crossed", cross=vocabulary.cross(name), candidate=candidates))
-            schema = vocabulary.schema(self.schema.model_copy(update={"fields": tuple(fields)}))
+            changes = {"fields": tuple(fields), "products": tuple(products)}
+            schema = vocabulary.schema(self.schema.model_copy(update=changes))
 
             def encode(split: Split, some: slice, ids: Ids) -> Ids:
                 crossed = [vocabulary.encode_cross(name_of(a, b), of(ids, a), of(ids, b)) for a, b in pairs]

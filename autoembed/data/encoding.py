@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from autoembed.data.knots import FUNCTIONS
 from autoembed.data.readers import Table
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.sides import GroupCodes, Sides
@@ -77,8 +78,10 @@ def encode_table(
             notes += _check_groups(split, frame, table.schema)
     groups = None if schema.group is None else GroupCodes(splits.values(), schema.group)
     least = spec.min_count if other is None else 1
-    vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins, progress)
-    if other is not None:
+    vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins_of, progress)
+    if other is None:
+        notes += _without_knots(vocabulary, schema)
+    else:
         vocabulary = other.make(vocabulary)
     writer = Writer(folder, vocabulary.schema(schema), rows)
     done, total = 0, sum(rows.values())
@@ -97,6 +100,17 @@ def encode_table(
     if times:
         np.save(folder / TIMES, pl.concat(times).rank("dense").fill_null(0).to_numpy())
     writer.finish(vocabulary, table.truth, notes, sources)
+
+
+def _without_knots(vocabulary: Vocabulary, schema: FeatureSchema) -> list[str]:
+    """Notes of the columns whose numbers no function embeds: each has a bin, and so an embedding, of its own."""
+    names = [field.name for field in schema.fields if field.interpolation in FUNCTIONS]
+    return [
+        f"each value of {name!r} has a bin and so an embedding of its own, and no function gives any: lower data.bins "
+        "to have such"
+        for name in names
+        if np.isnan(vocabulary.quantiles(name)).all()
+    ]
 
 
 def _sides(chunk: pl.DataFrame, schema: FeatureSchema, groups: GroupCodes | None) -> Sides:

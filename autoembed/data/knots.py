@@ -20,11 +20,13 @@ import numpy.typing as npt
 
 from autoembed.errors import DataError
 
-Interpolation = Literal["piecewise", "linear"]
+Function = Literal["periodic", "soft_bins"]
+Interpolation = Literal["piecewise", "linear"] | Function
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int32]
 
+FUNCTIONS: tuple[Function, ...] = ("periodic", "soft_bins")  # of the number: they give the rows of knots
 SPAN = 1 << 16  # ids are below it
 ONE = 1 << 15  # the parts of a whole share
 COLUMNS = 2  # of the encoded table

@@ -258,6 +258,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "shared": [*spec.readers, *spec.readers.values()],
         "hash": list(spec.hash),
         "numeric_embedding": [] if isinstance(spec.numeric_embedding, str) else list(spec.numeric_embedding),
+        "bins": [] if isinstance(spec.bins, int) else list(spec.bins),
         "time": [spec.time] if spec.time else [],
         "weight": [spec.weight] if spec.weight else [],
         "group": [spec.group] if spec.group else [],
@@ -308,10 +309,11 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
     read = {name: how for name, (how, _) in multi.items()}
     shares = spec.readers
     kinds = {name: kind(name) for name in names}
-    for name in wanted["numeric_embedding"]:
-        if kinds.get(name) != "numeric":
-            why = f"is {kinds[name]}" if name in kinds else "is no field"
-            raise DataError(f"data.numeric_embedding is of numeric columns, but {name} {why}: list it under numeric")
+    for where in ("numeric_embedding", "bins"):
+        for name in wanted[where]:
+            if kinds.get(name) != "numeric":
+                why = f"is {kinds[name]}" if name in kinds else "is no field"
+                raise DataError(f"data.{where} is of numeric columns, but {name} {why}: list it under numeric")
     fields = tuple(
         Field(
             name=name,

@@ -100,7 +100,8 @@ class FeatureSchema(BaseModel):
     """The input columns in the order of the encoded table, the label column, and those of time, weight and group.
 
     The last three need not be there. The group may be a field too. Labels that are numbers have `ratings`, what those
-    of train are like.
+    of train are like. `products` are pairs with a multi-valued field: they have no crossed column, but a search may
+    factorize them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,6 +112,7 @@ class FeatureSchema(BaseModel):
     weight: str | None = None
     group: str | None = None
     ratings: LabelScale | None = None
+    products: tuple[tuple[str, str], ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> FeatureSchema:
@@ -126,10 +128,10 @@ class FeatureSchema(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a weight, a group and ratings that are not there: so it was stored before there were such."""
+        """Without what is not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        later = ("weight", "group", "ratings")
-        return {key: value for key, value in node.items() if value is not None or key not in later}
+        later = ("weight", "group", "ratings", "products")
+        return {key: value for key, value in node.items() if value or key not in later}
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -199,7 +201,9 @@ class FeatureSchema(BaseModel):
         for name in list(wanted):
             shares = self.fields[self.index(name)].shares
             wanted |= {shares} if shares else set()
-        return self.model_copy(update={"fields": tuple(field for field in self.fields if field.name in wanted)})
+        fields = tuple(field for field in self.fields if field.name in wanted)
+        products = tuple(pair for pair in self.products if wanted.issuperset(pair))
+        return self.model_copy(update={"fields": fields, "products": products})
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any name, kind, order or cardinality."""

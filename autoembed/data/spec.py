@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
-from autoembed.data.knots import Interpolation
+from autoembed.data.knots import FUNCTIONS, Function, Interpolation
 from autoembed.data.multi import MultiSpec
 from autoembed.data.planted import PlantedSpec
 from autoembed.data.schema import FeatureSchema
@@ -22,8 +22,10 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
 SplitPoint = float | int | str
-NumericEmbedding = Literal["bins", "piecewise", "linear"]
+NumericEmbedding = Literal["bins"] | Interpolation
 TaskName = Literal["clicks", "ratings"]
+Bins = Annotated[int, Field(ge=2)]
+BINS = 32
 
 
 class SplitSpec(StrictModel):
@@ -109,8 +111,9 @@ class DataSpec(StrictModel):
     row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
     compared as well (gauc, ndcg_10 and hit_10); it is a field all the same, unless it stands under `drop`.
     `target_statistics` makes columns of the click rates of others' values. `bins` is into how many ranges a numeric
-    column is cut, about. `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those
-    of two neighbouring bins ("piecewise"), or between those of the column's two ends ("linear"); for all numeric
+    column is cut, about; for all, or by name, such as {price: 128}. `numeric_embedding` says what a number's embedding
+    is: that of its bin ("bins"), between those of two neighbouring bins ("piecewise"), between those of the column's
+    two ends ("linear"), or between those that a function of the number gives ("periodic", "soft_bins"); for all numeric
     columns, or by name, such as {price: piecewise}.
     """
 
@@ -142,7 +145,7 @@ class DataSpec(StrictModel):
     hash: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
-    bins: int = Field(default=32, ge=2)
+    bins: Bins | dict[str, Bins] = BINS
     numeric_embedding: NumericEmbedding | dict[str, NumericEmbedding] = "bins"
     crosses: Crosses | None = None
     target_statistics: TargetStatistics | None = None
@@ -159,10 +162,21 @@ class DataSpec(StrictModel):
         """The columns that read another one's table, and which."""
         return dict(self.shared) | {name: how.shared for name, how in self.multi.items() if how.shared}
 
+    def bins_of(self, name: str) -> int:
+        """Into how many ranges a numeric column is cut, about."""
+        return self.bins if isinstance(self.bins, int) else self.bins.get(name, BINS)
+
     def interpolation(self, name: str) -> Interpolation | None:
         """How the embedding of a numeric column's numbers is interpolated, or None if it is that of their bins."""
         how = self.numeric_embedding if isinstance(self.numeric_embedding, str) else self.numeric_embedding.get(name)
         return None if how is None or how == "bins" else how
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """The kinds of `numeric_embedding` that are functions of the number."""
+        how = self.numeric_embedding
+        kinds = {how} if isinstance(how, str) else set(how.values())
+        return tuple(kind for kind in FUNCTIONS if kind in kinds)
 
     @property
     def predicts(self) -> Task:

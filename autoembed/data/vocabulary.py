@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,11 +66,17 @@ class Vocabulary:
 
     @classmethod
     def fit(
-        cls, frame: pl.LazyFrame, schema: FeatureSchema, min_count: int, bins: int, progress: Progress | None = None
+        cls,
+        frame: pl.LazyFrame,
+        schema: FeatureSchema,
+        min_count: int,
+        bins: int | Callable[[str], int],
+        progress: Progress | None = None,
     ) -> Vocabulary:
         """Learn the ids of every field of `schema` from `frame`, which must hold train rows only, with their labels.
 
-        Each column is counted in its own streaming pass: memory grows with its distinct values, not with rows.
+        `bins` may differ from column to column. Each column is counted in its own streaming pass: memory grows with
+        its distinct values, not with rows.
         """
         columns: dict[str, Column] = {}
         tables: dict[str, list[Field]] = {}
@@ -81,7 +87,8 @@ class Vocabulary:
                 progress("vocabulary", done, len(tables))
             if fields[0].kind == "numeric":
                 counted = counted_values(frame, fields[0], schema.task.of_class_one(col(schema.label)))
-                column = fit_numeric(counted, fields[0].name, bins, fields[0].interpolation)
+                most = bins if isinstance(bins, int) else bins(fields[0].name)
+                column = fit_numeric(counted, fields[0].name, most, fields[0].interpolation)
             else:
                 counted = pl.concat([counted_values(frame, field) for field in fields])
                 column = fit_categorical(counted, min_count, fields[0].buckets)
@@ -276,6 +283,20 @@ class Vocabulary:
         """The knot of each bin of a field of numbers, NaN for none, or None if numbers are their bins."""
         knots = self._column(name).knots
         return None if knots is None else knots.places
+
+    def quantiles(self, name: str) -> Floats:
+        """Of each id of a numeric field the share of train's numbers below the middle of its bin: float64 [N].
+
+        NaN for the ids of unknown and missing numbers, and of bins without a knot.
+        """
+        column = self._column(name)
+        rows, knots = column.counts[column.ids], column.knots
+        assert knots is not None
+        quantiles = np.full(len(column.counts), np.nan)
+        quantiles[column.ids] = np.where(
+            np.isnan(knots.places), np.nan, (rows.cumsum() - rows / 2) / max(rows.sum(), 1)
+        )
+        return quantiles
 
     def unknown(self, name: str) -> Ids:
         """The ids that rare and unknown values of a field have."""

@@ -32,7 +32,8 @@ _INSTALL = {
 _USE = {
     "onnx": """import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("rows.onnx")     # model.onnx takes ids int64 [N, F] as "ids"
-feeds = {i.name: np.array(["a"], dtype=object) if "string" in i.type else np.array([1.0]) for i in session.get_inputs()}
+some = {"tensor(string)": np.array("a", dtype=object), "tensor(double)": np.array(1.0)}
+feeds = {i.name: some[i.type].reshape([1] * len(i.shape)) for i in session.get_inputs()}
 click, = session.run(None, feeds)                       # float32 [N]""",
     "torch": """import torch
 model = torch.export.load("model.pt2").module()

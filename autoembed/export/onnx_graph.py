@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from autoembed.bundle import Bundle
 from autoembed.data.knots import ONE, SPAN
 from autoembed.errors import BundleError
-from autoembed.export.lookups import Categorical, Crossed, Lookup, Numeric, Statistic, lookups_of
+from autoembed.export.lookups import Categorical, Crossed, Lookup, MultiLookup, Numeric, Statistic, lookups_of
 from autoembed.export.program import INPUT, program_of, quiet
 from autoembed.types import Array
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("onnxruntime>=1.20", "numpy")
 LIMITS = (
     "rows.onnx knows a value by its text: numbers of categorical columns must be given as text, whole ones without a "
-    "decimal point, and a missing value as an empty text, or NaN in numeric columns."
+    "decimal point, and a missing value as an empty text, or NaN in numeric columns. A multi-valued column is a table "
+    "of texts [N, values], empty where a row has fewer."
 )
 OUTPUT = "click"
 _OPSET, _ML = 18, 2
@@ -33,7 +34,7 @@ _TRUTH = {"true": ("true", "True", "TRUE", "1"), "false": ("false", "False", "FA
 def write(bundle: Bundle, folder: Path) -> None:
     """Writes model.onnx and rows.onnx; BundleError says which package is missing.
 
-    rows.onnx is left out where a column is hashed, which ONNX has no operation for, or multi-valued.
+    rows.onnx is left out where a column is hashed, which ONNX has no operation for.
     """
     try:
         import onnx
@@ -43,7 +44,7 @@ def write(bundle: Bundle, folder: Path) -> None:
     model = graph_of_ids(program_of(bundle), OUTPUT if bundle.schema.ratings is None else "rating")
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)
-    if not any(field["kind"] == "multi" or field.get("buckets") for field in fields):
+    if not any(field.get("buckets") for field in fields):
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 
@@ -97,7 +98,7 @@ class _Lookups:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.ids: dict[str, str] = {}  # of each field, the name of its ids in the graph
-        self.columns: list[str] = []  # of the encoded table
+        self.columns: list[str] = []  # of the encoded table, int64 [N, 1] each, or [N, values]
         self.axis = self._constant("raw/axis", [1])
 
     def add(self, field: Lookup) -> None:
@@ -109,19 +110,24 @@ class _Lookups:
             self.ids[field["name"]] = self._numeric(field, at)
             if "knots" in field:
                 knots = [math.nan if knot is None else knot for knot in field["knots"]]
-                self.columns += self._between(field, knots, at)
+                self.columns += [self._column(name) for name in self._between(field, knots, at)]
                 return
+        elif field["kind"] == "multi":
+            self.columns.append(self._multi(field, at))
+            self.ids[field["name"]] = ""  # neither crosses nor click rates are of several values
+            return
         elif field["kind"] == "crossed":
             self.ids[field["name"]] = self._crossed(field, at)
         elif field["kind"] == "statistic":
             self.ids[field["name"]] = self._statistic(field, at)
-        self.columns.append(self.ids[field["name"]])
+        self.columns.append(self._column(self.ids[field["name"]]))
 
     def join(self, output: str) -> None:
         """The columns of the encoded table side by side, [N, V]."""
-        names = enumerate(self.columns)
-        columns = [self._node("Unsqueeze", [name, self.axis], f"raw/{place}/side") for place, name in names]
-        self._node("Concat", columns, output, axis=1)
+        self._node("Concat", self.columns, output, axis=1)
+
+    def _column(self, name: str) -> str:
+        return self._node("Unsqueeze", [name, self.axis], f"raw/{len(self.columns)}/side/{name}")
 
     def _categorical(self, field: Categorical, at: str) -> str:
         from onnx import TensorProto
@@ -133,6 +139,37 @@ class _Lookups:
             keys_strings=list(texts),
             values_int64s=list(texts.values()),
         )
+
+    def _multi(self, field: MultiLookup, at: str) -> str:
+        """The ids of as many values of each row as are kept, -1 behind them: [N, length].
+
+        The last ones come in falling order of their places; pooling knows no order.
+        """
+        from onnx import TensorProto
+
+        def node(kind: str, *inputs: str, **attributes: object) -> str:
+            return self._node(kind, list(inputs), f"{at}/several/{len(self.nodes)}", **attributes)
+
+        def constant(values: object) -> str:
+            return self._constant(f"{at}/several/constant/{len(self.constants)}", values)
+
+        texts, none, zero = _texts(field) | {"": -1}, constant(-1), constant(0)
+        own = self._encoder(
+            [self._input(field["name"], TensorProto.STRING, f"{at}/values")],
+            f"{at}/every",
+            keys_strings=list(texts),
+            values_int64s=list(texts.values()),
+        )
+        padded = node("Pad", own, constant([0, 0, 0, field["length"]]), none)  # a batch may have fewer than are kept
+        held = node("Cast", node("GreaterOrEqual", padded, zero), to=TensorProto.INT64)
+        ones = node("Add", node("Mul", held, zero), constant(1))
+        place = node("CumSum", ones, constant(1), reverse=int(field["keep"] == "first"))
+        kept = f"{at}/several/kept"
+        self._node("TopK", [node("Mul", held, place), constant([field["length"]])], kept, f"{kept}/places", axis=1)
+        found = node("GatherElements", padded, f"{kept}/places", axis=1)
+        missing = [[field["missing"]] + [-1] * (field["length"] - 1)]
+        nothing = node("Less", node("ReduceMax", found, self.axis, keepdims=1), zero)
+        return node("Where", nothing, constant(missing), found)
 
     def _numeric(self, field: Numeric, at: str) -> str:
         """The number of upper bounds below a value is its bin."""
@@ -197,17 +234,19 @@ class _Lookups:
     def _encoder(self, inputs: list[str], output: str, **tables: list[str] | list[int]) -> str:
         return self._node("LabelEncoder", inputs, output, domain="ai.onnx.ml", default_int64=0, **tables)
 
-    def _input(self, name: str, kind: int) -> str:
+    def _input(self, name: str, kind: int, *more: str) -> str:
+        """An input [N], or of `more` dims."""
         from onnx import helper
 
-        self.inputs.append(helper.make_tensor_value_info(name, kind, ["batch"]))
+        self.inputs.append(helper.make_tensor_value_info(name, kind, ["batch", *more]))
         return name
 
-    def _node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def _node(self, kind: str, inputs: list[str], *outputs: str, **attributes: object) -> str:
+        """A node; the name of its first output."""
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
+        self.nodes.append(helper.make_node(kind, inputs, [*outputs], **attributes))
+        return outputs[0]
 
     def _constant(self, name: str, values: object) -> str:
         from onnx import TensorProto, helper
@@ -218,7 +257,7 @@ class _Lookups:
         return name
 
 
-def _texts(field: Categorical) -> dict[str, int]:
+def _texts(field: Categorical | MultiLookup) -> dict[str, int]:
     """The ids of a categorical field's texts; empty means missing, and truth values have all their spellings."""
     known = {value: place for place, value in enumerate(field["values"]) if value is not None}
     words = set(known)

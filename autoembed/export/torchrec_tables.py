@@ -51,7 +51,8 @@ def write(bundle: Bundle, folder: Path) -> str:
         # A bag of values from blocks of one width and several places cannot be put into place once it is summed.
         "numbers between knots (numeric_embedding)": any(field.interpolated for field in fields)
         or bundle.schema.interpolated & bundle.architecture.factors().keys(),
-        "multi-valued columns": [field for field in fields if field.pool],
+        "multi-valued columns": [field for field in fields if field.pool]
+        or any(bundle.architecture.factor_pools().values()),
         f"storage of kind {kind}": kind != "mixed",
     }
     what = next((part for part, present in parts.items() if present), "form")

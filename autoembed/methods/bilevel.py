@@ -82,7 +82,17 @@ def search(
         told = _of_phase(report, "warm")
 
         def train_it(report: EpochReport) -> None:
-            fit(net, dataset, recipe, device=device, seed=seed, rows=rows, report=report, monitor=monitor)
+            fit(
+                net,
+                dataset,
+                recipe,
+                device=device,
+                seed=seed,
+                rows=rows,
+                report=report,
+                monitor=monitor,
+                fresh=not net.carried,
+            )
 
         if warm is None:
             train_it(told)

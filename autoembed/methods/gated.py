@@ -16,7 +16,7 @@ from autoembed.budget import first_order
 from autoembed.data.schema import FeatureSchema
 from autoembed.methods.method import WidthConfig
 from autoembed.nn.backbones.base import build
-from autoembed.nn.embedding import BlockIndex, PairEmbedding
+from autoembed.nn.embedding import BlockIndex, BlockRows, PairEmbedding, pair_columns, starts
 from autoembed.nn.model import ClickModel, apply, inherit
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.router import Router
@@ -84,6 +84,7 @@ class GatedNet(ClickModel):
         self.held_weights: Tensor | None = None
         self.prefixes: Prefixes | None = None
         self.nested = isinstance(config, WidthConfig) and config.basis == "nested"
+        self.carried = False  # the weights are those of a stage before
         self._folded = False  # the table holds gates and mask already
         self.schema = schema
         self.sparse = False
@@ -98,11 +99,11 @@ class GatedNet(ClickModel):
         self.pool = pooling_of(parent.fields, parent.dim)
         parts = self.pair_parts()
         self._pairs = nn.ModuleList(PairEmbedding(part, interpolated=schema.interpolated) for part in parts)
-        self.inputs = parts[0].built if parts else ()
-        pair_inputs = parent.pair_inputs(len(self.inputs), parts[0].pair_dim if parts else 0)
+        self.inputs = parts[-1].built if parts else ()
+        pair_inputs = parent.pair_inputs(len(self.inputs), parts[-1].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
-        own = [schema.first_columns(part.columns[len(part.inputs) :]) for part in parts]
+        own = [pair_columns(schema, part) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
         columns = schema.columns(parent.inputs) + [column for part in own for column in part]
         offsets = np.concatenate([[0], cardinality.cumsum()[:-1]]).repeat(parent.lengths)
@@ -116,7 +117,7 @@ class GatedNet(ClickModel):
         return mask.astype(np.float32)
 
     def pair_parts(self) -> list[Architecture]:
-        """The architectures whose built pairs, the same ones in each, the net has inputs for."""
+        """The architectures whose built pairs the net has inputs for; the last one has all of them."""
         return [self.parent] if self.parent.built else []
 
     @property
@@ -125,7 +126,7 @@ class GatedNet(ClickModel):
         return cast(list[PairEmbedding], list(self._pairs))
 
     def mix(self, parts: Sequence[Tensor]) -> Tensor:
-        """The inputs of pairs from those of each of `pair_parts`, all [B, P, E]."""
+        """The inputs of pairs [B, P, E] from those of each of `pair_parts`, [B, pairs built there, E]."""
         return parts[0]
 
     def gates(self) -> Tensor:
@@ -205,6 +206,20 @@ class GatedNet(ClickModel):
             for rows in part.tables:
                 cast(Rows, rows).sparse = sparse
 
+    def parts(self) -> list[BlockRows]:
+        sizes, columns, dim = [field.cardinality for field in self.parent.fields], self.weight.shape[1], self.parent.dim
+        return [
+            BlockRows(
+                table=self.weight,
+                field=name,
+                ids=slice(0, size),
+                rows=slice(start, start + size),
+                columns=list(range(columns)),
+                dim=dim,
+            )
+            for name, size, start in zip(self.parent.names, sizes, starts(sizes), strict=True)
+        ]
+
     def arch_parameters(self) -> list[nn.Parameter]:
         """The gates' parameters, disjoint from the weights'."""
         return []
@@ -230,6 +245,7 @@ class GatedNet(ClickModel):
             return
         tables = dict(zip(source.parent.names, source.folded(source.gates()), strict=True))
         self.weight.copy_(torch.cat([tables[name] for name in self.parent.names]))
+        self.carried = True
         own = source.pair_tables()
         for pairs in self.pairs:
             pairs.load({name: own.get(name, part) for name, part in pairs.own().items()})

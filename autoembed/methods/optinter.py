@@ -8,7 +8,8 @@ As in the paper: both kinds of embeddings, an optimiser of theta's own, tau fall
 (`noise`; absent from the authors' code). Ours: theta moves on held-out rows, since on the rows that memorized values
 were learnt from they look best even for two columns of noise (`update: joint` is the paper's); it starts at 0 and not
 at Xavier's draw, which on small tables exceeds what the search adds; its learning rate is 1e-2 and not 1e-3; a price
-for the size of crossed tables (`price`); and a budget.
+for the size of crossed tables (`price`); and a budget. A pair with a multi-valued column has no crossed values: its
+choice is between factorize and naive.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Supernet(supernet.Supernet):
     chooses_pairs = True
 
     rows: Tensor
+    crossed: Tensor
+    closed: Tensor
 
     def __init__(
         self, schema: FeatureSchema, parent: Architecture, config: Config, counts: Sequence[Array], seed: int
@@ -76,6 +79,10 @@ class Supernet(supernet.Supernet):
         self.steps = 0
         rows = torch.tensor([float(pair.crossed) for pair in self.inputs])
         self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("crossed", torch.nonzero(rows)[:, 0], persistent=False)
+        closed = torch.zeros(len(rows), len(CHOICES), dtype=torch.bool)
+        closed[:, 0] = rows == 0
+        self.register_buffer("closed", closed, persistent=False)
         self.chosen: Tensor | None = None
 
     @staticmethod
@@ -90,19 +97,26 @@ class Supernet(supernet.Supernet):
             )
 
     def pair_parts(self) -> list[Architecture]:
-        return list(_everything(self.parent, self.config.pair_dim))
+        return [part for part in _everything(self.parent, self.config.pair_dim) if part.built]
 
     def mix(self, parts: Sequence[Tensor]) -> Tensor:
         p = self.probabilities() if self.chosen is None else self.chosen
-        memorized, factorized = parts
-        return p[:, :1] * memorized + p[:, 1:2] * factorized
+        *memorized, factorized = parts
+        out = p[:, 1:2] * factorized
+        for part in memorized:  # none, if no pair has crossed values
+            out = p[:, :1] * torch.zeros_like(factorized).index_copy(1, self.crossed, part) + out
+        return out
 
     def probabilities(self) -> Tensor:
         """p of each pair's memorize, factorize and naive: float [P, 3]; noisy while training, if asked for."""
-        theta: Tensor = self.theta
+        theta = self.preference()
         if self.config.noise == "gumbel" and self.training:
             theta = theta - torch.empty_like(theta).exponential_().log()
         return torch.softmax(theta / self.temperature, dim=1)
+
+    def preference(self) -> Tensor:
+        """theta, of what cannot be chosen minus infinity: float [P, 3]."""
+        return self.theta.masked_fill(self.closed, -torch.inf)
 
     @property
     def temperature(self) -> float:
@@ -123,7 +137,7 @@ class Supernet(supernet.Supernet):
 
     def diagnostics(self) -> dict[str, float]:
         with torch.no_grad():
-            p = torch.softmax(self.theta / self.temperature, dim=1)
+            p = torch.softmax(self.preference() / self.temperature, dim=1)
             answer = torch.nn.functional.one_hot(p.argmax(1), len(CHOICES)).float().mean(0)
             entropy = -(p * p.clamp_min(1e-12).log()).sum(1).mean()
         shares: dict[str, float] = dict(zip(CHOICES, answer.tolist(), strict=True))
@@ -131,7 +145,7 @@ class Supernet(supernet.Supernet):
 
     def preferences(self) -> Iterable[tuple[int, Sequence[Choice]]]:
         """Pairs by how far their best choice is ahead of naive, with what is at least as good as naive."""
-        theta = self.theta.detach().cpu().numpy()
+        theta = self.preference().detach().cpu().numpy()
         places = [number for number, pair in enumerate(self.parent.pairs) if pair.choice == "open"]
         for row in np.argsort(-(theta.max(axis=1) - theta[:, -1]), kind="stable"):
             order = [CHOICES[choice] for choice in np.argsort(-theta[row], kind="stable")]
@@ -154,10 +168,8 @@ class Supernet(supernet.Supernet):
 
 
 def _everything(parent: Architecture, pair_dim: int) -> tuple[Architecture, Architecture]:
-    """The parent with every open pair memorized, and with every one factorized."""
-    kinds: tuple[Choice, Choice] = ("memorize", "factorize")
-    memorized, factorized = (
-        parent.with_choices([kind if pair.choice == "open" else "naive" for pair in parent.pairs], pair_dim)
-        for kind in kinds
-    )
-    return memorized, factorized
+    """The parent with every open pair memorized that has crossed ids, and with every one factorized."""
+    able = [pair.choice == "open" for pair in parent.pairs]
+    crossed = [one and pair.crossed > 0 for one, pair in zip(able, parent.pairs, strict=True)]
+    memorized = parent.with_choices(["memorize" if one else "naive" for one in crossed], pair_dim)
+    return memorized, parent.with_choices(["factorize" if one else "naive" for one in able], pair_dim)

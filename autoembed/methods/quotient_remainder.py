@@ -36,6 +36,8 @@ class Config(MethodConfig):
 class Supernet(supernet.Supernet):
     """Keeps every field and as many dims as fit in the fewest rows, then in as many rows as a limit holds."""
 
+    shares_rows = True
+
     def choose(self, limit: int | None) -> Architecture:
         limit = self.left(limit) + self.parent.pair_bytes()  # an error if there is no limit
         mask = self.parent.mask()

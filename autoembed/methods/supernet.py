@@ -42,12 +42,14 @@ class Supernet(GatedNet):
     """A gated net, how its gates are trained, and what it answers within a budget; `derive` only narrows the parent.
 
     A method that `chooses_pairs` closes the open pairs of its parent; other methods ignore open pairs. One with a
-    `plain_warm_start` changes nothing here until its gates move, so that methods can share one.
+    `plain_warm_start` changes nothing here until its gates move, so that methods can share one. One that `shares_rows`
+    answers with tables in which no value has rows of its own.
     """
 
     chooses_pairs: ClassVar[bool] = False
     plain_warm_start: ClassVar[bool] = False
     makes_clusters: ClassVar[bool] = False
+    shares_rows: ClassVar[bool] = False
 
     def penalty(self) -> Tensor:
         """What the search adds to the loss that moves the gates; a scalar."""

@@ -26,6 +26,8 @@ class Config(MethodConfig):
 class Supernet(supernet.Supernet):
     """Keeps every field and dim, in a table of budget / row width rows."""
 
+    shares_rows = True
+
     def choose(self, limit: int | None) -> Architecture:
         if limit is None:
             raise SpaceError("unified needs a limit: set budget.bytes, budget.embedding_bytes or budget.width")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Unpack, cast
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.data.knots import SPAN
+from autoembed.data.schema import FeatureSchema
 from autoembed.fast import compiles_lookups
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.rows import PackedRows, Rows, TableOptions
+from autoembed.plans import TableInputs
 from autoembed.storage import QuotientRemainderStorage, SharedStorage, Step
 from autoembed.types import Array
 
@@ -46,6 +49,29 @@ def table(
 def repeated(sizes: Sequence[int], device: torch.device) -> Tensor:
     """0, 1, 2, ... each as often as its size says: int [sum of sizes]."""
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRows:
+    """Where a table has the rows of a block of a field.
+
+    Attributes:
+        table: the weights, float [rows, W].
+        field: the field's name.
+        ids: of the field, a range.
+        rows: of the table, a range as long.
+        columns: what of an embedding [D (+ 1)] the W numbers of a row are.
+        dim: D, so that column D is a first-order weight.
+        member: the cluster or member of an ensemble whose table it is.
+    """
+
+    table: nn.Parameter
+    field: str
+    ids: slice
+    rows: slice
+    columns: list[int]
+    dim: int
+    member: int = 0
 
 
 class BlockIndex(nn.Module):
@@ -198,26 +224,40 @@ class MixedEmbedding(FieldEmbedding):
         """The slot of each row of each table, int [rows]."""
         return [repeated(sizes, self.shift.device) for sizes in self.slots]
 
-    @torch.no_grad()
-    def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
-        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)], of any larger D."""
+    def parts(self, architecture: Architecture) -> Iterator[BlockRows]:
+        """The blocks that keep a dim, of tables to train."""
         fields, ranges, mask = architecture.field_of_block(), architecture.block_ranges(), architecture.mask()
         for block, number in enumerate(self.group.tolist()):
             if number < 0:
                 continue
             (start, stop), shift = ranges[block].tolist(), int(self.shift[block])
-            table, kept = dense[int(fields[block])], np.flatnonzero(mask[block]).tolist()
+            kept = np.flatnonzero(mask[block]).tolist()
             if self.widths[number] > len(kept):
-                kept.append(table.shape[1] - 1)  # the first-order weight is last
-            self.tables[number].weight[start + shift : stop + shift] = table[start:stop, kept]
+                kept.append(architecture.dim)  # the first-order weight is last
+            yield BlockRows(
+                table=cast(Rows, self.tables[number]).weight,
+                field=architecture.names[fields[block]],
+                ids=slice(start, stop),
+                rows=slice(start + shift, stop + shift),
+                columns=kept,
+                dim=architecture.dim,
+            )
+
+    @torch.no_grad()
+    def load_dense(self, dense: Mapping[int, Tensor], architecture: Architecture) -> None:
+        """Copies kept entries out of full-width tables, per field float [cardinality, D (+ 1)], of any larger D."""
+        for part in self.parts(architecture):
+            table = dense[architecture.names.index(part.field)]
+            columns = [-1 if column == architecture.dim else column for column in part.columns]
+            part.table[part.rows] = table[part.ids, columns]
 
 
 class PairEmbedding(nn.Module):
     """The inputs of built pairs (OptInter, arXiv 2108.01265, sec. 3.2): memorized from crossed ids, or as products.
 
-    It reads crossed ids of memorized pairs, then ids of factorized columns, as `Architecture.columns` orders them.
-    Tables of the two kinds stand apart: the embeddings of factorized columns are none of the fields'. In a product, a
-    number of the fields `interpolated` is its bin.
+    It reads crossed ids of memorized pairs, then ids of factorized columns, as `pair_columns` orders them. Tables of
+    the two kinds stand apart: the embeddings of factorized columns are none of the fields'. In a product, a number of
+    the fields `interpolated` is its bin, and several values are pooled.
     """
 
     crossed: Tensor
@@ -225,6 +265,7 @@ class PairEmbedding(nn.Module):
     left: Tensor
     right: Tensor
     order: Tensor
+    factor_slot: Tensor
 
     def __init__(
         self,
@@ -239,7 +280,10 @@ class PairEmbedding(nn.Module):
         memorized = [pair.crossed for pair in built if pair.choice == "memorize"]
         products = [pair for pair in built if pair.choice == "factorize"]
         place = list(factors)
-        self.memorized, self.knots = len(memorized), [name in interpolated for name in factors]
+        inputs = [TableInputs(name=name, pool=pool) for name, pool in architecture.factor_pools().items()]
+        lengths = [one.length for one in inputs]
+        self.memorized, self.pool = len(memorized), pooling_of(inputs, architecture.pair_dim)
+        self.knots = [one.name in interpolated for one in inputs for _ in range(one.length)]
         # The root of std for factors: their products start at the scale of what is memorized.
         both = (memorized, std), (list(factors.values()), std**0.5)
         self.slots = [sizes for sizes, _ in both if sizes]
@@ -254,7 +298,9 @@ class PairEmbedding(nn.Module):
         # Memorized pairs are looked up first, then products are made: `order` brings them back into the pairs' order.
         kinds = [pair.choice == "factorize" for pair in built]
         self._index("crossed", starts(memorized))
-        self._index("factors", starts(list(factors.values())))
+        self._index("factors", np.repeat(starts(list(factors.values())), lengths))
+        if self.pool is not None:
+            self._index("factor_slot", np.repeat(np.arange(len(factors)), lengths))
         self._index("left", [place.index(pair.a) for pair in products])
         self._index("right", [place.index(pair.b) for pair in products])
         self._index("order", np.argsort(np.argsort(kinds, kind="stable")))
@@ -263,7 +309,7 @@ class PairEmbedding(nn.Module):
         self.register_buffer(name, torch.tensor(np.asarray(values, dtype=np.int32)), persistent=False)
 
     def forward(self, ids_BC: Tensor) -> Tensor:
-        """Ids int [B, crossed and factorized columns] -> float [B, built pairs, pair_dim]."""
+        """Ids int [B, crossed and factorized columns], PAD for no value -> float [B, built pairs, pair_dim]."""
         parts = []
         if self.memorized:
             crossed = ids_BC[:, : self.memorized] + self.crossed
@@ -273,14 +319,17 @@ class PairEmbedding(nn.Module):
             if any(self.knots):
                 columns = zip(ids.unbind(1), self.knots, strict=True)
                 ids = torch.stack([column % SPAN if knots else column for column, knots in columns], dim=1)
-            factor = ids + self.factors
-            e = self.tables[-1](factor, self._columns(factor))
+            factor = (ids if self.pool is None else self.pool.ids(ids)) + self.factors
+            if self.pool is None:
+                e = self.tables[-1](factor, self._columns(factor))
+            else:
+                e = self.pool(self.tables[-1](factor, self.factor_slot.expand_as(factor)), ids)
             parts.append(e.index_select(1, self.left) * e.index_select(1, self.right))
         return torch.cat(parts, dim=1).index_select(1, self.order)
 
     @staticmethod
     def _columns(ids_BC: Tensor) -> Tensor:
-        """The column of each id, the slot of its step: int [B, C]."""
+        """The column of each id, which is the slot of its step where columns hold one value: int [B, C]."""
         return torch.arange(ids_BC.shape[1], device=ids_BC.device).expand_as(ids_BC)
 
     def slot_of_row(self) -> list[Tensor]:
@@ -302,6 +351,17 @@ class PairEmbedding(nn.Module):
         """Copies parts as `own` gives them, of this module's columns."""
         for key, part in self.own().items():
             part.copy_(parts[key])
+
+
+def pair_columns(schema: FeatureSchema, architecture: Architecture) -> list[int]:
+    """The columns of the encoded table that `PairEmbedding` reads: one for each crossed and factorized column.
+
+    Of a factorized column that holds several values, it reads all of them.
+    """
+    found = schema.first_columns([pair.name for pair in architecture.built if pair.choice == "memorize"])
+    for name, pool in architecture.factor_pools().items():
+        found += schema.first_columns([name]) if pool is None else schema.columns([name])
+    return found
 
 
 def starts(sizes: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional
 
 from autoembed.architecture import Architecture
 from autoembed.data.schema import PAD, FeatureSchema, Field, Multi
-from autoembed.errors import BundleError
+from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import find
-from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, SharedEmbedding, starts
+from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding, pair_columns, starts
 from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.projected import ProjectedEmbedding
@@ -51,6 +52,10 @@ class ClickModel(nn.Module):
         """Whether lookups give their tables sparse gradients."""
         raise NotImplementedError
 
+    def parts(self) -> list[BlockRows]:
+        """Where the tables of fields have the rows of each of their blocks."""
+        raise NotImplementedError
+
 
 class CTRModel(ClickModel):
     """Encoded rows -> click logits, with tables, tower inputs and fields as small as the architecture says.
@@ -65,10 +70,11 @@ class CTRModel(ClickModel):
     def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
         known = {field.name: field for field in schema.fields}
+        whole = {*architecture.inputs, *(name for name, pool in architecture.factor_pools().items() if pool)}
         for name, field in _read(architecture).items():
             own = known.get(name)
-            # Pairs read the first column alone.
-            longer = own is not None and name in architecture.inputs and own.length != field.length
+            # Of numbers, pairs read the first column alone.
+            longer = own is not None and name in whole and own.length != field.length
             if own is None or own.cardinality != field.cardinality or longer:
                 several = f" and {field.length} columns" if field.length > 1 else ""
                 raise BundleError(
@@ -84,8 +90,7 @@ class CTRModel(ClickModel):
         self.backbone = build_backbone(architecture)
         if packed:
             quantise_layers(self.backbone, architecture.tower_bits)
-        pairs = architecture.columns[len(architecture.inputs) :]
-        columns = schema.columns(architecture.inputs) + schema.first_columns(pairs)
+        columns = schema.columns(architecture.inputs) + pair_columns(schema, architecture)
         self.values = sum(architecture.lengths)
         self.all = columns == list(range(sum(schema.lengths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
@@ -125,6 +130,15 @@ class CTRModel(ClickModel):
         for rows in self.tables():
             if isinstance(rows, Rows):
                 rows.sparse = sparse
+
+    def parts(self) -> list[BlockRows]:
+        """Where the tables of fields have the rows of each block that keeps a dim; SpaceError if values share rows."""
+        if not isinstance(self.embedding, MixedEmbedding):
+            raise SpaceError(
+                f"values share rows under {self.architecture.storage.kind} storage, and a function of a number gives "
+                "rows of its own: set data.numeric_embedding to bins, piecewise or linear, or leave that method out"
+            )
+        return list(self.embedding.parts(self.architecture))
 
 
 class RoutedModel(ClickModel):
@@ -183,6 +197,10 @@ class RoutedModel(ClickModel):
         """Whether lookups give the models' tables sparse gradients."""
         for model in self.models:
             model.sparse_gradients(sparse)
+
+    def parts(self) -> list[BlockRows]:
+        """Where the models' tables have the rows of each block that keeps a dim."""
+        return [replace(part, member=number) for number, model in enumerate(self.models) for part in model.parts()]
 
 
 Model = CTRModel | RoutedModel
@@ -285,7 +303,10 @@ def _read(architecture: Architecture) -> dict[str, Field]:
     sizes = {pair.name: pair.crossed for pair in architecture.built if pair.choice == "memorize"}
     inputs = [(one, field.cardinality) for field in architecture.fields for one in field.inputs]
     fields = {one.name: known(one.name, size, one.pool) for one, size in inputs}
-    return {name: known(name, size) for name, size in (sizes | architecture.factors()).items()} | fields
+    pools = architecture.factor_pools()
+    return {
+        name: known(name, size, pools.get(name)) for name, size in (sizes | architecture.factors()).items()
+    } | fields
 
 
 def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None:

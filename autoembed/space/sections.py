@@ -18,9 +18,14 @@ COSTS = ("bytes", "parameters", "latency_ms")
 
 
 class PairSpec(CrossSpec):
-    """Which pairs are candidates: the `top` by synergy, or all; and which of their crossed values get ids."""
+    """Which pairs are candidates: the `top` by synergy, or all; and which of their crossed values get ids.
+
+    `lists` are further candidates, of a multi-valued column and another one, by name or all of them. They have no
+    synergy and no crossed values: a search factorizes them or leaves them out.
+    """
 
     top: int | Literal["all"] = 60
+    lists: Literal["all"] | tuple[tuple[str, str], ...] = ()
 
     @field_validator("top")
     @classmethod

@@ -20,6 +20,7 @@ from pydantic import (
 from autoembed.budget import Limit
 from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, first_line, hinted, unknown
+from autoembed.knot_rows import NumberFunctions
 from autoembed.methods.method import load
 from autoembed.shipped import space_file
 from autoembed.space.leaves import Range, filled, is_range, method_of, numbered, ranges_in
@@ -149,6 +150,7 @@ class SearchSpace(BaseModel):
         for arm in self.arms():
             for config in self.corners(arm):
                 self.require_pairs(trial := check(config))
+                self.require_functions(trial)
                 self.data.predicts.check_recipe(trial.train.positive_weight, trial.train.negative_sampling)
         return self
 
@@ -162,6 +164,21 @@ class SearchSpace(BaseModel):
         for stage in config.stages:
             if self.features.pairs is None and load(str(stage["method"])).Supernet.chooses_pairs:
                 raise SpaceError(f"{stage['method']} needs candidate pairs: set features.pairs, such as {{top: 60}}")
+
+    def require_functions(self, config: TrialConfig) -> None:
+        """SpaceError if numbers are embedded by functions in rows that values share, or `train.numbers` is of none."""
+        functions = self.data.functions
+        if not functions and config.train.numbers != NumberFunctions():
+            raise SpaceError(
+                "train.numbers is of functions of numbers, and there are none: set data.numeric_embedding to periodic "
+                "or soft_bins, or leave train.numbers out"
+            )
+        for stage in config.stages:
+            if functions and load(str(stage["method"])).Supernet.shares_rows:
+                raise SpaceError(
+                    f"values share rows under {stage['method']}, and numeric_embedding: {functions[0]} gives numbers "
+                    "rows of their own: set bins, piecewise or linear, or leave that method out"
+                )
 
     def arms(self) -> tuple[str, ...]:
         """What is compared: the stages' methods joined by "+", then each baseline; a name's second is NAME-2.

@@ -1,5 +1,6 @@
 """A study whose search chooses for pairs, from ranking to bundle."""
 
+import numpy as np
 import polars as pl
 import pytest
 from mlflow import MlflowClient
@@ -63,3 +64,35 @@ def test_a_space_without_candidates_is_refused_before_anything_runs(write_space)
         SearchSpace.read(path)
     with pytest.raises(SpaceError, match=r"features\.pairs\.top: must be at least 1 or all, but got 0"):
         SearchSpace.read(write_space("zero", **{**CHANGES, "features": {"pairs": {"top": 0}}}))
+
+
+def test_pairs_of_lists_from_the_space_to_a_bundle(write_space, tmp_path, ray_here, cli):
+    """The label says whether the item is in the history."""
+    rng = np.random.default_rng(0)
+    item = rng.integers(0, 8, 4000)
+    lists = [rng.choice(8, rng.integers(0, 4), replace=False) for _ in item]
+    inside = np.array([one in own for one, own in zip(item, lists, strict=True)])
+    label = (rng.random(len(item)) < np.where(inside, 0.95, 0.05)).astype(int)
+    columns = {"item": item.astype(str), "city": rng.choice(["a", "b"], len(item)), "label": label}
+    table = pl.DataFrame(columns).with_columns(history=pl.Series([[f"h{n}" for n in own] for own in lists]))
+    table.write_parquet(tmp_path / "t.parquet")
+    pairs = {"top": 1, "min_count": 3, "lists": [["history", "item"]]}
+    changes = {"features": {"pairs": pairs}, "baselines": ["all_memorize"]}
+    data = {"path": str(tmp_path / "t.parquet"), "split": {"by": "random", "valid": 0.2, "test": 0.2}}
+    stage = {"method": "optinter", "epochs": 4, "pair_dim": 4}
+    path = write_space("lists", **{**CHANGES, **changes, "stages": [stage], "data": data, "tracking": "none"})
+    run, _ = run_study(Request(space=path, runs=tmp_path / "runs"))
+    by_arm = {trial.arm: trial.result.architecture for trial in run.trials()}
+    assert [(pair.name, pair.choice) for pair in by_arm["all_memorize"].pairs] == [
+        ("item*city", "memorize"),
+        ("history*item", "naive"),
+    ]
+    assert by_arm["optinter"].pairs[1].choice == "factorize"
+    status, out, _ = cli("show", run.path, "--trial", "optinter", "--picture", tmp_path / "pairs.png")
+    assert status == 0
+    assert "history" in out
+    assert cli("export", run.path, tmp_path / "bundle", "--trial", "optinter")[0] == 0
+    scores = load_bundle(tmp_path / "bundle").predict(table)
+    assert scores[label == 1].mean() > scores[label == 0].mean() + 0.3
+    status, _, err = cli("search", path, "--runs", tmp_path / "more", "--dry-run")
+    assert (status, "unknown" in err) == (0, False)

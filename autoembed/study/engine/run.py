@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from autoembed import __version__
+from autoembed.data.crosses import products_of
 from autoembed.data.dataset import Dataset, build_dataset, data_changed
 from autoembed.data.frames import is_frame, to_lazy
 from autoembed.data.vocabulary import ENCODING
@@ -295,7 +296,9 @@ def prepare(run: RunDir, space: SearchSpace, data: str | None, bar: Display | No
     dataset = dataset.keep(kept, cache)
     if space.features.pairs is None:
         return dataset
-    return dataset.cross([(a, b) for a, b in pairs], space.features.pairs, cache, candidates=True)
+    products = products_of(dataset.schema, space.features.pairs.lists)
+    named = [(a, b) for a, b in pairs]
+    return dataset.cross(named, space.features.pairs, cache, candidates=True, products=products)
 
 
 def _facts(

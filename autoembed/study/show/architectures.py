@@ -65,8 +65,8 @@ def show_choices(console: Console, architecture: Architecture, synergy: pl.DataF
             Text(pair.b),
             Text(pair.choice, style=colours[pair.choice]),
             f"{z[pair.a, pair.b]:.1f}" if (pair.a, pair.b) in z else "-",
-            f"{pair.crossed:,}",
-            f"{pair.distinct:,}",
+            f"{pair.crossed:,}" if pair.crossed else "-",
+            f"{pair.distinct:,}" if pair.crossed else "-",
             "shared" if crossed is None else f"{crossed:,}",
         )
     print_table(console, table)

@@ -205,7 +205,7 @@ def _pairs(facts: StudyFacts) -> Html | None:
             code(one.b),
             one.choice,
             f"{z[one.a, one.b]:.1f}" if (one.a, one.b) in z else "–",
-            _whole(one.crossed),
+            _whole(one.crossed) if one.crossed else "–",
         ]
         for one in ordered[:_PAIRS]
     ]
