@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import FieldEmbedding, MixedEmbedding, PairEmbedding, SharedEmbedding
-from autoembed.nn.model import CTRModel, Model, RoutedModel, apply
+from autoembed.nn.model import CTRModel, Model, RoutedModel, joined
 from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import Router
@@ -57,7 +57,7 @@ class _One(nn.Module):
         e_BFD, pairs = self.embedding(ids[:, : self.values]), None
         if self.pairs is not None:
             pairs = self.pairs(ids[:, self.values :])
-        logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
+        logits: Tensor = self.backbone(*joined(e_BFD, pairs, first_order=self.first_order))
         return logits if logits.dim() == 1 else logits.mean(1)
 
 

@@ -26,7 +26,7 @@ from autoembed.space.leaves import Range, filled, is_range, method_of, numbered,
 from autoembed.space.sections import Budget, FeatureSpec, Final, Objective, Scheduler, Variant, placed
 from autoembed.space.text import load_yaml
 from autoembed.task import TASKS, metric_in
-from autoembed.trial import TrialConfig, check
+from autoembed.trial import TrialConfig, check, check_labels
 
 TRACKERS = ("mlflow", "none")
 
@@ -150,6 +150,7 @@ class SearchSpace(BaseModel):
             for config in self.corners(arm):
                 self.require_pairs(trial := check(config))
                 self.data.predicts.check_recipe(trial.train.positive_weight, trial.train.negative_sampling)
+                check_labels(trial, self.data.auxiliary_labels)
         return self
 
     def text(self) -> str:
