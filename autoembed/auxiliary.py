@@ -12,11 +12,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 from torch.nn import functional
 
 from autoembed.batches import RowWeights, batches
 from autoembed.data.dataset import Dataset
+from autoembed.data.schema import FeatureSchema
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, unknown
 from autoembed.metrics import Metrics
@@ -28,6 +30,7 @@ from autoembed.types import Array
 Weights = Literal["uncertainty"] | float | Mapping[str, float]
 Both = tuple[Tensor, Tensor | None]  # logits of the label, and of auxiliary labels [B, L] if there are such
 
+PREDICTION = "prediction"
 _ROWS = 1 << 20  # whose labels are added up at a time
 _RATE = 0.05  # of a gradient step on a log variance: some 50 batches bring it near its place
 
@@ -217,6 +220,21 @@ def auxiliary_metrics(model: ClickModel, dataset: Dataset, split: Split, device:
     return judged(model.auxiliary_labels, labels, chances, dataset.weights(split))
 
 
+def predictions(schema: FeatureSchema, model: ClickModel, ids: Tensor) -> Array:
+    """Predictions float32 [N, 1 + L] for ids int [N, V]: of the label, and of each auxiliary one."""
+    logits, further = logits_of(model)(ids)
+    columns = schema.task.link(logits).float().unsqueeze(1)
+    if further is not None:
+        columns = torch.cat([columns, further.float().sigmoid()], dim=1)
+    found: Array = columns.cpu().numpy()
+    return found
+
+
+def prediction_columns(schema: FeatureSchema) -> list[str]:
+    """The names of the columns of predictions: of the label, and of each auxiliary one."""
+    return [PREDICTION, *(f"{PREDICTION}_{label}" for label in schema.auxiliary_labels)]
+
+
 def judged(names: Sequence[str], labels: Array, chances: Array, weights: Array | None = None) -> dict[str, Metrics]:
     """The metrics of each label, from labels with NaN for gaps and chances, float [N, L] both.
 
@@ -228,6 +246,12 @@ def judged(names: Sequence[str], labels: Array, chances: Array, weights: Array |
         own = None if weights is None else weights[known]
         found[name] = CLICKS.evaluate(labels[known, place], chances[known, place], own)
     return found
+
+
+def recorded(split: str, metrics: Metrics, further: Mapping[str, Metrics]) -> dict[str, JsonValue]:
+    """What a bundle records of a split: the metrics of the label, and of each auxiliary one under split.LABEL."""
+    parts = {split: metrics, **{f"{split}.{label}": own for label, own in further.items()}}
+    return {name: own.model_dump() for name, own in parts.items()}
 
 
 def under_labels(split: str, found: Mapping[str, Metrics]) -> dict[str, float]:
