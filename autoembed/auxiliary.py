@@ -151,11 +151,12 @@ class AuxiliaryLosses:
         return loss + (self.uncertainty.weights() * losses).sum()
 
 
-def logits_of(model: ClickModel) -> Callable[[Tensor], Both]:
-    """What gives a model's logits, those of auxiliary labels too if it has such."""
+def logits_of(model: ClickModel, *, compiled: bool = False) -> Callable[[Tensor], Both]:
+    """What gives a model's logits, those of auxiliary labels too if it has such; run through torch.compile if asked."""
     if model.auxiliary_labels:
-        return model.all_logits
-    return lambda ids: (model(ids), None)
+        return torch.compile(model.all_logits) if compiled else model.all_logits
+    of_label = torch.compile(model) if compiled else model
+    return lambda ids: (of_label(ids), None)
 
 
 def weight_of(label: str, weights: Weights) -> float:

@@ -351,7 +351,7 @@ def fit(
     taken = dataset.rows("train") if rows is None else rows
     model.sparse_gradients(config.sparse)
     optimiser = Optimiser(model, model.weight_parameters(), config)
-    forward = torch.compile(logits_of(model)) if config.compile else logits_of(model)
+    forward = logits_of(model, compiled=config.compile)
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     weights = RowWeights(dataset, taken)
     auxiliary = AuxiliaryLosses(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from autoembed.architecture import Architecture
 from autoembed.auxiliary import AuxiliaryLosses, auxiliary_metrics, columns_of, predict_auxiliary, under_labels
 from autoembed.batches import RowWeights, batches
+from autoembed.data.crosses import CrossSpec
 from autoembed.errors import SpaceError, TrialError
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
@@ -222,6 +223,30 @@ def test_a_search_has_the_towers_too_and_the_compact_model_its_weights(stage, da
     with torch.no_grad(), net.answering(found):
         for ours, theirs in zip(model.all_logits(ids), net.eval().all_logits(ids), strict=True):
             assert (ours - theirs).abs().max() < (0.2 if found.few_bits else 1e-5)
+
+
+@pytest.mark.parametrize("method", ["optinter", "dnis"])
+def test_towers_read_the_inputs_of_pairs(method, data, tmp_path):
+    """A pair that is open, or that the stage before has memorized, is an input of the towers as well."""
+    crossed = data.cross([("user", "item")], CrossSpec(min_count=1), tmp_path, candidates=True)
+    parent = full(crossed)
+    if method == "dnis":
+        parent = parent.with_choices(["memorize"], 2)
+    options = {"pair_dim": 2} if method == "optinter" else {"precisions": [32]}
+    config = configure({"method": method, "warm_epochs": 1, "epochs": 1, **options})
+    torch.manual_seed(0)
+    net = load(method).Supernet(crossed.schema, parent, config, crossed.counts, 0)
+    search(net, crossed, TrainConfig(batch_size=512, lr=0.01), device=CPU, seed=0, report=lambda event: None)
+    found = net.derive(100_000 if method == "dnis" else None)
+    model = net.compact(found).eval()
+    own = model.architecture.active().sum()
+    assert model.heads.towers[0].input.size == own == 8 + 2 * len(found.built)
+    assert net.heads.towers[0].input.size == 8 + 2
+    if method == "dnis":
+        ids = torch.from_numpy(crossed.ids("valid")[:100])
+        with torch.no_grad(), net.answering(found):
+            for ours, theirs in zip(model.all_logits(ids), net.eval().all_logits(ids), strict=True):
+                assert (ours - theirs).abs().max() < 1e-5
 
 
 def test_a_next_stage_takes_the_towers_over(data):
