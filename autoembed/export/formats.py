@@ -142,6 +142,8 @@ def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
     if further and format == "onnx":
         use = use.replace(f"{predicted}, = ", f"{predicted}, auxiliary = ").replace("# float32 [N]", "# [N], [N, L]")
         further = f"The columns of the second output, `auxiliary`, are the probabilities of {labels}, in this order."
+    elif further and format == "tables":
+        further = f"The weights of the towers for {labels} are under `heads.towers.0` and so on, in this order."
     return "\n".join(
         [
             f"# A {predicted} model for {format}",

@@ -35,7 +35,7 @@ class ServingModel(nn.Module):
     def __init__(self, model: Model, task: Task = CLICKS, *, every: bool = False) -> None:
         super().__init__()
         self.link, self.every = task.link, every
-        self.logits: nn.Module = _Routed(model) if isinstance(model, RoutedModel) else _One(model)
+        self.logits: nn.Module = _Routed(model) if isinstance(model, RoutedModel) else _One(model, every)
         self.eval().requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -51,12 +51,12 @@ class _One(nn.Module):
 
     columns: Tensor
 
-    def __init__(self, model: CTRModel) -> None:
+    def __init__(self, model: CTRModel, every: bool = False) -> None:
         super().__init__()
         self.values, self.first_order = model.values, model.first_order
         self.embedding = _embedding(model)
         self.pairs = None if model.pairs is None else _pairs(model.pairs)
-        self.backbone, self.heads = model.backbone, model.heads
+        self.backbone, self.heads = model.backbone, model.heads if every else None
         self.register_buffer("columns", model.columns.long())
 
     def forward(self, ids_BV: Tensor) -> Tensor:
