@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import JsonValue, ValidationError, model_validator
+from pydantic import JsonValue, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from autoembed.data.crosses import name_of
 from autoembed.data.schema import FeatureSchema, Field
@@ -55,7 +55,7 @@ class Architecture(Frozen):
     The inputs of built `pairs` have `pair_dim` numbers of `pair_bits` bits each. `storage` says how the embeddings are
     kept; under a shared table every block keeps every dim. With `clusters`, there is a model for each of them, `router`
     says which one a row goes to, and the fields show what any of them keeps. An `ensemble` is of members that share
-    the tables.
+    the tables. The model has a tower for each of the `auxiliary_labels`, with the hidden layers of the backbone.
     """
 
     version: Literal[2] = 2
@@ -70,6 +70,7 @@ class Architecture(Frozen):
     clusters: tuple[Architecture, ...] = ()
     router: RouterPlan | None = None
     ensemble: Ensemble | None = None
+    auxiliary_labels: tuple[str, ...] = ()
     cost: Cost | None = None
 
     @model_validator(mode="before")
@@ -82,6 +83,12 @@ class Architecture(Frozen):
         storage = {"kind": "shared", **shared} if isinstance(shared, dict) else {"kind": "mixed"}
         kept = {key: value for key, value in node.items() if key != "shared"}
         return {**kept, "version": 2, "storage": storage}
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without auxiliary labels that are not there: so it was stored before there were such."""
+        node: dict[str, Any] = handler(self)
+        return {key: value for key, value in node.items() if value or key != "auxiliary_labels"}
 
     @model_validator(mode="after")
     def _clusters_fit(self) -> Architecture:
@@ -144,7 +151,7 @@ class Architecture(Frozen):
     ) -> Architecture:
         """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
 
-        The schema's candidates are no fields: they become open pairs.
+        The schema's candidates are no fields: they become open pairs. Its auxiliary labels are predicted as well.
 
         Args:
             schema: the fitted schema.
@@ -202,7 +209,15 @@ class Architecture(Frozen):
                 FieldPlan(name=field.name, cardinality=size, blocks=tuple(plan), pool=own_input.pool, readers=readers)
             )
         storage = MixedStorage(step=step)
-        return cls(dim=dim, fields=tuple(fields), backbone=backbone, pairs=pairs, pair_bits=bits, storage=storage)
+        return cls(
+            dim=dim,
+            fields=tuple(fields),
+            backbone=backbone,
+            pairs=pairs,
+            pair_bits=bits,
+            storage=storage,
+            auxiliary_labels=schema.auxiliary_labels,
+        )
 
     def replace(self, **changes: object) -> Architecture:
         """A copy with other values for some of its parts, checked like a new one; its cost is dropped unless given."""

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from autoembed import __version__
 from autoembed.architecture import Architecture
+from autoembed.auxiliary import prediction_columns, predictions
 from autoembed.card import SAMPLE_ROWS, card, sample_ids
 from autoembed.data.frames import Frame, to_lazy
 from autoembed.data.readers import DataSpec, clean
@@ -89,13 +91,17 @@ class Bundle:
         """
         return self.score(frame, batch=batch, device=device)[0]
 
+    def predict_all(self, frame: Frame, *, batch: int = 16384, device: str = "auto") -> pl.DataFrame:
+        """What `predict` gives, as column `prediction`, and the chances of each auxiliary label: `prediction_LABEL`."""
+        return self.score_all(frame, batch=batch, device=device)[0]
+
     def predict_ids(self, ids: Array) -> Array:
         """Click probabilities of encoded rows, int [N, V] in the order of the schema: float32 [N]."""
-        return _predicted(self.schema, self.model.eval(), ids)
+        return _predicted(self.schema, self.model.eval(), ids)[:, 0]
 
     def write_sample(self, folder: Path) -> None:
         """Writes sample.json into a folder, as a bundle holds it: ids and the predictions for them."""
-        _write_sample(folder, self.schema, self.predict_ids(sample_ids(self.schema)))
+        _write_sample(folder, self.schema, _predicted(self.schema, self.model.eval(), sample_ids(self.schema)))
 
     def coverage(self, frame: Frame) -> pl.DataFrame:
         """How well a table's values are known: a row for each field with shares of its values, beside those of train.
@@ -104,13 +110,40 @@ class Bundle:
         """
         return self.score(frame)[1]
 
-    @torch.no_grad()
     def score(
         self, frame: Frame, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
     ) -> tuple[Array, pl.DataFrame]:
         """What `predict` gives, and what `coverage` does, of one pass over the rows; `progress` gets those done."""
+        scores, coverage = self._scored(frame, lambda ids: self._of_label(ids)[:, None], 1, batch, device, progress)
+        return scores[:, 0], coverage
+
+    def score_all(
+        self, frame: Frame, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """What `predict_all` gives, and what `coverage` does, of one pass over the rows; `progress` gets those done."""
+        names = prediction_columns(self.schema)
+        of = partial(predictions, self.schema, self.model)
+        scores, coverage = self._scored(frame, of, len(names), batch, device, progress)
+        return pl.DataFrame({name: scores[:, at] for at, name in enumerate(names)}), coverage
+
+    def _of_label(self, ids: torch.Tensor) -> Array:
+        """Predictions of the label alone for ids int [N, V], float32 [N]."""
+        found: Array = self.schema.task.link(self.model(ids)).float().cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def _scored(
+        self,
+        frame: Frame,
+        predict: Callable[[torch.Tensor], Array],
+        columns: int,
+        batch: int,
+        device: str,
+        progress: Callable[[int], None] | None,
+    ) -> tuple[Array, pl.DataFrame]:
+        """What `predict` gives for the ids of all rows, float32 [N, columns], and the frame of `coverage`."""
         where = pick_device(device)
-        model = self.model.to(where).eval()
+        self.model.to(where).eval()
         rows_of = to_lazy(frame)
         present = rows_of.collect_schema().names()
         needed = [name for name in self.vocabulary.columns if name in present]
@@ -124,18 +157,18 @@ class Bundle:
         }
         if len(needed) < len(self.vocabulary.columns):
             self.vocabulary.encode(lazy.head(0).collect())
-        scores = np.empty(0, dtype=np.float32)
+        scores = np.empty((0, columns), dtype=np.float32)
         for rows in _chunks(lazy):
             place = len(scores)
             # In place: many small arrays, joined at the end, would hold three times their size in a torn heap.
-            scores.resize(place + rows.height, refcheck=False)
+            scores.resize((place + rows.height, columns), refcheck=False)
             encoded = self.vocabulary.encode(rows)
             counted += self.vocabulary.gaps(encoded)
             for at, name in by_table.items():
                 counted[1, at] += is_missing(rows[name]).sum()
             ids = torch.from_numpy(encoded).to(where)
             for start in range(0, rows.height, batch):
-                part = self.schema.task.link(model(ids[start : start + batch])).float().cpu().numpy()
+                part = predict(ids[start : start + batch])
                 scores[place + start : place + start + len(part)] = part
                 if progress:
                     progress(place + start + len(part))
@@ -201,7 +234,8 @@ def write_bundle(
     """
     with _replacing(path) as temporary:
         architecture.write(temporary / "architecture.json")
-        kept = schema.keep(architecture.columns)
+        labels = {"auxiliary_labels": architecture.auxiliary_labels}
+        kept = schema.keep(architecture.columns).model_copy(update=labels)
         (temporary / "schema.json").write_text(kept.model_dump_json(indent=1) + "\n")
         save_file(weights_of(model), temporary / "weights.safetensors")
         as_open_as(temporary / "weights.safetensors", temporary / "schema.json")
@@ -303,8 +337,9 @@ def check_bundle(bundle: Bundle) -> list[str]:
     if "sample.json" not in bundle.manifest.files:
         return [*checked, "no sample of predictions is stored: the bundle was written by an earlier version"]
     sample = json.loads((bundle.path / "sample.json").read_text())
-    found = bundle.predict_ids(np.array(sample["ids"], dtype=np.int32))
-    difference = float(np.abs(found - np.array(sample["click"])).max())
+    found = _predicted(bundle.schema, bundle.model.eval(), np.array(sample["ids"], dtype=np.int32))
+    stored = [sample["click"], *sample.get("auxiliary", {}).values()]
+    difference = float(np.abs(found - np.array(stored).T).max())
     if difference > _SAME:
         raise BundleError(
             f"the model must predict to {_SAME:g} what it did when {bundle.path} was written, but a prediction differs "
@@ -314,28 +349,29 @@ def check_bundle(bundle: Bundle) -> list[str]:
 
 
 def _sample(schema: FeatureSchema, kept: FeatureSchema, model: Model) -> Array:
-    """What a model that was built with `schema` predicts for `sample_ids(kept)`, float32 [N]."""
+    """What a model that was built with `schema` predicts for `sample_ids(kept)`, float32 [N, 1 + L]."""
     ids = np.zeros((SAMPLE_ROWS, sum(schema.lengths)), dtype=np.int32)
     ids[:, schema.columns(kept.names)] = sample_ids(kept)
     training = model.training
-    found = _predicted(schema, model.eval(), ids)
+    found = _predicted(kept, model.eval(), ids)
     model.train(training)
     return found
 
 
-def _write_sample(folder: Path, schema: FeatureSchema, click: Array) -> None:
-    """Writes sample.json: `sample_ids` of the schema and the predictions for them."""
+def _write_sample(folder: Path, schema: FeatureSchema, found: Array) -> None:
+    """Writes sample.json: `sample_ids` of the schema and the predictions for them, float32 [N, 1 + L]."""
     ids = sample_ids(schema)
-    node = {"fields": list(schema.names), "ids": ids.tolist(), "click": [float(value) for value in click]}
+    click, *further = found.T.tolist()
+    node = {"fields": list(schema.names), "ids": ids.tolist(), "click": click}
+    if further:
+        node["auxiliary"] = dict(zip(schema.auxiliary_labels, further, strict=True))
     (folder / "sample.json").write_text(json.dumps(node) + "\n")
 
 
 @torch.no_grad()
 def _predicted(schema: FeatureSchema, model: Model, ids: Array) -> Array:
-    """Predictions float32 [N] for ids int [N, V]."""
-    device = next(model.parameters()).device
-    found: Array = schema.task.link(model(torch.from_numpy(ids).to(device))).float().cpu().numpy()
-    return found
+    """Predictions float32 [N, 1 + L] for ids int [N, V]."""
+    return predictions(schema, model, torch.from_numpy(ids).to(next(model.parameters()).device))
 
 
 def _chunks(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:

@@ -48,11 +48,13 @@ def card(
     cost, clicks = architecture.cost, schema.ratings is None
     origin = [f"{name} `{provenance[name]}`" for name in ("study", "trial", "fingerprint") if provenance.get(name)]
     what = f"{'the probability of ' if clicks else ''}`{schema.label}`"
+    further = ", ".join(f"`{label}`" for label in schema.auxiliary_labels)
     lines = [
         f"# {'Click model' if clicks else 'Model'} for `{schema.label}`",
         "",
         f"A {architecture.backbone['name']} that predicts {what} for each row{'' if clicks else ', in its own units'}.",
         "",
+        *([f"Beside it, it predicts the probabilities of {further}, from the same embeddings.", ""] if further else []),
         "## Quality",
         "",
         *(f"- {split}: {_metrics(value)}" for split, value in metrics.items()),

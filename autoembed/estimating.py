@@ -10,7 +10,8 @@ from time import perf_counter, process_time
 
 import torch
 
-from autoembed.batches import batches
+from autoembed.auxiliary import AuxiliaryLosses, logits_of
+from autoembed.batches import RowWeights, batches
 from autoembed.budget import Limit
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
@@ -107,10 +108,12 @@ def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:
     # On a processor its own time counts: what else runs now need not run then.
     clock = perf_counter if device.type == "cuda" else process_time
     begun, steps = clock(), 0
-    for step, (ids, labels) in enumerate(batches(dataset, "train", size, device)):
+    forward, auxiliary = logits_of(model), AuxiliaryLosses(model, dataset, rows, RowWeights(dataset, rows), 1.0)
+    for step, (ids, labels, *told) in enumerate(batches(dataset, "train", size, device, columns=auxiliary.columns)):
         if step == 1:
             begun, steps = clock(), 0  # the first one is slower
-        dataset.task.loss(model(ids).float(), labels).backward()
+        both = forward(ids)
+        auxiliary.total(dataset.task.loss(both[0].float(), labels), both, told, None).backward()
         optimiser.step()
         steps += 1
         if step >= _STEPS and clock() - begun > _TIMED:

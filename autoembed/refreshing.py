@@ -24,6 +24,7 @@ from autoembed.reuse import (
     averaged,
     carried,
     fitted,
+    further_metrics,
     known_recipe,
     refuse_crossed,
     rows_seen,
@@ -194,7 +195,7 @@ def refresh(
         "tail": {"before": before.model_dump(), "after": after.model_dump()},
     }
     place = bundle.path if out is None else Path(out)
-    new = written(place, model, dataset, spec, valid, after, provenance)
+    new = written(place, model, dataset, spec, valid, after, provenance, further_metrics(model, dataset))
     return Refreshed(**{**vars(result), "bundle": new, "kept": True})
 
 
@@ -264,7 +265,12 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
             raise DataError(
                 f"the log lacks the {role} column {name!r} of the bundle: bring it back, or set data.{role} to null"
             )
-    wanted = {*bundle.vocabulary.columns, spec.label, *beside.values()}
+    for name in bundle.schema.auxiliary_labels:
+        if name not in there:
+            raise DataError(
+                f"the log lacks the auxiliary label {name!r} of the bundle: bring it back, or train again without it"
+            )
+    wanted = {*bundle.vocabulary.columns, spec.label, *spec.auxiliary_labels, *beside.values()}
     fields = {field.name: field for field in bundle.schema.fields}
     columns: dict[str, object] = {
         kind: [name for name, field in fields.items() if field.kind == kind] for kind in ("categorical", "numeric")

@@ -14,6 +14,7 @@ from pydantic import JsonValue, ValidationError
 from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
+from autoembed.auxiliary import auxiliary_metrics, recorded
 from autoembed.bundle import Bundle, load_bundle, write_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.files import Where
@@ -36,12 +37,16 @@ from autoembed.writing import scratch
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A bundle of an architecture that was trained on another table; `notes` say what was read and guessed."""
+    """A bundle of an architecture that was trained on another table; `notes` say what was read and guessed.
+
+    `auxiliary` are the metrics of auxiliary labels on test, by label.
+    """
 
     bundle: Bundle
     valid: Metrics
     test: Metrics
     notes: tuple[str, ...]
+    auxiliary: Mapping[str, Metrics]
 
 
 def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
@@ -49,12 +54,20 @@ def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
 
     A block keeps its ranks, with its dims and bits; the last block of a field takes all ranks behind it, and blocks
     that begin behind the last id are gone. Tables of another size cost other bytes, which the model's cost tells.
+    It has a tower for each auxiliary label of the schema.
 
     Raises:
         DataError: the schema lacks a column.
-        SpaceError: parts of the architecture are of the very values that it was searched on.
+        SpaceError: parts of the architecture are of the very values that it was searched on, or the schema lacks one of
+            its auxiliary labels.
     """
     router = architecture.router
+    for label in architecture.auxiliary_labels:
+        if label not in schema.auxiliary_labels:
+            raise SpaceError(
+                f"the architecture predicts the auxiliary label {label!r}, which the table must have: list it under "
+                "data.auxiliary_labels"
+            )
     for what, there in {
         "pairs of columns that have an input": bool(architecture.built),
         f"a router of kind {router.kind if router else ''}": router is not None and router.kind != "all",
@@ -71,7 +84,8 @@ def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
     fields = tuple(_carried(field, known) for field in architecture.fields)
     clusters = tuple(carried(one, schema) for one in architecture.clusters)
-    return architecture.replace(fields=fields, clusters=clusters, pairs=(), cost=None)
+    labels = schema.auxiliary_labels
+    return architecture.replace(fields=fields, clusters=clusters, pairs=(), auxiliary_labels=labels, cost=None)
 
 
 def _carried(field: FieldPlan, known: Mapping[str, Field]) -> FieldPlan:
@@ -188,8 +202,9 @@ def train_architecture(
         "seed": seed,
         "warm": warm,
     }
-    bundle = written(Path(out), model, dataset, spec, valid, test, provenance)
-    return Trained(bundle=bundle, valid=valid, test=test, notes=notes)
+    further = further_metrics(model, dataset)
+    bundle = written(Path(out), model, dataset, spec, valid, test, provenance, further)
+    return Trained(bundle=bundle, valid=valid, test=test, notes=notes, auxiliary=further["test"])
 
 
 def fitted(
@@ -219,6 +234,15 @@ def fitted(
     return model.cpu(), fit.valid, test
 
 
+def further_metrics(model: Model, dataset: Dataset) -> dict[str, dict[str, Metrics]]:
+    """The metrics of auxiliary labels on valid and test, by split and label, of a model on the CPU."""
+    cpu = torch.device("cpu")
+    return {
+        "valid": auxiliary_metrics(model, dataset, "valid", cpu),
+        "test": auxiliary_metrics(model, dataset, "test", cpu),
+    }
+
+
 def written(
     out: Path,
     model: Model,
@@ -227,8 +251,9 @@ def written(
     valid: Metrics,
     test: Metrics,
     provenance: Mapping[str, JsonValue],
+    further: Mapping[str, Mapping[str, Metrics]],
 ) -> Bundle:
-    """The bundle of a model that was trained on a dataset, in `out`."""
+    """The bundle of a model that was trained on a dataset, in `out`; `further` is what `further_metrics` gives."""
     write_bundle(
         out,
         schema=dataset.schema,
@@ -236,7 +261,7 @@ def written(
         architecture=model.architecture.replace(cost=measure(model)),
         model=model,
         data=spec.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
-        metrics={"valid": valid.model_dump(), "test": test.model_dump()},
+        metrics=recorded("valid", valid, further["valid"]) | recorded("test", test, further["test"]),
         provenance={**provenance, "fingerprint": dataset.fingerprint, "sources": list(dataset.sources)},
     )
     return load_bundle(out)
@@ -295,6 +320,10 @@ def with_weights_of(bundle: Bundle, plan: Architecture, dataset: Dataset) -> CTR
     assert isinstance(model.embedding, MixedEmbedding)
     model.embedding.load_dense(dense, plan)
     inherit(old.backbone, model.backbone, range(len(plan.inputs)))
+    if old.heads is not None and model.heads is not None:
+        for label, tower in zip(model.heads.labels, model.heads.towers, strict=True):
+            if label in old.heads.labels:
+                inherit(old.heads.towers[old.heads.labels.index(label)], tower, range(len(plan.inputs)))
     return model
 
 

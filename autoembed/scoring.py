@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import polars as pl
 
+from autoembed.auxiliary import PREDICTION, judged, prediction_columns
 from autoembed.bundle import Bundle
 from autoembed.data.files import locate, signature
+from autoembed.data.labels import auxiliary_of
 from autoembed.data.readers import labelled, read_rows
 from autoembed.data.sides import weight_of
 from autoembed.data.spec import DataSpec
 from autoembed.data.values import col, key
 from autoembed.errors import DataError, option
-from autoembed.task import told
+from autoembed.task import CLICKS, told
 from autoembed.types import Array, Progress
 from autoembed.writing import scratch
 
-PREDICTION = "prediction"
 _FAR = 0.1  # above train's share, from which a column is warned of
 
 
@@ -71,21 +74,24 @@ def score_table(
             raise DataError(f"unknown column {missing[0]!r} in {option('keep')}: the table has {', '.join(present)}")
         if group is not None and group not in present:
             raise DataError(f"unknown column {group!r} in {option('group')}: the table has {', '.join(present)}")
-        if PREDICTION in keep:
-            raise DataError(
-                f"{option('keep', PREDICTION)} would stand beside the new predictions under one name: rename the column"
-            )
+        for name in prediction_columns(bundle.schema):
+            if name in keep:
+                raise DataError(
+                    f"{option('keep', name)} would stand beside the new predictions under one name: rename the column"
+                )
         step = None
         if progress:
             total = int(frame.select(pl.len()).collect(engine="streaming").item())
             step = partial(_passed, progress, total)
-        scores, coverage = bundle.score(frame, device=device, progress=step)
+        found, coverage = bundle.score_all(frame, device=device, progress=step)
+        scores = found[PREDICTION].to_numpy()
         if max_unknown is not None:
             _check(coverage, max_unknown)
-        prediction = pl.Series(PREDICTION, scores)
         kept = frame.select(col(name) for name in keep).collect(engine="streaming") if keep else None
-        result = prediction.to_frame() if kept is None else kept.with_columns(prediction)
+        result = found if kept is None else kept.with_columns(found.get_columns())
         quality = _quality(frame, spec, scores, group) if spec.label in present else ""
+        labels = [name for name in bundle.schema.auxiliary_labels if name in present]
+        quality = "; ".join(filter(None, [quality, *_quality_of(labels, frame, spec, found)]))
     files = [file for own in locate(spec.model_copy(update={"files": None}), table).values() for file in own]
     sources = bundle.manifest.provenance.get("sources") or []
     if quality and isinstance(sources, list) and any(signature(file) in sources for file in files):
@@ -166,3 +172,24 @@ def _quality(frame: pl.LazyFrame, spec: DataSpec, scores: Array, group: str | No
             raise
         return f"{line}; {error}"
     return f"{line}; {within}"
+
+
+def _quality_of(labels: Sequence[str], frame: pl.LazyFrame, spec: DataSpec, found: pl.DataFrame) -> list[str]:
+    """The metrics of auxiliary labels that the table has, in words, on the rows with each, or why there are none."""
+    told_of = []
+    for label in labels:
+        try:
+            own = spec.model_copy(update={"auxiliary_labels": (label,), "label": label})
+            rows = frame.with_columns(auxiliary_of({"train": frame}, own))
+            wanted = [col(label).cast(pl.Float64).fill_null(math.nan)]
+            if spec.weight in frame.collect_schema() and (weight := weight_of({"train": rows}, own)) is not None:
+                wanted.append(weight.alias(f"{label} weight"))
+            values, *weights = rows.select(wanted).collect(engine="streaming").to_numpy().T
+            counts = ~np.isnan(values) & (weights[0] > 0 if weights else True)
+            if CLICKS.measurable(values[counts]):
+                chances = found.select(f"{PREDICTION}_{label}").to_numpy()
+                metrics = judged([label], values[:, None], chances, *weights)[label]
+                told_of.append(f"{label}: {told(metrics)}")
+        except DataError as error:
+            told_of.append(f"no {CLICKS.metrics[0].title} of {label}: {error}")
+    return told_of

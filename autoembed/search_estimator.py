@@ -15,6 +15,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from autoembed.architecture import Architecture
+from autoembed.auxiliary import recorded
 from autoembed.bundle import Bundle, load_bundle, write_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.frames import Frame, is_frame, to_lazy
@@ -140,7 +141,7 @@ class SearchEstimator(BaseEstimator, ABC):
                 architecture=self.results_[best].architecture,
                 model=models[best],
                 data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
-                metrics={"valid": self.results_[best].valid.model_dump()},
+                metrics=recorded("valid", self.results_[best].valid, self.results_[best].auxiliary),
                 provenance={
                     "trial": best,
                     "fingerprint": dataset.fingerprint,

@@ -196,9 +196,17 @@ def metric_in(task: Task, monitor: str | None, group: str | None = None) -> Metr
 
 
 def titled(name: str) -> str:
-    """A name such as valid_auc as people read it: valid AUC."""
+    """A name such as valid_auc as people read it: valid AUC; test_auc.is_like is test AUC of is_like."""
     first, _, rest = name.partition("_")
-    return f"{first} {_TITLES[rest]}" if rest in _TITLES else name.replace("_", " ")
+    metric, _, label = rest.partition(".")
+    if metric not in _TITLES:
+        return name.replace("_", " ")
+    return f"{first} {_TITLES[metric]} of {label}" if label else f"{first} {_TITLES[metric]}"
+
+
+def of_labels(names: Iterable[str], *splits: str) -> list[str]:
+    """Those of these names that are of auxiliary labels' metrics on these splits, such as test_auc.is_like."""
+    return [name for name in names if "." in name and name.partition("_")[0] in splits]
 
 
 def columns(task: Task, *splits: str, there: Container[str] = ()) -> dict[str, Metric]:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from autoembed.auxiliary import AuxiliaryLosses, logits_of
 from autoembed.batches import RowWeights, batches, sampled
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
@@ -50,6 +51,9 @@ class Distill(BaseModel):
     weight: float = Field(default=0.5, ge=0, le=1)
 
 
+LossWeight = Annotated[float, Field(ge=0)]
+
+
 class TrainConfig(BaseModel):
     """The recipe of one training.
 
@@ -66,7 +70,10 @@ class TrainConfig(BaseModel):
         anneal: the learning rate also falls evenly to 0 over all epochs.
         min_gain: see above.
         clip: bound of the gradient's norm.
-        positive_weight: how often a click counts.
+        positive_weight: how often a click counts; auxiliary labels have no such weight.
+        auxiliary_weights: what the losses of `data.auxiliary_labels` are multiplied by beside that of the label: one
+            number, numbers by label, 1 for those that are not named, or `uncertainty`, which learns them. A label of
+            weight 0 trains its own tower alone.
         negative_sampling: the share of the rows without a click that each epoch draws at random. The loss corrects
             the logits for it, so predictions are those of all rows.
         sparse: update only the rows of a batch (SparseAdam), for tables that are too large to touch at every step.
@@ -90,6 +97,7 @@ class TrainConfig(BaseModel):
     min_gain: float = Field(default=1e-4, ge=0)
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float = Field(default=1.0, gt=0)
+    auxiliary_weights: Literal["uncertainty"] | LossWeight | dict[str, LossWeight] = 1.0
     negative_sampling: float = Field(default=1.0, gt=0, le=1)
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -347,7 +355,8 @@ def fit(
     epochs is kept, whatever `min_gain` says: it decides when the learning rate falls and when training stops, and not
     which epoch is kept. Rows count by their weights (`RowWeights`). With `start`, the metrics of the weights as they
     are, these are epoch 0 and stay if no epoch is better. With a `teacher`, its logits count as labels with their share
-    of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in them.
+    of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in them. Losses of the
+    model's auxiliary labels are added (`AuxiliaryLosses`).
 
     A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained, whatever
     `patience` and `decay` say.
@@ -362,10 +371,14 @@ def fit(
     model.sparse_gradients(config.sparse)
     knots = knot_rows(model, dataset, config.numbers) if fresh else ()
     optimiser = Optimiser(model, model.weight_parameters(), config, knots)
-    forward = torch.compile(model) if config.compile else model
+    forward = logits_of(model, compiled=config.compile)
     autocast = config.precision == "bfloat16" and device.type == "cuda"
     weights = RowWeights(dataset, taken)
-    columns = (*weights.columns, *(() if teacher is None else (teacher.logits,)))
+    auxiliary = AuxiliaryLosses(
+        model, dataset, taken, weights, config.auxiliary_weights, negative_sampling=config.negative_sampling
+    )
+    taught_columns = () if teacher is None else (teacher.logits,)
+    columns = (*weights.columns, *taught_columns, *auxiliary.columns)
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
     task.check_recipe(config.positive_weight, config.negative_sampling)
     plateau, state = Plateau(metric_in(task, monitor, dataset.schema.group), config.min_gain * task.unit), {}
@@ -384,12 +397,13 @@ def fit(
             dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
         ):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                logits = forward(ids)
-            own = weights.of(told)
-            loss = task.loss(logits.float() + shift, labels, config.positive_weight, weights=own)
+                both = forward(ids)
+            logits, own = both[0].float(), weights.of(told)
+            loss = task.loss(logits + shift, labels, config.positive_weight, weights=own)
             if teacher is not None:
-                taught = task.distil(logits.float(), told[-1], own)
+                taught = task.distil(logits, told[len(weights.columns)], own)
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught
+            loss = auxiliary.total(loss, both, told, own)
             loss.backward()
             optimiser.step()
             if config.anneal:

@@ -8,13 +8,23 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from autoembed import distill, shrinking
 from autoembed.architecture import Architecture
+from autoembed.auxiliary import auxiliary_metrics, check_recipe
 from autoembed.budget import Limit, uniform_bytes
 from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
@@ -88,6 +98,7 @@ class TrialConfig(BaseModel):
 class TrialResult(BaseModel):
     """What a trial found, and what it cost; `weights` are kept apart in a safetensors file.
 
+    `auxiliary` are the metrics of auxiliary labels on valid, by label.
     `latency_ms` is the compact model's time for a batch of 1,000 rows on the trial's device, and `notes` what a user
     should know of how the search went.
     """
@@ -96,6 +107,7 @@ class TrialResult(BaseModel):
 
     config: TrialConfig
     valid: TaskMetrics
+    auxiliary: dict[str, TaskMetrics] = {}
     cost: Cost
     architecture: Architecture
     fingerprint: str
@@ -104,6 +116,12 @@ class TrialResult(BaseModel):
     retrain_seconds: float
     latency_ms: float
     notes: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without auxiliary labels that are not there: so it was stored before there were such."""
+        node: dict[str, Any] = handler(self)
+        return {key: value for key, value in node.items() if value or key != "auxiliary"}
 
 
 def root_architecture(config: TrialConfig, dataset: Dataset) -> Architecture:
@@ -186,6 +204,7 @@ def _run(
     warm: WarmStarts | None = None,
     epochs: int | None = None,
 ) -> list[Found]:
+    check_labels(config, dataset.schema.auxiliary_labels)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     root = architecture = root_architecture(config, dataset)
@@ -245,6 +264,7 @@ def _run(
             result = TrialResult(
                 config=config,
                 valid=fitted.valid,
+                auxiliary=auxiliary_metrics(model, dataset, "valid", device),
                 cost=cost,
                 architecture=model.architecture.replace(cost=cost),
                 fingerprint=dataset.fingerprint,
@@ -351,3 +371,20 @@ def check(config: Mapping[str, object]) -> TrialConfig:
         raise SpaceError(f"{method.method} makes a model for each cluster, so ensemble.members must be 1")
     distill.require_searched(trial.train, method.method, searches)
     return trial
+
+
+def check_labels(trial: TrialConfig, labels: Sequence[str]) -> None:
+    """SpaceError unless a trial can be run on data with these auxiliary labels."""
+    check_recipe(labels, trial.train.auxiliary_weights, trial.train.negative_sampling)
+    if not labels:
+        return
+    with torch.device("meta"):
+        base.tower(trial.backbone, np.ones((2, trial.embedding.dim), dtype=bool))
+    stages = [configure(stage).method for stage in trial.stages]
+    for what, there in {
+        "tower.units: search": trial.tower.units == "search",
+        f"a model for each cluster ({stages[-1]})": load(stages[-1]).Supernet.makes_clusters,
+        "ensemble.share: none": trial.ensemble.members > 1 and trial.ensemble.share == "none",
+    }.items():
+        if there:
+            raise SpaceError(f"data.auxiliary_labels does not go with {what}: leave one of them out")

@@ -21,7 +21,8 @@ AREAS = {
     "Search spaces, methods and budgets": (
         "space", "ranges.py", "shipped.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py",
         "architecture.py", "trial.py", "drafting.py", "estimating.py", "candidates.py", "shrinking.py", "draws.py",
-        "distill.py", "batches.py", "training.py", "following.py", "retraining.py", "task.py", "clicks.py",
+        "distill.py", "batches.py", "auxiliary.py", "training.py", "following.py", "retraining.py", "task.py",
+        "clicks.py",
         "ratings.py", "metrics.py", "guessing.py",
     ),
     "Studies and clusters": (

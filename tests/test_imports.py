@@ -14,9 +14,9 @@ PACKAGE = Path(autoembed.__file__).parent
 ORDER = [
     "errors", "writing", "shipped", "ranges", "plugins", "types", "fast", "native", "metrics", "clicks", "ratings",
     "task", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "events", "shuffle", "batches",
-    "knot_rows", "training", "following", "knockout", "methods", "card", "bundle", "export", "scoring", "serving",
-    "candidates", "retraining", "reuse", "refreshing", "distill", "shrinking", "trial", "space", "search_estimator",
-    "estimator",
+    "auxiliary", "knot_rows", "training", "following", "knockout", "methods", "card", "bundle", "export", "scoring",
+    "serving", "candidates", "retraining", "reuse", "refreshing", "distill", "shrinking", "trial", "space",
+    "search_estimator", "estimator",
     "pruning", "draws", "estimating", "guessing", "drafting", "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}

@@ -81,6 +81,8 @@ def test_training_stops_after_patience_epochs_without_a_better_auc(planted):
 class Scripted(torch.nn.Module):
     """A click model whose predictions on valid are written down: in each epoch those of one column's 0 and 1."""
 
+    auxiliary_labels = ()
+
     def __init__(self, script):
         super().__init__()
         self.script = script

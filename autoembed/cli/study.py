@@ -191,6 +191,8 @@ def _train_architecture(
         f"{metrics}; {cost.embedding_bytes:,} bytes of embeddings, {cost.bytes:,} in all",
         soft_wrap=True,
     )
+    for name, own in found.auxiliary.items():
+        console.print(f"  {name}: {told(own, 'test')}", soft_wrap=True, markup=False)
     console.print(f"bundle written to {out}", soft_wrap=True)
 
 

@@ -75,7 +75,10 @@ class Dataset:
         for split in SPLITS:
             shape = (self.rows(split), sum(self.schema.lengths))
             ids, sides = self.ids(split), self.sides(split)
-            whole = all(side.shape == shape[:1] and side.dtype == KINDS[name] for name, side in sides.items())
+            whole = all(
+                side.shape == self.schema.side_shape(name, shape[0]) and side.dtype == KINDS[name]
+                for name, side in sides.items()
+            )
             if ids.shape != shape or ids.dtype != np.int32 or not whole:
                 raise ValueError(f"the arrays of {split} are not as dataset.json says")
 
@@ -142,6 +145,10 @@ class Dataset:
     def groups(self, split: Split) -> Groups | None:
         """A code of each row's group, int32 [rows], -1 where it is missing, memory-mapped; None without data.group."""
         return None if self.schema.group is None else self._load(f"{_known(split)}.groups")
+
+    def auxiliary(self, split: Split) -> Labels | None:
+        """The auxiliary labels, float32 [rows, L], 0, 1 or NaN for missing, memory-mapped likewise; None without."""
+        return self._load(f"{_known(split)}.auxiliary") if self.schema.auxiliary_labels else None
 
     def sides(self, split: Split) -> Sides:
         """What stands beside the ids of a split, by the names of `data.sides.KINDS`."""
@@ -329,8 +336,8 @@ def build_dataset(
     made = spec.target_statistics
     if made is not None and spec.split.by in (None, "time"):
         other.append("times")
-    # Data without weights, groups, knots and ratings are found where they were before there were such.
-    absent = {name for name in ("weight", "group") if getattr(spec, name) is None}
+    # Data without weights, groups, knots, ratings and further labels are found where they were before there were such.
+    absent = {name for name in ("weight", "group", "auxiliary_labels") if not getattr(spec, name)}
     absent |= {"task"} if spec.task == "clicks" else set()
     absent |= {"numeric_embedding"} if spec.numeric_embedding == "bins" else set()
     read_as = spec.model_dump(mode="json", exclude={"crosses", "target_statistics", *absent})

@@ -23,6 +23,7 @@ from autoembed.types import Array, Progress
 
 _CHUNK = 1 << 18
 _LABELS = ("label", "weight")
+_LEAST = 2  # rows of each class that an auxiliary label needs in each split
 TIMES = "train.times.npy"  # the rank of each train row's time, where statistics need it
 
 
@@ -69,6 +70,7 @@ def encode_table(
     rows, notes = {}, list(table.notes)
     for split, frame in splits.items():
         rows[split], counted = _counted_labels(split, frame, schema)
+        notes += _check_auxiliary(split, frame, schema)
         note = spec.predicts.check_split(split, counted.select("label", "count"), schema.label)
         if spec.task == "ratings" and split == "train":
             scale, told = _scale(counted, schema.label, units)
@@ -120,6 +122,8 @@ def _sides(chunk: pl.DataFrame, schema: FeatureSchema, groups: GroupCodes | None
         found["weights"] = chunk[schema.weight].to_numpy()
     if groups is not None:
         found["groups"] = groups.encode(chunk)
+    if names := list(schema.auxiliary_labels):
+        found["auxiliary"] = chunk.select(col(name).cast(pl.Float32).fill_null(np.nan) for name in names).to_numpy()
     return found
 
 
@@ -143,6 +147,30 @@ def _counted_labels(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) ->
         raise DataError(f"all weights of {split} are 0: give rows of {split} that shall count a weight above 0")
     counted = found.filter(pl.col("count") > 0).select("label", pl.col("count").cast(pl.Int64), "weight")
     return rows, counted
+
+
+def _check_auxiliary(split: Split, frame: pl.LazyFrame, schema: FeatureSchema) -> list[str]:
+    """What to know of the auxiliary labels of a split; DataError if one has too few rows of a class that count."""
+    counts = pl.lit(True) if schema.weight is None else col(schema.weight) > 0
+    each = [
+        ((col(name) == value) & counts).sum().alias(f"{place} {value}")
+        for place, name in enumerate(schema.auxiliary_labels)
+        for value in (0, 1)
+    ]
+    if not each:
+        return []
+    found, notes = frame.select(each).collect(engine="streaming"), []
+    for place, name in enumerate(schema.auxiliary_labels):
+        zeros, ones = (int(found[f"{place} {value}"].item()) for value in (0, 1))
+        if min(zeros, ones) < _LEAST:
+            raise DataError(
+                f"auxiliary label {name!r} must have {_LEAST} rows of each class in {split}, but has {zeros} of 0 and "
+                f"{ones} of 1: give {split} more rows, or take the column out of data.auxiliary_labels"
+            )
+        if split == "train":
+            share = ones / (zeros + ones)
+            notes.append(f"auxiliary label {name!r} is known in {zeros + ones:,} rows of train, {share:.2%} of them 1")
+    return notes
 
 
 def _scale(counted: pl.DataFrame, label: str, units: LabelScale | None) -> tuple[LabelScale, list[str]]:

@@ -1,4 +1,4 @@
-"""What counts as a click: the label column as 1, 0 or missing. Of ratings, the column as numbers."""
+"""What counts as a click: columns of labels as 1, 0 or missing. Of ratings, the column as numbers."""
 
 from __future__ import annotations
 
@@ -29,23 +29,55 @@ def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     check_dtype(name, dtype)
     if spec.task == "ratings":
         return _number_of(frames, spec, dtype)
-    counted = pl.concat([_counted(frame, name) for frame in frames.values()])
-    counted = counted.with_columns(key(pl.col("value"), dtype).alias("text"))
+    counted = _counted(frames, name, dtype)
     present = counted.drop_nulls("text")
     rows = int(present["rows"].sum())
     missing = int(counted["rows"].sum()) - rows
     _check_present(missing, rows, spec)
+    column = _present(counted, name, dtype)
+    if spec.above is not None:
+        if present["text"].cast(pl.Float64, strict=False).null_count():
+            raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")
+        return (column.cast(pl.Float64) > spec.above).cast(pl.Int8)
+    return _is_one(column, present, _ones(present, spec))
+
+
+def auxiliary_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> list[pl.Expr]:
+    """The expression of each auxiliary label, under its name, that is 1, 0 or null per row, Int8.
+
+    DataError unless its values are 0 and 1 in one of their writings.
+    """
+    found = []
+    for name in spec.auxiliary_labels:
+        dtype = frames["train"].collect_schema()[name]
+        check_dtype(name, dtype)
+        counted = _counted(frames, name, dtype)
+        present = counted.drop_nulls("text")
+        texts = set(present["text"])
+        if not {text.lower() for text in texts} <= ONES | ZEROS:
+            raise DataError(
+                f"auxiliary label {name!r} must be 0, 1 or missing, but has the values {_shown(present)}: make it such "
+                "a column in the table"
+            )
+        ones = {text for text in texts if text.lower() in ONES}
+        found.append(_is_one(_present(counted, name, dtype), present, ones).alias(name))
+    return found
+
+
+def _present(counted: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column with null for each value that means a missing one."""
     # Rows are compared as they are stored, as this runs in every later pass: the text of each would be slow.
     column = pl.when(col(name).is_not_nan()).then(col(name)) if dtype.is_float() else col(name)
     if dtype == pl.String:
         gone = counted.filter(pl.col("text").is_null())["value"].drop_nulls()
         column = pl.when(~column.is_in(gone.to_list())).then(column)
-    if spec.above is not None:
-        if present["text"].cast(pl.Float64, strict=False).null_count():
-            raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")
-        return (column.cast(pl.Float64) > spec.above).cast(pl.Int8)
-    ones = present.filter(pl.col("text").is_in(list(_ones(present, spec))))["value"].unique()
-    return column.is_in(ones.to_list()).cast(pl.Int8)
+    return column
+
+
+def _is_one(column: pl.Expr, present: pl.DataFrame, ones: set[str]) -> pl.Expr:
+    """Whether each value of a column is one of the texts `ones`, null where it is null: Int8."""
+    values = present.filter(pl.col("text").is_in(list(ones)))["value"].unique()
+    return column.is_in(values.to_list()).cast(pl.Int8)
 
 
 def _number_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec, dtype: pl.DataType) -> pl.Expr:
@@ -88,10 +120,13 @@ def _check_present(missing: int, rows: int, spec: DataSpec) -> None:
         raise DataError(f"the table must have at least 2 rows with a label, but has {rows}")
 
 
-def _counted(frame: pl.LazyFrame, name: str) -> pl.DataFrame:
-    """Each value of a column and its rows."""
-    values = frame.select(col(name).alias("value"))
-    return values.group_by("value").agg(pl.len().alias("rows")).collect(engine="streaming")
+def _counted(frames: Mapping[Split, pl.LazyFrame], name: str, dtype: pl.DataType) -> pl.DataFrame:
+    """Each value of a column, its text, null where it means a missing one, and its rows in each of the frames."""
+    parts = []
+    for frame in frames.values():
+        values = frame.select(col(name).alias("value"))
+        parts.append(values.group_by("value").agg(pl.len().alias("rows")).collect(engine="streaming"))
+    return pl.concat(parts).with_columns(key(pl.col("value"), dtype).alias("text"))
 
 
 def _ones(present: pl.DataFrame, spec: DataSpec) -> set[str]:

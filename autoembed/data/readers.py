@@ -12,7 +12,7 @@ import polars as pl
 
 from autoembed.data.files import Located, Where, format_of, locate, told
 from autoembed.data.frames import Frame, to_lazy
-from autoembed.data.labels import label_of
+from autoembed.data.labels import auxiliary_of, label_of
 from autoembed.data.multi import MultiSpec, as_lists, is_list, multi_of, no_lists, separated
 from autoembed.data.planted import LOGIT, Truth, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
@@ -35,8 +35,8 @@ class Table:
     """The parts of a table, its schema (cardinalities 0), and the truth of planted data.
 
     The columns of every part are the fields, the time and the group if there are such, the label, 0, 1 or missing
-    (Int8; of ratings a number, Float32), and the weight (Float32) if there is one. `notes` say in sentences what was
-    taken and what was guessed.
+    (Int8; of ratings a number, Float32), auxiliary labels likewise (Int8), and the weight (Float32) if there is one.
+    `notes` say in sentences what was taken and what was guessed.
     """
 
     parts: list[SplitTable]
@@ -76,8 +76,8 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
         frames = _same_columns({name: _scan(paths, spec, staging, notes.append) for name, paths in files.items()}, spec)
     schema = _schema(frames["train"], spec, notes.append)
     frames = typed_time(frames, spec)
-    label = label_of(frames, spec).alias(spec.label)
-    frames = {name: frame.with_columns(label) for name, frame in frames.items()}
+    labels = [label_of(frames, spec).alias(spec.label), *auxiliary_of(frames, spec)]
+    frames = {name: frame.with_columns(labels) for name, frame in frames.items()}
     weight = weight_of(frames, spec)
     if weight is not None:
         frames = {name: frame.with_columns(weight.alias(str(spec.weight))) for name, frame in frames.items()}
@@ -87,7 +87,7 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
     elif truth is not None:
         truth["best_rmse"] = {name: _rmse(frame) for name, frame in table.splits.items()}
     beside = [name for name in (schema.time, schema.weight, schema.group) if name]
-    columns = dict.fromkeys([*schema.names, *beside, schema.label])
+    columns = dict.fromkeys([*schema.names, *beside, schema.label, *schema.auxiliary_labels])
     return replace(table, parts=[part.select(*columns) for part in table.parts])
 
 
@@ -130,10 +130,12 @@ def open_frame(spec: DataSpec, frame: Frame) -> Opened:
 
 def _without_dropped(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
     names = frame.collect_schema().names()
-    unknown = [name for name in spec.drop if name not in names]
-    if unknown:
-        raise _unknown(unknown, "drop", names)
-    return frame.select(col(name) for name in names if name not in spec.drop)
+    hidden = {"drop": spec.drop, "auxiliary_labels": spec.auxiliary_labels}
+    for where, listed in hidden.items():
+        unknown = [name for name in listed if name not in names]
+        if unknown:
+            raise _unknown(unknown, where, names)
+    return frame.select(col(name) for name in names if name not in {*spec.drop, *spec.auxiliary_labels})
 
 
 def with_numbers(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
@@ -262,6 +264,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "time": [spec.time] if spec.time else [],
         "weight": [spec.weight] if spec.weight else [],
         "group": [spec.group] if spec.group else [],
+        "auxiliary_labels": spec.auxiliary_labels,
     }
     for where, names in wanted.items():
         unknown = [name for name in names if name not in types]
@@ -271,10 +274,10 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         raise no_label(spec.label, types.names(), "set data.label to one of")
     hidden = {spec.label, LOGIT} if spec.planted else {spec.label}
     hidden |= {spec.time or spec.label, spec.split.column or spec.label} - {*spec.categorical, *spec.numeric}
-    hidden |= {spec.weight or spec.label, *spec.drop}
+    hidden |= {spec.weight or spec.label, *spec.drop, *spec.auxiliary_labels}
     names = [name for name in types.names() if name not in hidden]
     if not names:
-        raise DataError("no fields are left: every column is the label, the time, the weight or under drop")
+        raise DataError("no fields are left: every column is a label, the time, the weight or under drop")
     lists = [name for name in names if is_list(types[name])]
     for name in names:
         if name not in lists:

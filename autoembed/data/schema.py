@@ -101,7 +101,7 @@ class FeatureSchema(BaseModel):
 
     The last three need not be there. The group may be a field too. Labels that are numbers have `ratings`, what those
     of train are like. `products` are pairs with a multi-valued field: they have no crossed column, but a search may
-    factorize them.
+    factorize them. `auxiliary_labels` are columns of clicks that models predict beside the label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +113,7 @@ class FeatureSchema(BaseModel):
     group: str | None = None
     ratings: LabelScale | None = None
     products: tuple[tuple[str, str], ...] = ()
+    auxiliary_labels: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> FeatureSchema:
@@ -124,20 +125,32 @@ class FeatureSchema(BaseModel):
             raise ValueError(f"the label must not be a field, but {self.label!r} is both")
         if self.weight in names:
             raise ValueError(f"the weight must not be a field, but {self.weight!r} is both")
+        both = sorted(set(self.auxiliary_labels) & set(names))
+        if both:
+            raise ValueError(f"auxiliary labels must not be fields, but these are both: {', '.join(both)}")
         return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        later = ("weight", "group", "ratings", "products")
+        later = ("weight", "group", "ratings", "products", "auxiliary_labels")
         return {key: value for key, value in node.items() if value or key not in later}
 
     @property
     def sides(self) -> tuple[str, ...]:
         """What is stored of each row beside its ids, as `data.sides.KINDS` names it."""
-        there = {"labels": True, "weights": self.weight is not None, "groups": self.group is not None}
+        there = {
+            "labels": True,
+            "weights": self.weight is not None,
+            "groups": self.group is not None,
+            "auxiliary": bool(self.auxiliary_labels),
+        }
         return tuple(name for name, held in there.items() if held)
+
+    def side_shape(self, name: str, rows: int) -> tuple[int, ...]:
+        """The shape of what is stored of so many rows under one of the names of `sides`."""
+        return (rows, len(self.auxiliary_labels)) if name == "auxiliary" else (rows,)
 
     @property
     def task(self) -> Task:

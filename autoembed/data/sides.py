@@ -1,4 +1,4 @@
-"""What stands beside the ids of each row: the label, its weight, and the group that it belongs to."""
+"""What stands beside the ids of each row: its label and auxiliary ones, its weight, and the group it belongs to."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from autoembed.data.values import MISSING, check_dtype, col, key
 from autoembed.errors import DataError
 from autoembed.types import Array
 
-Sides = Mapping[str, Array]  # arrays [rows] under the names of `KINDS`
+Sides = Mapping[str, Array]  # arrays [rows], of auxiliary labels [rows, L], under the names of `KINDS`
 Groups = npt.NDArray[np.int32]
 
 # In the order in which they are hashed.
-KINDS: Mapping[str, type[np.generic]] = {"labels": np.float32, "weights": np.float32, "groups": np.int32}
+KINDS: Mapping[str, type[np.generic]] = {
+    "labels": np.float32,
+    "weights": np.float32,
+    "groups": np.int32,
+    "auxiliary": np.float32,  # NaN where a row's label is missing
+}
 NO_GROUP = -1  # of rows whose group is missing
 
 

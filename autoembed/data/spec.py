@@ -114,7 +114,8 @@ class DataSpec(StrictModel):
     column is cut, about; for all, or by name, such as {price: 128}. `numeric_embedding` says what a number's embedding
     is: that of its bin ("bins"), between those of two neighbouring bins ("piecewise"), between those of the column's
     two ends ("linear"), or between those that a function of the number gives ("periodic", "soft_bins"); for all numeric
-    columns, or by name, such as {price: piecewise}.
+    columns, or by name, such as {price: piecewise}. `auxiliary_labels` names columns of clicks that models predict
+    beside the label, such as [is_like, long_view], whose values may be missing; they are no fields.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -129,6 +130,7 @@ class DataSpec(StrictModel):
     strip: bool = False
     null_values: tuple[str, ...] = ()
     label: str = "label"
+    auxiliary_labels: tuple[str, ...] = ()
     task: TaskName = "clicks"
     positive: tuple[bool | int | float | str, ...] | None = None
     above: float | None = None
@@ -185,7 +187,14 @@ class DataSpec(StrictModel):
 
     def schema_of(self, fields: tuple[Column, ...]) -> FeatureSchema:
         """The schema of a table with these columns."""
-        return FeatureSchema(fields=fields, label=self.label, time=self.time, weight=self.weight, group=self.group)
+        return FeatureSchema(
+            fields=fields,
+            label=self.label,
+            time=self.time,
+            weight=self.weight,
+            group=self.group,
+            auxiliary_labels=self.auxiliary_labels,
+        )
 
     def name(self, data: str | None = None) -> str:
         """A short name of the data, where `data` overrides `path`."""
@@ -229,7 +238,23 @@ class DataSpec(StrictModel):
             )
         if self.group == self.label:
             raise ValueError(f"the group must not be the label, but {self.group!r} is: name another column")
+        self._check_auxiliary({self.label, self.time, self.weight, self.group, self.split.column, *self.drop, *fields})
         return self
+
+    def _check_auxiliary(self, used: set[str | None]) -> None:
+        """ValueError for auxiliary labels that are `used` as something else, or named twice."""
+        names = self.auxiliary_labels
+        wrong = sorted(set(names) & used)
+        if wrong:
+            raise ValueError(
+                f"auxiliary_labels must be columns that are nothing else, but {', '.join(wrong)} is used elsewhere: "
+                "name each column once"
+            )
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"auxiliary_labels must name each column once, but got {', '.join(twice)} twice")
+        if names and self.planted is not None:
+            raise ValueError(f"planted data have one label: leave auxiliary_labels out, but got {list(names)}")
 
     def _check_ratings(self) -> None:
         """ValueError for what goes with labels of two classes only."""

@@ -39,7 +39,7 @@ class DatasetFacts(TypedDict):
 class Writer:
     """Fills `<split>.ids.npy` and `<split>.labels.npy` in `folder`, then writes what says what they mean.
 
-    Weights and groups have files like the labels', if the schema has such columns.
+    Weights, groups and auxiliary labels have files like the labels', if the schema has such columns.
     """
 
     def __init__(self, folder: Path, schema: FeatureSchema, rows: dict[Split, int]) -> None:
@@ -49,7 +49,10 @@ class Writer:
             split: self._array(f"{split}.ids", np.int32, (rows[split], sum(schema.lengths))) for split in SPLITS
         }
         self._sides = {
-            split: {name: self._array(f"{split}.{name}", KINDS[name], (rows[split],)) for name in schema.sides}
+            split: {
+                name: self._array(f"{split}.{name}", KINDS[name], schema.side_shape(name, rows[split]))
+                for name in schema.sides
+            }
             for split in SPLITS
         }
         # A hash per array: the order in which the rows of different splits come must not show in the fingerprint.
@@ -65,7 +68,7 @@ class Writer:
         return array
 
     def add(self, split: Split, ids: Ids, sides: Sides) -> None:
-        """Append ids [rows, V] to a split, and what stands beside them, [rows] each."""
+        """Append ids [rows, V] to a split, and what stands beside them, as `FeatureSchema.side_shape` says."""
         ids = np.ascontiguousarray(ids, dtype=np.int32)
         own = {name: np.ascontiguousarray(sides[name], dtype=KINDS[name]) for name in self.schema.sides}
         start, end = self._done[split], self._done[split] + len(ids)

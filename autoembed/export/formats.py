@@ -136,6 +136,15 @@ def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
         if not field.derived
     ]
     predicted = "click" if bundle.schema.ratings is None else "rating"
+    use = _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))).replace("click", predicted)
+    further = ""
+    if labels := ", ".join(bundle.schema.auxiliary_labels):
+        further = f"It predicts {bundle.schema.label} alone; the bundle predicts {labels} as well."
+    if further and format == "onnx":
+        use = use.replace(f"{predicted}, = ", f"{predicted}, auxiliary = ").replace("# float32 [N]", "# [N], [N, L]")
+        further = f"The columns of the second output, `auxiliary`, are the probabilities of {labels}, in this order."
+    elif further and format == "tables":
+        further = f"The weights of the towers for {labels} are under `heads.towers.0` and so on, in this order."
     return "\n".join(
         [
             f"# A {predicted} model for {format}",
@@ -144,12 +153,13 @@ def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
             f"{_INSTALL.get(format, 'pip install -r requirements.txt')}.",
             "",
             "```python",
-            _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))).replace("click", predicted),
+            use,
             "```",
             "",
             limits,
             "",
             *([note, ""] if note else []),
+            *([further, ""] if further else []),
             "sample.json holds ids and what the bundle predicts for them. A port is right if it gives them to 1e-5.",
             "",
             "| column | kind | ids |",

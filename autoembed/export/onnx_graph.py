@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ LIMITS = (
     "decimal point, and a missing value as an empty text, or NaN in numeric columns. A multi-valued column is a table "
     "of texts [N, values], empty where a row has fewer."
 )
-OUTPUT = "click"
+OUTPUT, FURTHER = "click", "auxiliary"
 _OPSET, _ML = 18, 2
 _TRUTH = {"true": ("true", "True", "TRUE", "1"), "false": ("false", "False", "FALSE", "0")}
 
@@ -41,14 +42,16 @@ def write(bundle: Bundle, folder: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BundleError(f"exporting to ONNX needs the package {error.name}: pip install 'autoembed[onnx]'") from None
-    model = graph_of_ids(program_of(bundle), OUTPUT if bundle.schema.ratings is None else "rating")
+    every = bool(bundle.schema.auxiliary_labels)
+    outputs = [OUTPUT if bundle.schema.ratings is None else "rating", *([FURTHER] if every else [])]
+    model = graph_of_ids(program_of(bundle, every=every), outputs)
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)
     if not any(field.get("buckets") for field in fields):
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 
-def graph_of_ids(program: ExportedProgram, output: str = OUTPUT) -> ModelProto:
+def graph_of_ids(program: ExportedProgram, outputs: Sequence[str] = (OUTPUT,)) -> ModelProto:
     """A program as an ONNX model, without a word of the machine that made it."""
     with quiet():
         made = torch.onnx.export(
@@ -56,7 +59,7 @@ def graph_of_ids(program: ExportedProgram, output: str = OUTPUT) -> ModelProto:
             dynamo=True,
             opset_version=_OPSET,
             input_names=[INPUT],
-            output_names=[output],
+            output_names=list(outputs),
             verbose=False,
         )
     assert made is not None

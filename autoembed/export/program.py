@@ -21,14 +21,14 @@ INPUT = "ids"
 MOST_ROWS = 1 << 24
 
 
-def program_of(bundle: Bundle) -> ExportedProgram:
-    """The program of a bundle, on the CPU."""
-    return program_of_model(bundle.model, sum(bundle.schema.lengths), bundle.schema.task)
+def program_of(bundle: Bundle, *, every: bool = False) -> ExportedProgram:
+    """The program of a bundle, on the CPU; with `every` label a second result, the chances of auxiliary ones [B, L]."""
+    return program_of_model(bundle.model, sum(bundle.schema.lengths), bundle.schema.task, every=every)
 
 
-def program_of_model(model: Model, columns: int, task: Task = CLICKS) -> ExportedProgram:
+def program_of_model(model: Model, columns: int, task: Task = CLICKS, *, every: bool = False) -> ExportedProgram:
     """The program of a compact model that reads so many columns; the model stays as it is."""
-    served = ServingModel(copy.deepcopy(model).cpu(), task)
+    served = ServingModel(copy.deepcopy(model).cpu(), task, every=every)
     example = torch.zeros(4, columns, dtype=torch.int64)
     with quiet():
         return torch.export.export(served, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1, max=MOST_ROWS)}})

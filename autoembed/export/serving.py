@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import FieldEmbedding, MixedEmbedding, PairEmbedding, SharedEmbedding
-from autoembed.nn.model import CTRModel, Model, RoutedModel, apply
+from autoembed.nn.model import CTRModel, Model, RoutedModel, joined
 from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import Router
@@ -27,16 +27,23 @@ from autoembed.types import Array
 
 
 class ServingModel(nn.Module):
-    """Ids int64 [B, F] in the schema's column order -> predictions float [B], such as click probabilities."""
+    """Ids int64 [B, F] in the schema's column order -> predictions float [B], such as click probabilities.
 
-    def __init__(self, model: Model, task: Task = CLICKS) -> None:
+    With `every` label it gives the chances of auxiliary ones as well, float [B, L].
+    """
+
+    def __init__(self, model: Model, task: Task = CLICKS, *, every: bool = False) -> None:
         super().__init__()
-        self.link = task.link
-        self.logits: nn.Module = _Routed(model) if isinstance(model, RoutedModel) else _One(model)
+        self.link, self.every = task.link, every
+        self.logits: nn.Module = _Routed(model) if isinstance(model, RoutedModel) else _One(model, every)
         self.eval().requires_grad_(False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.link(self.logits(ids))
+    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.every:
+            return self.link(self.logits(ids))
+        assert isinstance(self.logits, _One)
+        logits, further = self.logits.all_logits(ids)
+        return self.link(logits), further.sigmoid()
 
 
 class _One(nn.Module):
@@ -44,20 +51,32 @@ class _One(nn.Module):
 
     columns: Tensor
 
-    def __init__(self, model: CTRModel) -> None:
+    def __init__(self, model: CTRModel, every: bool = False) -> None:
         super().__init__()
         self.values, self.first_order = model.values, model.first_order
         self.embedding = _embedding(model)
         self.pairs = None if model.pairs is None else _pairs(model.pairs)
-        self.backbone = model.backbone
+        self.backbone, self.heads = model.backbone, model.heads if every else None
         self.register_buffer("columns", model.columns.long())
 
     def forward(self, ids_BV: Tensor) -> Tensor:
+        return self._of_label(*self._inputs(ids_BV))
+
+    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the logits of auxiliary labels [B, L]."""
+        assert self.heads is not None
+        e_BFD, first = self._inputs(ids_BV)
+        return self._of_label(e_BFD, first), self.heads(e_BFD)
+
+    def _inputs(self, ids_BV: Tensor) -> tuple[Tensor, Tensor | None]:
         ids = ids_BV.index_select(1, self.columns)
         e_BFD, pairs = self.embedding(ids[:, : self.values]), None
         if self.pairs is not None:
             pairs = self.pairs(ids[:, self.values :])
-        logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
+        return joined(e_BFD, pairs, first_order=self.first_order)
+
+    def _of_label(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        logits: Tensor = self.backbone(e_BFD, first_BF)
         return logits if logits.dim() == 1 else logits.mean(1)
 
 

@@ -23,7 +23,7 @@ from autoembed.errors import BundleError
 from autoembed.export.lookups import write_lookups
 from autoembed.export.program import MOST_ROWS, quiet
 from autoembed.nn.embedding import MixedEmbedding, PairEmbedding, starts
-from autoembed.nn.model import CTRModel, apply, measure
+from autoembed.nn.model import CTRModel, joined, measure
 from autoembed.task import Task
 
 # TorchRec 1.8 is built for torch 2.13, and so is FBGEMM 1.8.
@@ -172,7 +172,7 @@ class _Dense(nn.Module):
 
     def forward(self, e_BFD: Tensor, rows_BCE: Tensor | None = None) -> Tensor:
         pairs = None if self.inputs is None else self.inputs(rows_BCE)
-        logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
+        logits: Tensor = self.backbone(*joined(e_BFD, pairs, first_order=self.first_order))
         return self.link(logits if logits.dim() == 1 else logits.mean(1))
 
 

@@ -7,7 +7,7 @@ in OptInter (arXiv 2108.01265, sec. 3.4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from time import perf_counter
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoembed.auxiliary import AuxiliaryLosses, logits_of
 from autoembed.batches import RowWeights, batches, sampled
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
@@ -136,13 +137,13 @@ def _of_phase(report: Report, phase: Phase) -> EpochReport:
 
 
 def _cycle(
-    dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int, weights: RowWeights
+    dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int, columns: Sequence[Array]
 ) -> Iterator[tuple[Tensor, ...]]:
     """Held-out batches without end, shuffled again each time round."""
     size = min(size, len(held))
     for turn in count():
         order = Shuffle(held, [seed, 2, turn])
-        yield from batches(dataset, "train", size, device, rows=order, least=size, columns=weights.columns)
+        yield from batches(dataset, "train", size, device, rows=order, least=size, columns=columns)
 
 
 def _move_gates(
@@ -166,7 +167,15 @@ def _move_gates(
     optimiser = Optimiser(net, weights, train)
     plateau = Plateau(metric_in(task, monitor, dataset.schema.group), train.min_gain * task.unit)
     weights_of, held_of = RowWeights(dataset, rows), RowWeights(dataset, rows if joint else held)
-    arch_batches = _cycle(dataset, train.batch_size, device, held, seed, held_of)
+    forward = logits_of(net)
+    auxiliary = AuxiliaryLosses(
+        net, dataset, rows, weights_of, train.auxiliary_weights, negative_sampling=train.negative_sampling
+    )
+    held_auxiliary = auxiliary
+    if not joint:
+        held_auxiliary = AuxiliaryLosses(net, dataset, held, held_of, train.auxiliary_weights, like=auxiliary)
+    held_columns = (*held_of.columns, *held_auxiliary.columns)
+    arch_batches = _cycle(dataset, train.batch_size, device, held, seed, held_columns)
     drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, 1])
     assert not isinstance(drawn, int)
     done, total = 0, config.epochs * -(-len(drawn) // train.batch_size)
@@ -178,7 +187,7 @@ def _move_gates(
         drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, epoch])
         if train.negative_sampling < 1:
             weights_of.of_rows(drawn)
-        order, columns = Shuffle(drawn, [seed, 3, epoch]), weights_of.columns
+        order, columns = Shuffle(drawn, [seed, 3, epoch]), (*weights_of.columns, *auxiliary.columns)
         for ids, labels, *told in batches(
             dataset, "train", train.batch_size, device, rows=order, least=2, columns=columns
         ):
@@ -186,11 +195,14 @@ def _move_gates(
             done += 1
             if not joint:
                 arch_ids, arch_labels, *more = next(arch_batches)
-                own = held_of.of(more)
-                arch_loss = task.loss(net(arch_ids), arch_labels, train.positive_weight, weights=own)
+                own, both = held_of.of(more), forward(arch_ids)
+                arch_loss = task.loss(both[0], arch_labels, train.positive_weight, weights=own)
+                arch_loss = held_auxiliary.total(arch_loss, both, more, own)
                 net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
                 arch_total += arch_loss.detach()
-            loss = task.loss(net(ids) + shift, labels, train.positive_weight, weights=weights_of.of(told))
+            own, both = weights_of.of(told), forward(ids)
+            loss = task.loss(both[0] + shift, labels, train.positive_weight, weights=own)
+            loss = auxiliary.total(loss, both, told, own)
             moved = [*weights, *gates] if joint else weights
             gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)
             for weight, gradient in zip(weights, gradients, strict=False):

@@ -17,7 +17,8 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.methods.method import WidthConfig
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, BlockRows, PairEmbedding, pair_columns, starts
-from autoembed.nn.model import ClickModel, apply, inherit
+from autoembed.nn.heads import heads_of
+from autoembed.nn.model import ClickModel, inherit, joined
 from autoembed.nn.pooling import pooling_of
 from autoembed.nn.router import Router
 from autoembed.nn.rows import Rows
@@ -103,6 +104,7 @@ class GatedNet(ClickModel):
         pair_inputs = parent.pair_inputs(len(self.inputs), parts[-1].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
         self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
+        self.heads = heads_of(parent.backbone, active, parent.auxiliary_labels)
         own = [pair_columns(schema, part) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
         columns = schema.columns(parent.inputs) + [column for part in own for column in part]
@@ -135,10 +137,20 @@ class GatedNet(ClickModel):
 
     def forward(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V] in the schema's column order -> logits [B]."""
+        return self.logits(*self.embedded(ids_BV))
+
+    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the label [B] and those of auxiliary labels [B, L]."""
+        assert self.heads is not None
+        e_BFD, first = self.read(*self.embedded(ids_BV))
+        return self.backbone(e_BFD, first), self.heads(e_BFD)
+
+    def embedded(self, ids_BV: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The gated embeddings [B, F, D (+ 1)] of ids int [B, V], and the ids of pairs."""
         ids, *rest = self.split(ids_BV)
         e_BVC = functional.embedding(self.places_of(ids), self.weight, sparse=self.sparse)
         e_BFC = self.pooled(self.gate(e_BVC, ids), ids)
-        return self.logits(self.gate_rows(e_BFC), rest)
+        return self.gate_rows(e_BFC), rest
 
     def split(self, ids_BV: Tensor) -> list[Tensor]:
         """The ids of the fields, int [B, V of the parent], and of each of the pairs' parts."""
@@ -163,8 +175,13 @@ class GatedNet(ClickModel):
 
     def logits(self, e_BFC: Tensor, rest: Sequence[Tensor]) -> Tensor:
         """Logits [B] of embeddings [B, F, D (+ 1)] and the ids of pairs."""
+        out: Tensor = self.backbone(*self.read(e_BFC, rest))
+        return out
+
+    def read(self, e_BFC: Tensor, rest: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What the backbone reads of the same, as `joined` gives it."""
         parts = [part(columns) for part, columns in zip(self.pairs, rest, strict=True)]
-        return apply(self.backbone, e_BFC, self.mix(parts) if parts else None, first_order=self.first_order)
+        return joined(e_BFC, self.mix(parts) if parts else None, first_order=self.first_order)
 
     def gate_rows(self, e_BFC: Tensor) -> Tensor:
         """What gates of each row's own let through of embeddings [B, F, D (+ 1)]: all, if there are no such gates."""
@@ -251,7 +268,10 @@ class GatedNet(ClickModel):
             pairs.load({name: own.get(name, part) for name, part in pairs.own().items()})
         inputs = [pair.name for pair in self.inputs]
         if set(inputs) <= {pair.name for pair in source.inputs}:
-            inherit(source.backbone, self.backbone, source.places([*self.parent.inputs, *inputs]))
+            places = source.places([*self.parent.inputs, *inputs])
+            inherit(source.backbone, self.backbone, places)
+            if source.heads is not None and self.heads is not None:
+                inherit(source.heads, self.heads, places)
 
     def folded(self, gates: Tensor) -> tuple[Tensor, ...]:
         """The weights times `gates` float [S, D (+ 1)], per field of the parent float [cardinality, D (+ 1)]."""

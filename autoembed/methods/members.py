@@ -55,8 +55,8 @@ def spreading(ask: Ask, ensemble: Ensemble) -> Ask:
 def compact(net: Supernet, architecture: Architecture) -> Model:
     """The compact model of what `spreading` gave, with the net's weights.
 
-    An ensemble of one architecture takes the tables, and the backbone that all members share. Backbones of their own
-    are fresh: copies would stay too much alike.
+    An ensemble of one architecture takes the tables, the backbone that all members share and the towers of auxiliary
+    labels. Backbones of their own are fresh: copies would stay too much alike.
     """
     if net.makes_clusters or single(architecture) is architecture:
         return tower.compact(net, architecture)
@@ -68,4 +68,6 @@ def compact(net: Supernet, architecture: Architecture) -> Model:
             own.load_state_dict(theirs.state_dict())
         if isinstance(member.backbone, SharedMembers):
             member.backbone.inherit(cast(Backbone, one.backbone))
+        if member.heads is not None and one.heads is not None:
+            member.heads.load_state_dict(one.heads.state_dict())
     return model

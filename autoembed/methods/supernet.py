@@ -298,4 +298,6 @@ class Supernet(GatedNet):
         if model.pairs is not None:
             model.pairs.load(self.pair_tables())
         inherit(self.backbone, model.backbone, inputs)
+        if self.heads is not None and model.heads is not None:
+            inherit(self.heads, model.heads, inputs)
         return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -16,6 +16,7 @@ from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import find
 from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding, pair_columns, starts
 from autoembed.nn.ensemble import build_backbone
+from autoembed.nn.heads import Heads, heads_of
 from autoembed.nn.layers import Narrowable
 from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.quantised import PackedLinear, load_layers, quantise_layers
@@ -38,7 +39,29 @@ STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding | QuotientRem
 
 
 class ClickModel(nn.Module):
-    """What is trained: a module from ids to logits that tells its embedding tables."""
+    """What is trained: a module from ids to logits that tells its embedding tables.
+
+    Attributes:
+        heads: the towers of auxiliary labels; None without such labels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: Heads | None = None
+
+    @property
+    def auxiliary_labels(self) -> tuple[str, ...]:
+        """The labels that it predicts beside the main one."""
+        return () if self.heads is None else self.heads.labels
+
+    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives for ids, and the logits of auxiliary labels [B, L], from one look-up."""
+        raise NotImplementedError
+
+    def train_apart(self, labels: Collection[str]) -> None:
+        """Trains the towers of these auxiliary labels without moving what they share with the others."""
+        if self.heads is not None:
+            self.heads.apart = labels
 
     def embedding_weights(self) -> Sequence[nn.Parameter]:
         """The tables, which the regulariser applies to."""
@@ -88,8 +111,11 @@ class CTRModel(ClickModel):
         if architecture.built:
             self.pairs = PairEmbedding(architecture, packed=packed, interpolated=schema.interpolated)
         self.backbone = build_backbone(architecture)
+        self.heads = heads_of(architecture.backbone, architecture.active(), architecture.auxiliary_labels)
         if packed:
             quantise_layers(self.backbone, architecture.tower_bits)
+            if self.heads is not None:
+                quantise_layers(self.heads, architecture.tower_bits)
         columns = schema.columns(architecture.inputs) + pair_columns(schema, architecture)
         self.values = sum(architecture.lengths)
         self.all = columns == list(range(sum(schema.lengths)))
@@ -97,11 +123,24 @@ class CTRModel(ClickModel):
 
     def forward(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
+        return self._of_label(*self._inputs(ids_BV))
+
+    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the logits of auxiliary labels [B, L]."""
+        assert self.heads is not None
+        e_BFD, first = self._inputs(ids_BV)
+        return self._of_label(e_BFD, first), self.heads(e_BFD)
+
+    def _inputs(self, ids_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the backbone reads, as `joined` gives it."""
         ids = ids_BV if self.all else ids_BV.index_select(1, self.columns)
         e_BFD, pairs = self.embedding(ids[:, : self.values]), None
         if self.pairs is not None:
             pairs = self.pairs(ids[:, self.values :])
-        logits = apply(self.backbone, e_BFD, pairs, first_order=self.first_order)
+        return joined(e_BFD, pairs, first_order=self.first_order)
+
+    def _of_label(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        logits: Tensor = self.backbone(e_BFD, first_BF)
         return logits if logits.dim() == 1 or self.training else logits.mean(1)
 
     def embed(self, ids_BV: Tensor) -> Tensor:
@@ -151,6 +190,10 @@ class RoutedModel(ClickModel):
     def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
         assert architecture.router is not None
+        if architecture.auxiliary_labels:
+            raise SpaceError(
+                "data.auxiliary_labels does not go with a model for each cluster or member: leave one of them out"
+            )
         for field in architecture.router.fields:
             if field.name not in schema.names or schema.fields[schema.index(field.name)].cardinality < field.rows:
                 raise BundleError(f"the router's field {field.name!r} must have {field.rows} ids in the schema")
@@ -271,10 +314,10 @@ def pack(model: Model, schema: FeatureSchema) -> Model:
     return packed.train(model.training)
 
 
-def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first_order: bool) -> Tensor:
-    """A backbone on the embeddings of fields [B, F, D (+ 1)] and the inputs of pairs [B, P, E <= D].
+def joined(e_BFD: Tensor, pairs_BPE: Tensor | None, *, first_order: bool) -> tuple[Tensor, Tensor | None]:
+    """What a backbone reads of the embeddings of fields [B, F, D (+ 1)] and the inputs of pairs [B, P, E <= D].
 
-    Logits [B], or [B, K] of an ensemble's members.
+    Embeddings of fields and pairs [B, F + P, D], and first-order weights [B, F], if there are such.
     """
     first = None
     if first_order:
@@ -282,8 +325,7 @@ def apply(backbone: nn.Module, e_BFD: Tensor, pairs_BPE: Tensor | None, *, first
     if pairs_BPE is not None:
         wide = functional.pad(pairs_BPE, (0, e_BFD.shape[2] - pairs_BPE.shape[2]))
         e_BFD = torch.cat([e_BFD, wide], dim=1)
-    out: Tensor = backbone(e_BFD, first)
-    return out
+    return e_BFD, first
 
 
 def _read(architecture: Architecture) -> dict[str, Field]:
@@ -351,6 +393,8 @@ def take_over(model: Model, wide: Model) -> bool:
         return False
     if any(one.built or one.ensemble or one.tower_bits < 32 for one in (own, theirs)):
         return False
+    if own.auxiliary_labels != theirs.auxiliary_labels:
+        return False
     known = {field.name: field for field in theirs.fields}
     if not all(field.name in known and _is_part(field, known[field.name]) for field in own.fields):
         return False
@@ -361,7 +405,10 @@ def take_over(model: Model, wide: Model) -> bool:
         ids[:, 0] = torch.arange(field.cardinality)
         dense[number] = looked_up(wide, field.name, ids)
     model.embedding.load_dense(dense, own)
-    inherit(wide.backbone, model.backbone, [theirs.inputs.index(name) for name in own.inputs])
+    places = [theirs.inputs.index(name) for name in own.inputs]
+    inherit(wide.backbone, model.backbone, places)
+    if wide.heads is not None and model.heads is not None:
+        inherit(wide.heads, model.heads, places)
     return True
 
 

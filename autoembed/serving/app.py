@@ -198,11 +198,15 @@ class App:
 def _answer(model: Loaded, kind: str, body: bytes, arrow: bool) -> tuple[Array, bytes]:
     """The ids of a body, and the content of its answer."""
     ids = model.reader.arrow(body) if kind == ARROW else model.reader.json(body)
-    found = model.predict(ids)
+    found, further = model.predict_all(ids)
     if not arrow:
-        return ids, json.dumps({"predictions": found.tolist(), "model": model.id}).encode()
+        node: dict[str, object] = {"predictions": found.tolist()}
+        if further:
+            node["auxiliary"] = {label: own.tolist() for label, own in further.items()}
+        return ids, json.dumps({**node, "model": model.id}).encode()
     stream = io.BytesIO()
-    pl.DataFrame({"prediction": found}).write_ipc_stream(stream)
+    columns = {"prediction": found, **{f"prediction_{label}": own for label, own in further.items()}}
+    pl.DataFrame(columns).write_ipc_stream(stream)
     return ids, stream.getvalue()
 
 

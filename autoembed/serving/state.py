@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from autoembed.auxiliary import logits_of
 from autoembed.bundle import Bundle, check_bundle, load_bundle
 from autoembed.data.schema import PAD, Field
 from autoembed.errors import first_line
@@ -37,6 +38,7 @@ class Loaded:
         self.loaded = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self.reader = RowReader(bundle, max_rows=max_rows, strict=strict)
         self.model, self.link = folded(bundle.model.cpu()), bundle.schema.task.link
+        self.logits = logits_of(self.model)
         missing, lengths = map(bundle.vocabulary.missing, bundle.schema.names), bundle.schema.lengths
         self.missing = np.repeat([at or GONE for at in missing], lengths)  # of each column of ids
         self.starts = np.cumsum((0, *lengths[:-1]))
@@ -53,15 +55,24 @@ class Loaded:
 
     def predict(self, ids: Array) -> Array:
         """Predictions float32 [N] of ids as the reader gives them, int32 [N, V]."""
+        return self.predict_all(ids)[0]
+
+    def predict_all(self, ids: Array) -> tuple[Array, dict[str, Array]]:
+        """The same, and the chances of each auxiliary label, float32 [N]."""
         with torch.inference_mode():
             tensor = torch.from_numpy(np.ascontiguousarray(np.where(ids == GONE, 0, ids)))
             if len(ids) <= _BATCH:
-                return self._scored(tensor)
-            return np.concatenate([self._scored(part) for part in torch.split(tensor, _BATCH)])
+                found, further = self._scored(tensor)
+            else:
+                parts = [self._scored(part) for part in torch.split(tensor, _BATCH)]
+                found, further = (np.concatenate(own) for own in zip(*parts, strict=True))
+        return found, dict(zip(self.model.auxiliary_labels, further.T, strict=True))
 
-    def _scored(self, ids: torch.Tensor) -> Array:
-        found: Array = self.link(self.model(ids)).float().numpy()
-        return found
+    def _scored(self, ids: torch.Tensor) -> tuple[Array, Array]:
+        """Predictions float32 [N], and chances of auxiliary labels [N, L]."""
+        logits, further = self.logits(ids)
+        found: Array = self.link(logits).float().numpy()
+        return found, np.empty((len(ids), 0)) if further is None else further.float().sigmoid().numpy()
 
     def count(self, ids: Array) -> None:
         """Adds the unknown and missing values of ids as the reader gives them."""
@@ -84,6 +95,7 @@ class Loaded:
         return {
             "model": self.id,
             "label": bundle.schema.label,
+            **({"auxiliary_labels": labels} if (labels := bundle.schema.auxiliary_labels) else {}),
             "columns": [_column(field) for field in fields],
             "backbone": bundle.architecture.backbone,
             "bytes": cost and cost.bytes,

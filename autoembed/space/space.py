@@ -27,7 +27,7 @@ from autoembed.space.leaves import Range, filled, is_range, method_of, numbered,
 from autoembed.space.sections import Budget, FeatureSpec, Final, Objective, Scheduler, Variant, placed
 from autoembed.space.text import load_yaml
 from autoembed.task import TASKS, metric_in
-from autoembed.trial import TrialConfig, check
+from autoembed.trial import TrialConfig, check, check_labels
 
 TRACKERS = ("mlflow", "none")
 
@@ -152,6 +152,7 @@ class SearchSpace(BaseModel):
                 self.require_pairs(trial := check(config))
                 self.require_functions(trial)
                 self.data.predicts.check_recipe(trial.train.positive_weight, trial.train.negative_sampling)
+                check_labels(trial, self.data.auxiliary_labels)
         return self
 
     def text(self) -> str:

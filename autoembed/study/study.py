@@ -166,8 +166,8 @@ class Study:
     def retrain(self, trial: str | None = None, *, seeds: int = 3, device: str | None = None) -> pl.DataFrame:
         """Trains a trial's architecture from fresh weights with seeds 1, 2, ...; a row per seed.
 
-        Columns: seed, the metrics on valid and test (valid_auc and so on), best_epoch, seconds. Test is read once a
-        seed, for the weights of the best epoch by valid.
+        Columns: seed, the metrics on valid and test (valid_auc and so on), those of auxiliary labels (test_auc.LABEL),
+        best_epoch, seconds. Test is read once a seed, for the weights of the best epoch by valid.
         """
         with self._imports():
             rows = retrain_seeds(self.run, self.trial(trial).id, self.dataset, seeds, device, self._shown)

@@ -374,7 +374,7 @@ def test_places_that_do_not_exist_are_named(tmp_path, go, small):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"lable": "x"}, "unknown key 'lable': must be one of above, bins, .*label"),
+        ({"lable": "x"}, "unknown key 'lable': must be one of above, auxiliary_labels, bins, .*label"),
         ({"split": {"on": "time"}}, "unknown key 'on': must be one of by, column, seed, stratify, test, valid"),
         ({"path": "x", "planted": {}}, "path or planted, but got both"),
         ({"positive": [1], "above": 2}, "positive or above, but got both"),

@@ -134,6 +134,22 @@ def build(options: Mapping[str, object], active: Array, *, pairs: int = 0) -> Ba
     return kind.Backbone(configure(options), active)
 
 
+def tower(options: Mapping[str, object], active: Array) -> Tower:
+    """A plain tower with the hidden layers of a backbone, on the active entries bool [F, D].
+
+    SpaceError if the backbone has none.
+    """
+    config = configure(options)
+    hidden, dropout = (getattr(config, name, None) for name in ("hidden", "dropout"))
+    if hidden is None or dropout is None:
+        able = ", ".join(name for name in names() if "hidden" in find(name).Config.model_fields)
+        raise errors.SpaceError(
+            f"the towers of data.auxiliary_labels have the hidden layers of the backbone, and {config.name} has none: "
+            f"use one of {able}"
+        )
+    return Tower(active, hidden, dropout=dropout, batch_norm=getattr(config, "batch_norm", False))
+
+
 def require_pairs(name: str, who: str) -> None:
     """SpaceError unless a backbone takes inputs of pairs, which `who` makes."""
     if not find(name).Backbone.takes_pairs:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from autoembed.auxiliary import recorded
 from autoembed.budget import Limit
 from autoembed.bundle import write_bundle
 from autoembed.data.dataset import Dataset
@@ -76,7 +77,7 @@ def _bundle(
         architecture=result.architecture,
         model=model,
         data=space.data.model_dump(mode="json", exclude={"path", "planted", "split", "files", "crosses"}),
-        metrics={"valid": result.valid.model_dump()},
+        metrics=recorded("valid", result.valid, result.auxiliary),
         provenance={
             "study": run.name,
             "trial": trial_id,

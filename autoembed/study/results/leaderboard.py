@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from autoembed.architecture import Architecture
+from autoembed.auxiliary import auxiliary_metrics, under_labels
 from autoembed.data.dataset import Dataset
 from autoembed.data.planted import Populations, Truth
 from autoembed.errors import StudyError, first_line, option
@@ -19,6 +21,7 @@ from autoembed.task import Monitor, TaskMetrics, columns, task_of, under
 from autoembed.training import metrics_on, pick_device
 
 FILE = "leaderboard.json"
+METRICS = ("valid", "test", "auxiliary_valid", "auxiliary_test")  # of a row; each of them has columns of its own
 
 
 class _Frozen(BaseModel):
@@ -28,7 +31,8 @@ class _Frozen(BaseModel):
 class Row(_Frozen):
     """One arm: its best trial by valid, or none if all of its trials failed.
 
-    `test_auc_error` is the standard error of the task's first metric on test, by the rows of test alone.
+    `test_auc_error` is the standard error of the task's first metric on test, by the rows of test alone. The metrics of
+    auxiliary labels stand by label, and are stored where there are such.
     """
 
     arm: str
@@ -38,6 +42,8 @@ class Row(_Frozen):
     trial: str | None = None
     valid: TaskMetrics | None = None
     test: TaskMetrics | None = None
+    auxiliary_valid: dict[str, TaskMetrics] = {}
+    auxiliary_test: dict[str, TaskMetrics] = {}
     test_auc_error: float | None = None
     embedding_parameters: int | None = None
     embedding_bytes: int | None = None
@@ -45,6 +51,17 @@ class Row(_Frozen):
     bytes: int | None = None
     search_seconds: float | None = None
     retrain_seconds: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without auxiliary labels that are not there: so it was stored before there were such."""
+        node: dict[str, Any] = handler(self)
+        return {key: value for key, value in node.items() if value or not key.startswith("auxiliary_")}
+
+    @property
+    def further(self) -> dict[str, float]:
+        """The metrics of auxiliary labels, under names such as test_auc.is_like."""
+        return under_labels("valid", self.auxiliary_valid) | under_labels("test", self.auxiliary_test)
 
     @property
     def test_error(self) -> float | None:
@@ -116,8 +133,8 @@ class Leaderboard(_Frozen):
             known = under("valid", row.valid) | under("test", row.test)
             metrics = {name: known.get(name) for name in columns(task_of(self.metric), "valid", "test", there=there)}
             rows.append(
-                {"arm": row.arm, "trial": row.trial, **metrics}
-                | row.model_dump(exclude={"arm", "trial", "valid", "test"})
+                {"arm": row.arm, "trial": row.trial, **metrics, **row.further}
+                | row.model_dump(exclude={"arm", "trial", *METRICS})
             )
         return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -159,7 +176,7 @@ def best(trials: Iterable[Trial], space: SearchSpace) -> Trial:
 def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = None) -> Leaderboard:
     """Compares the arms, and reads the test split for each arm's best trial, once: what was read before is kept."""
     before = Leaderboard.read(run, rebuilt=True)
-    known = {row.trial: row.test for row in before.rows} if before else {}
+    known = {row.trial: (row.test, row.auxiliary_test) for row in before.rows if row.test} if before else {}
     counts = Counter((ended.arm, ended.state) for ended in run.ended())
     trials = run.trials()
     rows, champions = [], []
@@ -171,11 +188,13 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
             champion = best(own, space)
             champions.append(champion)
             cost = champion.result.cost
-            test = known.get(champion.id) or on_test(run, champion, dataset, str(space.device))
+            test, further = known.get(champion.id) or on_test(run, champion, dataset, str(space.device))
             found = {
                 "trial": champion.id,
                 "valid": champion.result.valid,
                 "test": test,
+                "auxiliary_valid": champion.result.auxiliary,
+                "auxiliary_test": further,
                 "test_auc_error": dataset.task.error(test[dataset.task.metrics[0].name], labels, weights),
                 "embedding_parameters": cost.embedding_parameters,
                 "embedding_bytes": cost.embedding_bytes,
@@ -202,11 +221,11 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
     return board
 
 
-def on_test(run: RunDir, trial: Trial, dataset: Dataset, device: str) -> Metrics:
-    """How a trial's saved weights do on the test split."""
+def on_test(run: RunDir, trial: Trial, dataset: Dataset, device: str) -> tuple[Metrics, dict[str, Metrics]]:
+    """How a trial's saved weights do on the test split, and on its auxiliary labels."""
     where = pick_device(device)
     model = run.load_model(trial, dataset.schema).to(where)
-    return metrics_on(model, dataset, "test", where)
+    return metrics_on(model, dataset, "test", where), auxiliary_metrics(model, dataset, "test", where)
 
 
 def groups(truth: Truth, dataset: Dataset, architecture: Architecture) -> tuple[Group, ...]:

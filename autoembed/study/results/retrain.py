@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import TypedDict
 
+from autoembed.auxiliary import auxiliary_metrics, under_labels
 from autoembed.data.dataset import Dataset
 from autoembed.errors import StudyError, option
 from autoembed.nn.model import RoutedModel
@@ -14,7 +15,7 @@ from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard, best, eligible
 from autoembed.study.run_dir import RunDir, Trial
 from autoembed.study.show.progress import Display
-from autoembed.task import Task, columns, under
+from autoembed.task import Task, columns, of_labels, under
 from autoembed.training import metrics_on, pick_device
 from autoembed.trial import teacher_of
 
@@ -23,7 +24,7 @@ ARMS = "arms.json"
 PARTIAL = "arms.partial.json"
 
 
-SeedRow = dict[str, float]  # seed, the metrics on valid and test, best_epoch, seconds
+SeedRow = dict[str, float]  # seed, the metrics on valid and test, those of auxiliary labels, best_epoch, seconds
 
 
 class ArmSeeds(TypedDict):
@@ -158,13 +159,16 @@ def _over_seeds(
             "seed": seed,
             **under("valid", fitted.valid),
             **under("test", test),
+            **under_labels("valid", auxiliary_metrics(model, dataset, "valid", where)),
+            **under_labels("test", auxiliary_metrics(model, dataset, "test", where)),
             "best_epoch": fitted.epoch,
             "seconds": round(fitted.seconds, 2),
         }
 
 
 def _summary(trial_id: str, rows: list[SeedRow], task: Task) -> ArmSeeds:
-    found = {name: [row[name] for row in rows] for name in columns(task, "valid", "test", there=rows[0])}
+    names = [*columns(task, "valid", "test", there=rows[0]), *of_labels(rows[0], "valid", "test")]
+    found = {name: [row[name] for row in rows] for name in names}
     return {
         "trial": trial_id,
         "mean": {name: statistics.mean(values) for name, values in found.items()},

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autoembed.metrics import Metric
 from autoembed.study.show.tables import make_table, print_table, two_lines
-from autoembed.task import columns, metric_of, present, task_of, titled, under
+from autoembed.task import columns, metric_of, of_labels, present, task_of, titled, under
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,6 +45,7 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
         won = row.trial == board.winner
         table.add_row("►" if won else "", row.arm, *_cells(row, [first, *others]), style="bold green" if won else None)
     print_table(console, table)
+    _show_auxiliary(console, board)
     if board.told_bound is not None:
         console.print(f"  {board.told_bound}\n")
     _show_groups(console, board)
@@ -108,6 +109,17 @@ def _cells(row: Row, metrics: Sequence[Metric]) -> list[str]:
         f"{row.retrain_seconds:.1f}",
         trials,
     ]
+
+
+def _show_auxiliary(console: Console, board: Leaderboard) -> None:
+    """Prints the metrics of auxiliary labels, if there are such."""
+    names = list(dict.fromkeys(name for row in board.rows for name in row.further))
+    if not names:
+        return
+    table = make_table("Auxiliary labels", "arm", *map(titled, names))
+    for row in board.rows:
+        table.add_row(row.arm, *(f"{row.further[name]:.4f}" if name in row.further else "-" for name in names))
+    print_table(console, table)
 
 
 def _show_groups(console: Console, board: Leaderboard) -> None:
@@ -178,7 +190,8 @@ def show_frontier(console: Console, curves: Curves, folder: Path) -> None:
 def show_arms(console: Console, found: ArmsContent, path: Path) -> None:
     """Prints each arm's retraining over seeds, and how far the leader by valid is ahead on test."""
     metric, task, sign = titled(found["metric"]), task_of(found["metric"]), metric_of(found["metric"]).sign
-    names = [task.metrics[0].monitor, *columns(task, "test", there=found["arms"][found["leader"]]["mean"])]
+    there = found["arms"][found["leader"]]["mean"]
+    names = [task.metrics[0].monitor, *columns(task, "test", there=there), *of_labels(there, "test")]
     number = len(found["arms"][found["leader"]]["seeds"])
     table = make_table(
         f"each arm's best trial retrained from fresh weights, mean ± sd of {number} seeds",

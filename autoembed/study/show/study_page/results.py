@@ -16,7 +16,7 @@ from autoembed.study.show.study_page.facts import StudyFacts
 from autoembed.study.show.study_page.markup import Html, code, details, join, prose, scroll, table, tag
 from autoembed.study.show.study_page.verdict import holm, interval
 from autoembed.study.show.tables import legible
-from autoembed.task import columns, metric_of, present, task_of, titled
+from autoembed.task import columns, metric_of, of_labels, present, task_of, titled
 
 FIELDS = 150  # rows of the widest tables
 POINTS = 1500  # of a plot
@@ -60,8 +60,27 @@ def leaderboard(facts: StudyFacts) -> Html:
         class_="mute",
     )
     return join(
-        [note, table("leaderboard", heads, rows, left=2, best=best), _seeds(facts), _bound(facts), _groups(facts)]
+        [
+            note,
+            table("leaderboard", heads, rows, left=2, best=best),
+            _auxiliary(facts),
+            _seeds(facts),
+            _bound(facts),
+            _groups(facts),
+        ]
     )
+
+
+def _auxiliary(facts: StudyFacts) -> Html | None:
+    """The metrics of auxiliary labels."""
+    names = list(dict.fromkeys(name for row in facts.board.rows for name in row.further))
+    if not names:
+        return None
+    rows = [
+        [legible(row.arm), *(f"{row.further[name]:.4f}" if name in row.further else "–" for name in names)]
+        for row in facts.board.rows
+    ]
+    return join([tag("h3", "Auxiliary labels"), table("auxiliary labels", ["arm", *map(titled, names)], rows)])
 
 
 def _seeds(facts: StudyFacts) -> Html | None:
@@ -70,7 +89,8 @@ def _seeds(facts: StudyFacts) -> Html | None:
     if found is None:
         return None
     task = task_of(found["metric"])
-    names = [task.metrics[0].monitor, *columns(task, "test", there=found["arms"][found["leader"]]["mean"])]
+    there = found["arms"][found["leader"]]["mean"]
+    names = [task.metrics[0].monitor, *columns(task, "test", there=there), *of_labels(there, "test")]
     sign, adjusted = metric_of(found["metric"]).sign, holm(found["paired"])
     number = len(found["arms"][found["leader"]]["seeds"])
     heads = ["arm", "trial", *map(titled, names), f"{found['leader']} ahead by {titled(found['metric'])}", "p", "Holm"]

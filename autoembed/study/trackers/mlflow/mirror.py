@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -17,11 +18,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 
+from autoembed.auxiliary import under_labels
 from autoembed.bundle import load_bundle
 from autoembed.errors import StudyError
+from autoembed.metrics import Metrics
 from autoembed.ranking.ranking import Ranking
 from autoembed.space import SearchSpace, load_mapping
-from autoembed.study.results.leaderboard import Leaderboard
+from autoembed.study.results.leaderboard import METRICS, Leaderboard
 from autoembed.study.results.retrain import ARMS
 from autoembed.study.run_dir import Ended, RunDir, arm_of
 from autoembed.study.show.page import block_matrix, choice_matrix
@@ -258,17 +261,19 @@ class Mirror:
     def result(self, board: Leaderboard) -> None:
         """Logs the leaderboard, test metrics of each arm's best trial, and the best bundle as the champion."""
         parent = self._runs[""]
-        rows = [row.model_dump(mode="json", exclude={"valid", "test"}) for row in board.rows]
+        rows = [row.model_dump(mode="json", exclude=set(METRICS)) for row in board.rows]
         there = board.table.columns
         for plain, row in zip(rows, board.rows, strict=True):
             known = under("valid", row.valid) | under("test", row.test)
             plain |= {name: known.get(name) for name in columns(task_of(board.metric), "valid", "test", there=there)}
+            plain |= row.further
             if row.trial and row.test:
-                test = under("test", row.test)
+                test = under("test", row.test) | _of_labels("test", row.auxiliary_test)
                 self._facts(self._child(row.trial), test)
                 if row.trial == board.winner:
                     self._facts(parent, _facts_of(self.run.read_trial(row.trial).result) | test)
-        self.client.log_text(self.parent, pl.DataFrame(rows).write_csv(), "leaderboard.csv")
+        table = pl.DataFrame(rows, infer_schema_length=None)
+        self.client.log_text(self.parent, table.write_csv(), "leaderboard.csv")
         if parent.data.tags.get("best.trial") != board.winner:
             self._pictures(self.parent, board.winner)
         self._over_seeds()
@@ -294,7 +299,9 @@ class Mirror:
         if found is None:
             return
         for arm, one in found["arms"].items():
-            values = {f"seeds/{name}_{what}": one[what][name] for what in ("mean", "sd") for name in one[what]}
+            values = {
+                f"seeds/{_allowed(name)}_{what}": one[what][name] for what in ("mean", "sd") for name in one[what]
+            }
             self._facts(self._child(one["trial"]), values)
             if arm == found["leader"]:
                 self._facts(self._runs[""], values)
@@ -339,11 +346,22 @@ def _facts_of(result: TrialResult) -> dict[str, float | None]:
     costs = {f"cost/{name}": getattr(result.cost, name) for name in COSTS}
     return {
         **under("valid", result.valid),
+        **_of_labels("valid", result.auxiliary),
         **costs,
         "cost/latency_ms": result.latency_ms,
         "cost/search_seconds": result.search_seconds,
         "cost/retrain_seconds": result.retrain_seconds,
     }
+
+
+def _of_labels(split: str, found: Mapping[str, Metrics]) -> dict[str, float]:
+    """Metrics of auxiliary labels under names such as test_auc.is_like, as far as MLflow allows them."""
+    return {_allowed(name): value for name, value in under_labels(split, found).items()}
+
+
+def _allowed(name: str) -> str:
+    """A metric's name with _ for what MLflow takes in none, and for the slash, by which it groups them."""
+    return re.sub(r"[^\w.\- :]", "_", name)
 
 
 def model_name(run: RunDir) -> str:

@@ -17,6 +17,7 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.types.schema import AnyType, ColSpec, Schema
 
 from autoembed import __version__
+from autoembed.auxiliary import prediction_columns
 from autoembed.bundle import load_bundle
 
 
@@ -28,8 +29,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):
         self.bundle = load_bundle(context.artifacts["bundle"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        prediction = self.bundle.predict(model_input)
-        return pd.DataFrame({"prediction": prediction.astype(float)})
+        found = self.bundle.predict_all(model_input)
+        return pd.DataFrame({name: found[name].to_numpy().astype(float) for name in found.columns})
 
 
 def log_bundle(uri: str, run_id: str, bundle: Path, example: pl.DataFrame) -> str:
@@ -37,7 +38,7 @@ def log_bundle(uri: str, run_id: str, bundle: Path, example: pl.DataFrame) -> st
     signature = ModelSignature(
         # Columns may hold text in one table and numbers in the next: the vocabulary takes either.
         inputs=Schema([ColSpec(AnyType(), name) for name in example.columns]),
-        outputs=Schema([ColSpec("double", "prediction")]),
+        outputs=Schema([ColSpec("double", name) for name in prediction_columns(load_bundle(bundle).schema)]),
     )
     with _tracking(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
