@@ -5,11 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
+import yaml
 
 from autoembed.cli.options import print_json
+from autoembed.space import SearchSpace
+from autoembed.study.engine import run as engine
 from autoembed.study.show.progress import Quiet, Verbose
 
 
@@ -115,3 +119,16 @@ def test_completion_knows_the_commands():
     code = "import sys; sys.argv = ['autoembed']; from autoembed.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["doctor"]
+
+
+def test_progress_is_by_the_objective(finished):
+    run, _ = finished
+    space = SearchSpace.model_validate(
+        yaml.safe_load(run.space.read_text()) | {"objective": {"minimize": "valid.logloss"}}
+    )
+    seen = []
+    bar = SimpleNamespace(trials=lambda done, total, metric, best: seen.append((done, total, metric.monitor, best)))
+    request = SimpleNamespace(address=None, cpus=None, dashboard=False, again=False)
+    engine._run_trials(run, space, None, request, bar, None)
+    best = min(trial.result.valid["logloss"] for trial in run.trials())
+    assert seen == [(4, 4, "valid_logloss", best)]

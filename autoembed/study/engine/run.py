@@ -32,6 +32,7 @@ from autoembed.study.show.progress import Display, Log
 from autoembed.study.show.study_page.facts import versions
 from autoembed.study.show.study_page.write import write_report
 from autoembed.study.trackers.base import Status, Tracker, find
+from autoembed.task import metric_of
 from autoembed.writing import beside
 
 # What may differ on --resume: how much is run and where, but not what a trial is.
@@ -327,12 +328,12 @@ def _run_trials(
     resources = tune.Resources(
         address=request.address, cpus=request.cpus, dashboard=request.dashboard, again=request.again
     )
-    first = space.data.predicts.metrics[0]
+    metric = metric_of(space.objective.metric)
     time = clock.Clock(run, space)
     while True:
         before, todo = len(run.ended()), _left(run, space)
-        done = first.best(trial.result.valid[first.name] for trial in run.trials())
-        bar.trials(before, before + sum(todo.values()), first, best=done)
+        done = metric.best(trial.result.valid[metric.name] for trial in run.trials())
+        bar.trials(before, before + sum(todo.values()), metric, best=done)
         if not any(todo.values()):
             break
         with tune.cluster(resources) as dashboard:
