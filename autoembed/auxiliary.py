@@ -1,8 +1,8 @@
 """Auxiliary labels in training: the losses of their towers, and how they are weighed against that of the label.
 
 The loss of a batch is that of the label plus the sum of weight times loss over the auxiliary labels. A label's loss is
-the cross-entropy over the rows where it is known; rows count by their weights. What is searched, stopped and compared
-by stays the metric of the label.
+the cross-entropy over the rows where it is known; rows count by their weights. What is searched and compared by stays
+the metric of the label, and so does what training is stopped by, unless `train.stop_by` says otherwise.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from autoembed.data.dataset import Dataset
 from autoembed.data.schema import FeatureSchema
 from autoembed.data.spec import Split
 from autoembed.errors import SpaceError, TrialError, unknown
-from autoembed.metrics import Metrics
+from autoembed.metrics import Metric, Metrics
 from autoembed.nn.model import ClickModel
 from autoembed.shuffle import RowOrder
-from autoembed.task import CLICKS
+from autoembed.task import CLICKS, titled
 from autoembed.types import Array
 
+StopBy = Literal["label", "all_labels"]
 Weights = Literal["uncertainty"] | float | Mapping[str, float]
 Both = tuple[Tensor, Tensor | None]  # logits of the label, and of auxiliary labels [B, L] if there are such
 
@@ -198,6 +199,22 @@ def check_recipe(labels: Sequence[str], weights: Weights, negative_sampling: flo
         raise SpaceError(
             f"train.negative_sampling draws rows by the label, and other rates of {labels[0]!r} would be learnt from "
             f"such a sample, but got {negative_sampling:g}: set it to 1, or leave data.auxiliary_labels out"
+        )
+
+
+def check_stopping(labels: Sequence[str], stop_by: StopBy, metric: Metric) -> None:
+    """SpaceError unless training can be stopped by these labels and the metric that it follows."""
+    if stop_by == "label":
+        return
+    if not labels:
+        raise SpaceError(
+            f"train.stop_by: {stop_by} is of data.auxiliary_labels, and there are none: list labels, or leave it out"
+        )
+    if metric not in CLICKS.metrics:
+        raise SpaceError(
+            f"train.stop_by: {stop_by} needs a metric that all labels have, {titled('valid_auc')} or "
+            f"{titled('valid_logloss')}, but the objective is {titled(metric.monitor)}: choose one of these, or leave "
+            "stop_by out"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from inspect import unwrap
@@ -14,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from autoembed.auxiliary import AuxiliaryLosses, logits_of
+from autoembed.auxiliary import AuxiliaryLosses, StopBy, auxiliary_metrics, check_stopping, logits_of
 from autoembed.batches import RowWeights, batches, sampled
 from autoembed.data.dataset import Dataset
 from autoembed.data.spec import Split
@@ -74,6 +75,8 @@ class TrainConfig(BaseModel):
         auxiliary_weights: what the losses of `data.auxiliary_labels` are multiplied by beside that of the label: one
             number, numbers by label, 1 for those that are not named, or `uncertainty`, which learns them. A label of
             weight 0 trains its own tower alone.
+        stop_by: what decides which epoch is kept, and when training stops: the metric of the label (`label`), or its
+            mean over the label and the auxiliary ones (`all_labels`).
         negative_sampling: the share of the rows without a click that each epoch draws at random. The loss corrects
             the logits for it, so predictions are those of all rows.
         sparse: update only the rows of a batch (SparseAdam), for tables that are too large to touch at every step.
@@ -98,6 +101,7 @@ class TrainConfig(BaseModel):
     clip: float | None = Field(default=None, gt=0)
     positive_weight: float = Field(default=1.0, gt=0)
     auxiliary_weights: Literal["uncertainty"] | LossWeight | dict[str, LossWeight] = 1.0
+    stop_by: StopBy = "label"
     negative_sampling: float = Field(default=1.0, gt=0, le=1)
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -180,18 +184,18 @@ class Plateau:
         self.metric, self.min_gain = metric, min_gain
         self.best: Metrics | None = None
         self.epoch = self.idle = 0
-        self.mark = -math.inf
+        self.mark = self.figure = -math.inf
 
-    def see(self, epoch: int, valid: Metrics) -> bool:
-        """Takes an epoch's metrics; whether it is the best so far."""
-        figure = self.metric.figure(valid)
+    def see(self, epoch: int, valid: Metrics, others: Iterable[Metrics] = ()) -> bool:
+        """Takes an epoch's metrics; whether it is the best so far, in the mean over these and `others`."""
+        figure = statistics.fmean(self.metric.figure(one) for one in (valid, *others))
         counts = figure > self.mark and figure - self.mark >= self.min_gain
         if counts:
             self.mark = figure
         self.idle = 0 if counts else self.idle + 1
-        if self.best is not None and figure <= self.metric.figure(self.best):
+        if self.best is not None and figure <= self.figure:
             return False
-        self.best, self.epoch = valid, epoch
+        self.best, self.epoch, self.figure = valid, epoch, figure
         return True
 
 
@@ -381,8 +385,14 @@ def fit(
     columns = (*weights.columns, *taught_columns, *auxiliary.columns)
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
     task.check_recipe(config.positive_weight, config.negative_sampling)
-    plateau, state = Plateau(metric_in(task, monitor, dataset.schema.group), config.min_gain * task.unit), {}
-    if start is not None and plateau.see(0, start):
+    metric = metric_in(task, monitor, dataset.schema.group)
+    check_stopping(model.auxiliary_labels, config.stop_by, metric)
+    plateau, state = Plateau(metric, config.min_gain * task.unit), {}
+
+    def others() -> Iterable[Metrics]:
+        return () if config.stop_by == "label" else auxiliary_metrics(model, dataset, "valid", device).values()
+
+    if start is not None and plateau.see(0, start, others()):
         state = copy_of(model)
     for epoch in range(1, config.epochs + 1):
         model.train()
@@ -417,7 +427,7 @@ def fit(
             continue
         valid = on_valid(model, dataset, device, config.lr, f"epoch {epoch}")
         report(EpochEnd(epoch=epoch, loss=mean, valid=valid))
-        if plateau.see(epoch, valid):
+        if plateau.see(epoch, valid, others()):
             state = copy_of(model)
         if plateau.idle >= config.patience:
             break

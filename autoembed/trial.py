@@ -24,7 +24,7 @@ from pydantic import (
 
 from autoembed import distill, shrinking
 from autoembed.architecture import Architecture
-from autoembed.auxiliary import auxiliary_metrics, check_recipe
+from autoembed.auxiliary import auxiliary_metrics, check_recipe, check_stopping
 from autoembed.budget import Limit, uniform_bytes
 from autoembed.candidates import Narrow, Offer, offer
 from autoembed.data.dataset import Dataset
@@ -376,6 +376,7 @@ def check(config: Mapping[str, object]) -> TrialConfig:
 def check_labels(trial: TrialConfig, labels: Sequence[str]) -> None:
     """SpaceError unless a trial can be run on data with these auxiliary labels."""
     check_recipe(labels, trial.train.auxiliary_weights, trial.train.negative_sampling)
+    check_stopping(labels, trial.train.stop_by, metric_of(trial.monitor))
     if not labels:
         return
     with torch.device("meta"):

@@ -8,16 +8,26 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch.nn import functional
 
+from autoembed import training
 from autoembed.architecture import Architecture
-from autoembed.auxiliary import AuxiliaryLosses, auxiliary_metrics, columns_of, predict_auxiliary, under_labels
+from autoembed.auxiliary import (
+    AuxiliaryLosses,
+    auxiliary_metrics,
+    check_stopping,
+    columns_of,
+    predict_auxiliary,
+    under_labels,
+)
 from autoembed.batches import RowWeights, batches
 from autoembed.data.crosses import CrossSpec
 from autoembed.errors import SpaceError, TrialError
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
+from autoembed.metrics import Metrics
 from autoembed.nn.model import build_model, cost_of, measure, pack
 from autoembed.shuffle import Stretch
 from autoembed.space import SearchSpace
+from autoembed.task import CLICKS
 from autoembed.training import TrainConfig, fit, metrics_on
 from autoembed.trial import check, run_trial
 from tests.purchases import PLAIN, dataset_of, gaps
@@ -141,6 +151,24 @@ def test_metrics_are_of_the_rows_that_know_the_label(data):
         "test_logloss.click": found.logloss,
     }
     assert auxiliary_metrics(model_of(data), data, "test", CPU)["click"].auc < found.auc
+
+
+@pytest.mark.parametrize(("stop_by", "kept"), [("label", 3), ("all_labels", 2)])
+def test_training_keeps_the_best_epoch_of_the_label_or_of_all(data, monkeypatch, stop_by, kept):
+    own, other = iter([0.6, 0.7, 0.71, 0.6]), iter([0.7, 0.8, 0.7, 0.7])
+    monkeypatch.setattr(training, "on_valid", lambda *_: Metrics(auc=next(own), logloss=0.5))
+    monkeypatch.setattr(training, "auxiliary_metrics", lambda *_: {"click": Metrics(auc=next(other), logloss=0.5)})
+    fitted = trained(model_of(data), data, epochs=4, patience=4, stop_by=stop_by)
+    assert fitted.epoch == kept
+    assert fitted.valid.auc == [0.6, 0.7, 0.71, 0.6][kept - 1]
+
+
+def test_all_labels_must_have_the_metric(data):
+    config = TrainConfig(epochs=1, stop_by="all_labels")
+    own = {"device": CPU, "seed": 0, "report": lambda event: None}
+    with pytest.raises(SpaceError, match="a metric that all labels have, valid AUC or valid logloss, but"):
+        check_stopping(("click",), "all_labels", CLICKS.grouped[0])
+    assert fit(model_of(data), data, config, monitor="valid_logloss", **own).epoch == 1
 
 
 def test_uncertainty_weighs_losses_by_their_inverse(data):
@@ -332,6 +360,10 @@ SPACE = {"data": {"auxiliary_labels": ["click"]}, "stages": [{"method": "uniform
         (
             {"train": {"negative_sampling": 0.5}},
             "negative_sampling draws rows by the label, and other rates of 'click'",
+        ),
+        (
+            {"data": {}, "train": {"stop_by": "all_labels"}},
+            "stop_by: all_labels is of data.auxiliary_labels",
         ),
         ({"data": {}, "train": {"auxiliary_weights": 0.5}}, "weighs data.auxiliary_labels, and there are none"),
         ({"backbone": "fm"}, "have the hidden layers of the backbone, and fm has none: use one of armnet, autoint"),
