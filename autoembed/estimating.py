@@ -16,6 +16,7 @@ from autoembed.budget import Limit
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError
 from autoembed.fast import cores
+from autoembed.knot_rows import knot_rows
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig, configure
 from autoembed.nn.model import CTRModel, cost_of
 from autoembed.space import SearchSpace
@@ -103,7 +104,8 @@ def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:
     """Seconds of an epoch of plain training at full width, with the reading of valid after it."""
     device = pick_device(config.device)
     model = CTRModel(dataset.schema, root_architecture(config, dataset)).to(device).train()
-    optimiser = Optimiser(model, model.weight_parameters(), config.train)
+    knots = knot_rows(model, dataset, config.train.numbers)
+    optimiser = Optimiser(model, model.weight_parameters(), config.train, knots)
     rows, size = dataset.rows("train"), config.train.batch_size
     # On a processor its own time counts: what else runs now need not run then.
     clock = perf_counter if device.type == "cuda" else process_time

@@ -49,7 +49,8 @@ class KnotRows:
         names = {field.name for field in dataset.schema.fields if field.interpolation == kind}
         parts = [part for part in model.parts() if part.field in names]
         owners = list(dict.fromkeys((part.member, part.field) for part in parts))
-        every = [dataset.vocabulary.quantiles(name) for _, name in owners]
+        vocabulary = dataset.vocabulary_of(names)
+        every = [vocabulary.quantiles(name) for _, name in owners]
         knots = [np.flatnonzero(~np.isnan(quantiles)) for quantiles in every]
         most = max(map(len, knots))
         padded = np.zeros((len(every), most), dtype=np.float32)

@@ -239,17 +239,24 @@ def test_searches_over_numbers_that_functions_embed(data, tmp_path, method):
 def test_a_warm_start_is_on_functions_and_a_stage_that_goes_on_is_not(data, monkeypatch):
     """What moves gates, and a later stage, start from rows that are there."""
     seen = []
-    write = KnotRows.write
-    monkeypatch.setattr(KnotRows, "write", lambda self: (seen.append(type(self.function).__name__), write(self))[1])
-    stage = {"method": "dnis", "warm_epochs": 1, "epochs": 1, "width": 2, "retrain": "inherit"}
-    node = {"arm": "a", "embedding": {"dim": 4, "blocks": 2}, "limit": {"width": 1}, "train": {"epochs": 1}}
-    run_trial(check(node | {"stages": [stage]}), data, lambda event: None)
-    once = len(seen)
-    assert once > 0
-    run_trial(check(node | {"stages": [stage, stage | {"width": None}]}), data, lambda event: None)
-    assert len(seen) == 2 * once
-    run_trial(check(node | {"stages": [stage | {"retrain": "fresh"}]}), data, lambda event: None)
-    assert len(seen) > 3 * once
+    pull = KnotRows.pull
+    monkeypatch.setattr(KnotRows, "pull", lambda self: (seen.append(self), pull(self))[1])
+    config = configure({"method": "dnis", "warm_epochs": 1, "epochs": 1})
+    root, train = model_of(data).architecture, TrainConfig(epochs=1, batch_size=512)
+    nets = [load("dnis").Supernet(data.schema, root, config, data.counts, 0) for _ in range(2)]
+    for net, later in zip(nets, (False, True), strict=True):
+        if later:
+            net.load_weights_from(nets[0])
+        seen.clear()
+        search(net, data, train, device=CPU, seed=0, report=lambda event: None)
+        assert bool(seen) is not later
+        assert len(seen) % 2 == 0
+    steps = len(seen)
+    retrain(root, data, train, CPU, 0, lambda event: None)
+    assert len(seen) > steps
+    seen.clear()
+    retrain(root, data, train, CPU, 0, lambda event: None, model=model_of(data))
+    assert not seen
 
 
 @pytest.fixture(scope="module")
@@ -393,3 +400,12 @@ def test_bins_may_be_given_by_column(parquet):
             built(parquet, bins=wrong)
     with pytest.raises(DataError, match="bins"):
         DataSpec.checked({"bins": {"x": 1}})
+
+
+def test_a_vocabulary_is_read_for_these_fields_alone(data):
+    """Columns of many values take memory in each trial."""
+    part = data.vocabulary_of(["y", "x"])
+    assert part.names == ("x", "y")
+    for name in part.names:
+        assert np.array_equal(part.quantiles(name), data.vocabulary.quantiles(name), equal_nan=True)
+    fit(model_of(data), data, TrainConfig(epochs=1), device=CPU, seed=0, report=lambda event: None, fresh=True)

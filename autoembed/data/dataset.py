@@ -158,6 +158,11 @@ class Dataset:
         array: Array = np.load(self.path / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         return array
 
+    def vocabulary_of(self, names: Iterable[str]) -> Vocabulary:
+        """What the ids of some fields mean, without those of the others in memory; DataError if it is corrupt."""
+        with _corrupt(self.path):
+            return Vocabulary.read(self.path / "vocabulary.parquet", names)
+
     @property
     def counts(self) -> list[Counts]:
         """Train rows per id, or values of a multi-valued field: one int64 [cardinality] per field, memory-mapped."""

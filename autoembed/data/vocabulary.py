@@ -325,10 +325,11 @@ class Vocabulary:
         table.write_parquet(path, metadata=metadata)
 
     @classmethod
-    def read(cls, path: str | Path) -> Vocabulary:
-        """What `write` wrote; DataError if the file is none."""
+    def read(cls, path: str | Path, names: Iterable[str] | None = None) -> Vocabulary:
+        """What `write` wrote, or what it says of some fields; DataError if the file is none."""
         try:
-            table = pl.read_parquet(path, glob=False)
+            whole = pl.scan_parquet(path, glob=False)
+            table = (whole if names is None else whole.filter(pl.col("field").is_in(list(names)))).collect()
             metadata = pl.read_parquet_metadata(path)
             keys = (_CROSSES, _MULTI, _HASH, _STATISTICS)
             crosses, multi, hashed, statistics = (json.loads(metadata.get(key, "{}")) for key in keys)
