@@ -32,6 +32,16 @@ def test_a_narrow_terminal_breaks_no_number(finished, width):
     assert (len(rows) > len(board.rows)) == (width < 100)
 
 
+def test_arms_are_shown_with_the_metric_that_they_were_chosen_by(finished):
+    run, board = finished
+    by = board.model_copy(update={"metric": "valid_logloss"})
+    lines = printed(140, lambda console: show_leaderboard(console, run, by))
+    assert "by valid logloss" in lines[0]
+    for row in board.rows:
+        cells = next(line.lstrip("► ").split() for line in lines if line.lstrip("► ").split()[:1] == [row.arm])
+        assert cells[1:3] == [f"{row.valid.logloss:.4f}", f"{row.test.auc:.4f}"]
+
+
 def test_a_table_whose_names_fill_the_terminal_stays_whole():
     table = make_table("names", "name", "value")
     table.add_row("x" * 50, "1")

@@ -31,11 +31,11 @@ PAGE = "report.html"
 
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     """Prints the arms with the winner by valid marked, planted beside found, failures, and the paths."""
-    metric = titled(board.metric)
+    metric, chosen = titled(board.metric), metric_of(board.metric)
     first, *others = present(task_of(board.metric), (row.test for row in board.rows))
     table = make_table(
         f"{run.name}: the best trial of each arm by {metric}",
-        *(" ", "arm", f"valid\n{first.title}", f"test\n{first.title}", "± by\nits rows"),
+        *(" ", "arm", f"valid\n{chosen.title}", f"test\n{first.title}", "± by\nits rows"),
         *(f"test\n{one.title}" for one in others),
         *("embedding\nparams", "embedding\nbytes", "all\nbytes"),
         *("search\ns", "retrain\ns", "trials\ndone/pruned/\nfailed"),
@@ -43,7 +43,9 @@ def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     )
     for row in board.rows:
         won = row.trial == board.winner
-        table.add_row("►" if won else "", row.arm, *_cells(row, [first, *others]), style="bold green" if won else None)
+        table.add_row(
+            "►" if won else "", row.arm, *_cells(row, chosen, [first, *others]), style="bold green" if won else None
+        )
     print_table(console, table)
     _show_auxiliary(console, board)
     if board.told_bound is not None:
@@ -92,13 +94,13 @@ def show_front(console: Console, kept: Sequence[ParetoPoint], space: SearchSpace
     console.print("  export one: autoembed export RUN OUT --pick knee | 'smallest-within 0.001' | ID")
 
 
-def _cells(row: Row, metrics: Sequence[Metric]) -> list[str]:
+def _cells(row: Row, chosen: Metric, metrics: Sequence[Metric]) -> list[str]:
     trials = f"{row.done}/{row.pruned}/{row.failed}"
     if row.valid is None or row.test is None:
         return [*["-"] * (7 + len(metrics)), trials]
     first, *others = (one.name for one in metrics)
     return [
-        f"{row.valid[first]:.4f}",
+        f"{row.valid[chosen.name]:.4f}",
         f"{row.test[first]:.4f}",
         "-" if row.test_auc_error is None else f"{row.test_auc_error:.4f}",
         *(row.test.shown(name) for name in others),
