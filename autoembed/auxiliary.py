@@ -212,9 +212,9 @@ def check_stopping(labels: Sequence[str], stop_by: StopBy, metric: Metric) -> No
         )
     if metric not in CLICKS.metrics:
         raise SpaceError(
-            f"train.stop_by: {stop_by} needs a metric that all labels have, {titled('valid_auc')} or "
-            f"{titled('valid_logloss')}, but the objective is {titled(metric.monitor)}: choose one of these, or leave "
-            "stop_by out"
+            f"train.stop_by: {stop_by} needs a metric that all labels have, "
+            f"{' or '.join(titled(one.monitor) for one in CLICKS.metrics)}, but the objective is "
+            f"{titled(metric.monitor)}: choose one of these, or leave stop_by out"
         )
 
 
