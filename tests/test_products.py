@@ -180,7 +180,7 @@ def test_a_search_over_products_alone(plain, tmp_path):
     assert result.valid.auc > 0.8
 
 
-@pytest.fixture(scope="module", params=[32, 4])
+@pytest.fixture(scope="module", params=[pytest.param(32, marks=pytest.mark.slow), 4])
 def bundle(request, data, tmp_path_factory):
     stage = {"method": "all_factorize", "pair_dim": 6, "bits": request.param}
     result, model = trial(data, stage, limit={"bytes": 20_000})
