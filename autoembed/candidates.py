@@ -53,6 +53,11 @@ class Offer:
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
 
+    @property
+    def keys(self) -> tuple[object, ...]:
+        """Equal for offers of one net that lead to equal models."""
+        return tuple(candidate.key for candidate in self.candidates)
+
 
 def offer(
     net: Supernet,

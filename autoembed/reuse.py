@@ -25,7 +25,8 @@ from autoembed.errors import BundleError, DataError, SpaceError, first_line
 from autoembed.events import EpochEnd
 from autoembed.metrics import Metrics
 from autoembed.nn.embedding import MixedEmbedding
-from autoembed.nn.model import CTRModel, Model, inherit, looked_up, measure
+from autoembed.nn.model import CTRModel, Model, inherit, measure
+from autoembed.nn.taking_over import looked_up
 from autoembed.plans import Block, FieldPlan, Input
 from autoembed.ratings import LabelScale
 from autoembed.retraining import retrain

@@ -16,21 +16,21 @@ import torch
 from autoembed.candidates import Offer
 from autoembed.data.dataset import Dataset
 from autoembed.errors import SpaceError, option
-from autoembed.methods.method import SearchConfig
-from autoembed.methods.supernet import Supernet
-from autoembed.nn.model import Model, cost_of, take_over
+from autoembed.methods.method import MethodConfig, SearchConfig
+from autoembed.nn.model import Model, cost_of
+from autoembed.nn.taking_over import take_over
 from autoembed.task import metric_of
 from autoembed.training import Distill, TrainConfig, on_valid
 
 _LR, _TAUGHT = 0.6, 0.5  # of the recipe's rate, and the teacher's share of the loss
 
 
-def recipe(train: TrainConfig, net: Supernet, epochs: int) -> TrainConfig:
-    """The recipe of so many epochs more; SpaceError if the net's method trains no supernet."""
-    if not isinstance(net.config, SearchConfig):
+def recipe(train: TrainConfig, method: MethodConfig, epochs: int) -> TrainConfig:
+    """The recipe of so many epochs more; SpaceError if the method trains no supernet."""
+    if not isinstance(method, SearchConfig):
         raise SpaceError(
-            f"{option('epochs', epochs)} trains a searched supernet on, but {net.config.method} trains none: leave it "
-            "out, or choose another trial"
+            f"{option('epochs', epochs)} trains a searched supernet on, but {method.method} trains none: leave it out, "
+            "or choose another trial"
         )
     if epochs < 1:
         raise SpaceError(f"{option('epochs')} must be at least 1, but got {epochs}")

@@ -209,6 +209,7 @@ def _run(
     torch.manual_seed(config.seed)
     root = architecture = root_architecture(config, dataset)
     start = perf_counter()
+    further = None if epochs is None else shrinking.recipe(config.train, configure(config.stages[-1]), epochs)
     net, trained = None, None
     notes: list[str] = []
     for number, stage in enumerate(config.stages):
@@ -232,7 +233,6 @@ def _run(
         notes += [f"{method.method}: {note}" for note in net.notes]
     assert net is not None
     router = net.router
-    further = None if epochs is None else shrinking.recipe(config.train, net, epochs)
     teacher = distill.searched(further or config.train, net, dataset, device)
     offers: list[Offer | SpaceError] = []
     for limit in limits:
@@ -255,10 +255,12 @@ def _run(
         if isinstance(one, SpaceError):
             found[place] = one
             continue
-        keys = tuple(candidate.key for candidate in one.candidates)
+        keys = one.keys
         if keys not in retrained:
             if further is not None:
-                one = shrinking.begin(one, wide, dataset, config.monitor, device, smallest=place == order[-1])
+                last = offers[order[-1]]
+                least = isinstance(last, Offer) and last.keys == keys
+                one = shrinking.begin(one, wide, dataset, config.monitor, device, smallest=least)
             model, fitted, seconds, note = _best(one, config, dataset, device, report, router, teacher)
             cost = measure(model)
             result = TrialResult(

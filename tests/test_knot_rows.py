@@ -28,6 +28,7 @@ from autoembed.reuse import train_architecture
 from autoembed.space import SearchSpace
 from autoembed.training import Optimiser, TrainConfig, fit
 from autoembed.trial import check, run_trial
+from tests.test_numbers import by_onnx
 
 CPU = torch.device("cpu")
 SPLIT = {"by": "random", "valid": 0.2, "test": 0.2}
@@ -303,21 +304,17 @@ def odd(table):
     )
 
 
-@pytest.mark.parametrize("format", ["numpy", "onnx", "tables"])
+@pytest.mark.parametrize("format", ["numpy", pytest.param("onnx", marks=pytest.mark.slow), "tables"])
 def test_exports_score_as_the_bundle(bundle, odd, tmp_path, format):
     """Each is held against the bundle's predictions for ids as well, when it is written."""
     if format == "onnx":
-        onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
+        pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
     folder = export_bundle(bundle, tmp_path / "e", format).path
     expected = bundle.predict(odd)
     if format == "numpy":
         np.testing.assert_allclose(Scorer.load(folder).predict(odd), expected, atol=1e-5)
     if format == "onnx":
-        session = onnxruntime.InferenceSession(folder / "rows.onnx")
-        rows = {name: odd[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("x", "y")}
-        rows["city"] = np.array(odd["city"].to_list(), dtype=object)
-        (found,) = session.run(None, {one.name: rows[one.name] for one in session.get_inputs()})
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(by_onnx(folder, odd), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", ["keep", "rebuild"])

@@ -168,11 +168,22 @@ def test_requests_score_as_tables_do(bundle, odd):
         assert np.array_equal(np.where(found < -1, 0, found), expected[rows])
 
 
+def by_onnx(folder, rows):
+    """What rows.onnx predicts for rows with the numbers x and y and the text city."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "rows.onnx")
+    feeds = {name: rows[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("x", "y")}
+    feeds["city"] = np.array(rows["city"].to_list(), dtype=object)
+    (found,) = session.run(None, {one.name: feeds[one.name] for one in session.get_inputs()})
+    return found
+
+
 @pytest.mark.parametrize("format", ["tables", "onnx"])
 def test_exports_know_knots(bundle, odd, tmp_path, format):
     """Each is held against the bundle's predictions for ids as well, when it is written."""
     if format == "onnx":
-        onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
+        pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
     folder = export_bundle(bundle, tmp_path / "e", format).path
     expected = bundle.predict(odd)
     if format == "tables":
@@ -180,11 +191,7 @@ def test_exports_know_knots(bundle, odd, tmp_path, format):
         assert described[0]["pool"] == {"length": 2, "by": "knots"}
         assert json.loads((folder / "vocabulary.json").read_text())[0]["knots"]
     if format == "onnx":
-        session = onnxruntime.InferenceSession(folder / "rows.onnx")
-        rows = {name: odd[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("x", "y")}
-        rows["city"] = np.array(odd["city"].to_list(), dtype=object)
-        (found,) = session.run(None, {one.name: rows[one.name] for one in session.get_inputs()})
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(by_onnx(folder, odd), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("format", ["torchrec", "fuxictr"])

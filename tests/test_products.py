@@ -217,7 +217,7 @@ def test_a_bundle_scores_raw_rows(bundle, table):
     assert np.isfinite(bundle.predict(empty)).all()
 
 
-@pytest.mark.parametrize("format", ["numpy", "torch", "onnx"])
+@pytest.mark.parametrize("format", ["numpy", pytest.param("torch", marks=pytest.mark.slow), "onnx"])
 def test_exports_score_as_the_bundle(bundle, table, tmp_path, format):
     """Each is held against the bundle's predictions for ids as well, when it is written."""
     if format == "onnx":

@@ -13,7 +13,8 @@ from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.methods.supernet import Supernet
 from autoembed.metrics import Metrics
-from autoembed.nn.model import cost_of, take_over
+from autoembed.nn.model import cost_of
+from autoembed.nn.taking_over import take_over
 from autoembed.training import TrainConfig
 from autoembed.trial import Limit, check, root_architecture, run_limits, run_trial
 
@@ -166,7 +167,16 @@ def test_a_size_starts_from_the_weights_that_are_better_on_valid(planted_pairs, 
     assert result.notes[-1] == f"magnitude: trained for 2 epochs from the weights of {whose}"
 
 
-def test_only_a_searched_supernet_is_trained_on(planted_pairs):
+def test_the_smallest_of_equal_sizes_gets_its_epoch(planted_pairs):
+    limits = [Limit(embedding_bytes=10**7), Limit(embedding_bytes=10**8)]
+    stage = {"method": "magnitude", "warm_epochs": 1, "guard": "none"}
+    (one, model), (_, other) = run_limits(config(stage), limits, planted_pairs, lambda values: None, epochs=1)
+    assert model is other
+    assert one.notes[-1] == "magnitude: trained for 2 epochs from the weights of the supernet"
+
+
+def test_only_a_searched_supernet_is_trained_on(planted_pairs, monkeypatch):
+    monkeypatch.setattr("autoembed.trial.search", None)  # it is said before anything is searched
     for stage, epochs, words in (
         ({"method": "uniform"}, 2, "uniform trains none"),
         (MAGNITUDE, 0, "epochs must be at least 1, but got 0"),

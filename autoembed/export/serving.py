@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoembed.architecture import Architecture
 from autoembed.nn.embedding import FieldEmbedding, MixedEmbedding, PairEmbedding, SharedEmbedding
-from autoembed.nn.model import CTRModel, Model, RoutedModel, joined
+from autoembed.nn.model import Answers, CTRModel, Model, RoutedModel
 from autoembed.nn.projected import ProjectedEmbedding
 from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import Router
@@ -46,10 +46,10 @@ class ServingModel(nn.Module):
         return self.link(logits), further.sigmoid()
 
 
-class _One(nn.Module):
+class _One(Answers, nn.Module):
     """A `CTRModel`: ids -> logits [B]."""
 
-    columns: Tensor
+    all = False
 
     def __init__(self, model: CTRModel, every: bool = False) -> None:
         super().__init__()
@@ -58,26 +58,6 @@ class _One(nn.Module):
         self.pairs = None if model.pairs is None else _pairs(model.pairs)
         self.backbone, self.heads = model.backbone, model.heads if every else None
         self.register_buffer("columns", model.columns.long())
-
-    def forward(self, ids_BV: Tensor) -> Tensor:
-        return self._of_label(*self._inputs(ids_BV))
-
-    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the logits of auxiliary labels [B, L]."""
-        assert self.heads is not None
-        e_BFD, first = self._inputs(ids_BV)
-        return self._of_label(e_BFD, first), self.heads(e_BFD)
-
-    def _inputs(self, ids_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        ids = ids_BV.index_select(1, self.columns)
-        e_BFD, pairs = self.embedding(ids[:, : self.values]), None
-        if self.pairs is not None:
-            pairs = self.pairs(ids[:, self.values :])
-        return joined(e_BFD, pairs, first_order=self.first_order)
-
-    def _of_label(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
-        logits: Tensor = self.backbone(e_BFD, first_BF)
-        return logits if logits.dim() == 1 else logits.mean(1)
 
 
 class _Routed(nn.Module):

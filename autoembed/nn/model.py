@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoembed.architecture import Architecture
-from autoembed.data.schema import PAD, FeatureSchema, Field, Multi
+from autoembed.data.schema import FeatureSchema, Field, Multi
 from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import find
-from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding, pair_columns, starts
+from autoembed.nn.embedding import BlockRows, MixedEmbedding, PairEmbedding, SharedEmbedding, pair_columns
 from autoembed.nn.ensemble import build_backbone
 from autoembed.nn.heads import Heads, heads_of
 from autoembed.nn.layers import Narrowable
@@ -24,9 +24,7 @@ from autoembed.nn.quotient import QuotientRemainderEmbedding
 from autoembed.nn.router import build_router, fixed
 from autoembed.nn.rows import PackedRows, Rows
 from autoembed.nn.sparse import SparseEmbedding, SparseRows
-from autoembed.plans import Cost, FieldPlan, Pool
-
-_CHUNK = 4096  # ids that are looked up at a time
+from autoembed.plans import Cost, Pool
 
 # The module of each kind of storage: ids int [B, V] -> float [B, F, D (+ 1)].
 STORAGES: dict[str, Callable[..., MixedEmbedding | SharedEmbedding | QuotientRemainderEmbedding]] = {
@@ -80,7 +78,46 @@ class ClickModel(nn.Module):
         raise NotImplementedError
 
 
-class CTRModel(ClickModel):
+class Answers:
+    """How a compact model of one cluster answers for ids, and the form of it that is exported (`export.serving`).
+
+    B batch, V column, F field, D dim, K member, L auxiliary label.
+    """
+
+    columns: Tensor
+    all: bool  # whether these are all columns of the schema, in its order
+    values: int  # how many of them are of fields; the others are of pairs
+    first_order: bool
+    embedding: nn.Module
+    pairs: nn.Module | None
+    backbone: nn.Module
+    heads: Heads | None
+    training: bool
+
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Ids int [B, V] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
+        return self._of_label(*self._inputs(ids_BV))
+
+    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the logits of auxiliary labels [B, L]."""
+        assert self.heads is not None
+        e_BFD, first = self._inputs(ids_BV)
+        return self._of_label(e_BFD, first), self.heads(e_BFD)
+
+    def _inputs(self, ids_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the backbone reads, as `joined` gives it."""
+        ids = ids_BV if self.all else ids_BV.index_select(1, self.columns)
+        e_BFD, pairs = self.embedding(ids[:, : self.values]), None
+        if self.pairs is not None:
+            pairs = self.pairs(ids[:, self.values :])
+        return joined(e_BFD, pairs, first_order=self.first_order)
+
+    def _of_label(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
+        logits: Tensor = self.backbone(e_BFD, first_BF)
+        return logits if logits.dim() == 1 or self.training else logits.mean(1)
+
+
+class CTRModel(Answers, ClickModel):
     """Encoded rows -> click logits, with tables, tower inputs and fields as small as the architecture says.
 
     A `packed` model serves: its tables hold codes where they have fewer than 32 bits, and it cannot be trained.
@@ -88,7 +125,8 @@ class CTRModel(ClickModel):
     BundleError if the schema lacks one of the architecture's fields or has it with another cardinality.
     """
 
-    columns: Tensor
+    embedding: MixedEmbedding | SharedEmbedding | QuotientRemainderEmbedding
+    pairs: PairEmbedding | None
 
     def __init__(self, schema: FeatureSchema, architecture: Architecture, *, packed: bool = False) -> None:
         super().__init__()
@@ -120,28 +158,6 @@ class CTRModel(ClickModel):
         self.values = sum(architecture.lengths)
         self.all = columns == list(range(sum(schema.lengths)))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.int32), persistent=False)
-
-    def forward(self, ids_BV: Tensor) -> Tensor:
-        """Ids int [B, V] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
-        return self._of_label(*self._inputs(ids_BV))
-
-    def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, and the logits of auxiliary labels [B, L]."""
-        assert self.heads is not None
-        e_BFD, first = self._inputs(ids_BV)
-        return self._of_label(e_BFD, first), self.heads(e_BFD)
-
-    def _inputs(self, ids_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the backbone reads, as `joined` gives it."""
-        ids = ids_BV if self.all else ids_BV.index_select(1, self.columns)
-        e_BFD, pairs = self.embedding(ids[:, : self.values]), None
-        if self.pairs is not None:
-            pairs = self.pairs(ids[:, self.values :])
-        return joined(e_BFD, pairs, first_order=self.first_order)
-
-    def _of_label(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
-        logits: Tensor = self.backbone(e_BFD, first_BF)
-        return logits if logits.dim() == 1 or self.training else logits.mean(1)
 
     def embed(self, ids_BV: Tensor) -> Tensor:
         """Ids int [B, V] in the schema's column order -> the fields' embeddings, float [B, F, D (+ 1)]."""
@@ -364,60 +380,6 @@ def inherit(source: nn.Module, target: nn.Module, fields: Sequence[int]) -> None
         for name, tensor in target.state_dict().items():
             if not any(name.startswith(f"{prefix}.") for prefix in narrow):
                 tensor.copy_(state[name])
-
-
-@torch.no_grad()
-def looked_up(model: CTRModel, name: str, ids: Tensor) -> Tensor:
-    """What a field's own ids int32 [N, columns of the field] are looked up as, alone: float [N, D (+ 1)]."""
-    inputs = [one for field in model.architecture.fields for one in field.inputs]
-    columns, place = starts([one.length for one in inputs]), model.architecture.inputs.index(name)
-    found = []
-    for part in torch.split(ids, _CHUNK):
-        every = torch.full((len(part), sum(model.architecture.lengths)), PAD, dtype=torch.int32, device=part.device)
-        every[:, columns] = 0
-        every[:, columns[place] : columns[place] + part.shape[1]] = part
-        found.append(model.embedding(every)[:, place])
-    return torch.cat(found)
-
-
-def take_over(model: Model, wide: Model) -> bool:
-    """Copies the weights of a wider model into one that keeps some of its dims and fields; whether that could be done.
-
-    It could not where one of them has clusters, pairs, members, layers of few bits or rows that are not `mixed`, nor
-    where the wide model lacks a field or dim, or has another tower.
-    """
-    own, theirs = model.architecture, wide.architecture
-    if not isinstance(model, CTRModel) or not isinstance(wide, CTRModel) or own.backbone != theirs.backbone:
-        return False
-    if not isinstance(model.embedding, MixedEmbedding) or not isinstance(wide.embedding, MixedEmbedding):
-        return False
-    if any(one.built or one.ensemble or one.tower_bits < 32 for one in (own, theirs)):
-        return False
-    if own.auxiliary_labels != theirs.auxiliary_labels:
-        return False
-    known = {field.name: field for field in theirs.fields}
-    if not all(field.name in known and _is_part(field, known[field.name]) for field in own.fields):
-        return False
-    device = next(wide.parameters()).device
-    dense = {}
-    for number, field in enumerate(own.fields):
-        ids = torch.full((field.cardinality, field.length), PAD, dtype=torch.int32, device=device)
-        ids[:, 0] = torch.arange(field.cardinality)
-        dense[number] = looked_up(wide, field.name, ids)
-    model.embedding.load_dense(dense, own)
-    places = [theirs.inputs.index(name) for name in own.inputs]
-    inherit(wide.backbone, model.backbone, places)
-    if wide.heads is not None and model.heads is not None:
-        inherit(wide.heads, model.heads, places)
-    return True
-
-
-def _is_part(field: FieldPlan, wide: FieldPlan) -> bool:
-    """Whether the same columns have the same blocks, and no dim that the wide field has not."""
-    if [(one.name, one.pool) for one in field.inputs] != [(one.name, one.pool) for one in wide.inputs]:
-        return False
-    same = [block.stop for block in field.blocks] == [block.stop for block in wide.blocks]
-    return same and all(set(a.dims) <= set(b.dims) for a, b in zip(field.blocks, wide.blocks, strict=True))
 
 
 def cost_of(architecture: Architecture) -> Cost:

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from autoembed.auxiliary import prediction_columns
 from autoembed.serving.metrics import MEDIA, ServerMetrics
 from autoembed.serving.rows import RefusedError
 from autoembed.serving.state import Loaded, State
@@ -205,8 +206,7 @@ def _answer(model: Loaded, kind: str, body: bytes, arrow: bool) -> tuple[Array, 
             node["auxiliary"] = {label: own.tolist() for label, own in further.items()}
         return ids, json.dumps({**node, "model": model.id}).encode()
     stream = io.BytesIO()
-    columns = {"prediction": found, **{f"prediction_{label}": own for label, own in further.items()}}
-    pl.DataFrame(columns).write_ipc_stream(stream)
+    pl.DataFrame([found, *further.values()], prediction_columns(model.bundle.schema)).write_ipc_stream(stream)
     return ids, stream.getvalue()
 
 

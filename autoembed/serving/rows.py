@@ -101,10 +101,10 @@ class RowReader:
             with pa.ipc.open_stream(within.handle) as stream:
                 table = stream.read_all()
             table.validate()
-            # A name that stands twice is refused below; of one that is not there, too.
-            names = [name for name in self.categorical if table.column_names.count(name) == 1]
-            if FAST and len(body) >= _LONG and table.num_rows <= _FEW:
-                texts = within.texts({name: table.column(name) for name in names})
+            there = set(table.column_names)
+            # A name that stands twice is refused with the frame, and one that is not there below.
+            if FAST and len(body) >= _LONG and table.num_rows <= _FEW and len(there) == table.num_columns:
+                texts = within.texts({name: table.column(name) for name in self.categorical if name in there})
             frame = _checked(table.drop_columns(list(texts)))
             known = self._of_table(texts)
         except _UNREADABLE as error:

@@ -106,7 +106,7 @@ def tuned(net, dataset, train, epochs, shrunk, seed, teacher):
     """Test AUC of each prefix after so many epochs, and CPU seconds; its first weights stay if valid says so."""
     aucs, wide, start = [], None, process_time()
     scored = 0.0
-    recipe = shrinking.recipe(train, net, max(epochs, 1))
+    recipe = shrinking.recipe(train, net.config, max(epochs, 1))
     for width in reversed(WIDTHS):
         kept = np.broadcast_to(np.arange(net.parent.dim) < width, net.parent.mask().shape)
         one = net.parent_with(kept)

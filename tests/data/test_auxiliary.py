@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 
 from autoembed.data.crosses import CrossSpec
-from autoembed.data.dataset import Dataset, build_dataset
+from autoembed.data.dataset import Dataset
 from autoembed.data.readers import DataSpec
 from autoembed.errors import DataError
 from autoembed.ranking.table import read_table
+from tests.data.test_sides import build
 
 
 def frame(rows=600, seed=0):
@@ -25,12 +26,6 @@ def frame(rows=600, seed=0):
             "bought": pl.Series(["yes", "no"]).gather(rng.integers(0, 2, rows)),
         }
     ).with_columns(bought=pl.when(pl.col("label") == 1).then("bought"))
-
-
-def build(folder, table, **spec):
-    path = folder / "table.parquet"
-    table.write_parquet(path)
-    return build_dataset(DataSpec.model_validate(spec), path, folder / "cache")
 
 
 def test_auxiliary_labels_are_split_and_copied_as_labels_are_and_are_no_fields(tmp_path):

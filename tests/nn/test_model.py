@@ -8,7 +8,8 @@ from autoembed.errors import BundleError, SpaceError
 from autoembed.nn.backbones.base import build
 from autoembed.nn.embedding import BlockIndex, MixedEmbedding
 from autoembed.nn.layers import factorization_machine
-from autoembed.nn.model import CTRModel, cost_of, measure, take_over
+from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.nn.taking_over import take_over
 from autoembed.storage import SharedStorage
 
 BACKBONE = {"name": "deepfm", "hidden": [6, 5], "dropout": 0.0}

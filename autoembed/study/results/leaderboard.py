@@ -95,6 +95,11 @@ class Leaderboard(_Frozen):
     note: str | None = None
 
     @property
+    def further(self) -> list[str]:
+        """The names of the metrics of auxiliary labels that any row has."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.further))
+
+    @property
     def bound(self) -> float | None:
         """The best that any model can expect of the task's first metric on test, on planted data."""
         return self.best_test_auc if self.best_test_rmse is None else self.best_test_rmse

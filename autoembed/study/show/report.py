@@ -115,7 +115,7 @@ def _cells(row: Row, chosen: Metric, metrics: Sequence[Metric]) -> list[str]:
 
 def _show_auxiliary(console: Console, board: Leaderboard) -> None:
     """Prints the metrics of auxiliary labels, if there are such."""
-    names = list(dict.fromkeys(name for row in board.rows for name in row.further))
+    names = board.further
     if not names:
         return
     table = make_table("Auxiliary labels", "arm", *map(titled, names))

@@ -73,7 +73,7 @@ def leaderboard(facts: StudyFacts) -> Html:
 
 def _auxiliary(facts: StudyFacts) -> Html | None:
     """The metrics of auxiliary labels."""
-    names = list(dict.fromkeys(name for row in facts.board.rows for name in row.further))
+    names = facts.board.further
     if not names:
         return None
     rows = [
