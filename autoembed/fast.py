@@ -1,11 +1,13 @@
-"""Which fast paths are taken. Each has a plain one that gives the same numbers, for debugging and for other systems.
+"""Which fast paths are taken. Each has a plain one, for debugging and for other systems.
 
-The environment variable AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
+Both give the same numbers, those of towers but for rounding. The environment variable
+AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
 
 - kernels: machine code that is kept in files; plainly, numba compiles it in each process.
 - lookups: rows of tables, and texts of requests, read by machine code where models predict on a CPU; plainly, by
   torch's operations and by Python.
 - forks: Ray's workers as forks of one process; plainly, Ray starts each of them.
+- towers: large linear layers of served models by oneDNN, with weights in blocks; plainly, by torch's matrix product.
 - optimisers: torch's Adam without its wrappers; plainly, with them.
 """
 
@@ -17,7 +19,7 @@ from importlib.util import find_spec
 from autoembed.errors import SpaceError, unknown
 
 VARIABLE = "AUTOEMBED_PLAIN"
-PATHS = ("kernels", "lookups", "forks", "optimisers")
+PATHS = ("kernels", "lookups", "forks", "towers", "optimisers")
 
 
 def takes(path: str) -> bool:

@@ -1,13 +1,16 @@
-"""A model as servers run it: what batch norm does to a layer's output is part of the layer."""
+"""A model as servers run it: what batch norm does to a layer's output is part of the layer, and so are ReLUs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
+from autoembed.nn.blocked import blocked
 from autoembed.nn.layers import Dropout, Tower
 from autoembed.nn.model import Model, members
 
@@ -39,7 +42,19 @@ def _fold(tower: Tower) -> None:
             layers.append(nn.ReLU(inplace=True))  # nobody else reads what a layer gave
         elif not isinstance(layer, Dropout):
             layers.append(layer)
-    tower.rest = nn.Sequential(*layers)
+    tower.input.linear = cast(nn.Linear, blocked(tower.input.linear) or tower.input.linear)  # one is called, no more
+    tower.rest = nn.Sequential(*_blocked(layers))
+
+
+def _blocked(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The layers, large linear ones with the ReLUs behind them in blocks."""
+    found: list[nn.Module] = []
+    for layer in layers:
+        if type(layer) is nn.ReLU and found and (both := blocked(found[-1], relu=True)):
+            found[-1] = both
+        else:
+            found.append(layer)
+    return [blocked(layer) or layer for layer in found]
 
 
 def _gain(norm: nn.BatchNorm1d) -> Tensor:

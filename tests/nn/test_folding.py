@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from autoembed import fast
 from autoembed.methods.members import spread
+from autoembed.nn.blocked import BlockedLinear, blocked
 from autoembed.nn.folding import folded
 from autoembed.nn.layers import Tower
 from autoembed.nn.model import build_model, pack, start_rounding
@@ -36,3 +38,20 @@ def test_ensembles_and_towers_of_8_bits_are_served(share):
     model, ids = pack(shake(build_model(SCHEMA, architecture)), SCHEMA).eval(), random_ids()
     with torch.inference_mode():
         torch.testing.assert_close(folded(model)(ids), model(ids), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(blocked(nn.Linear(128, 128)) is None, reason="no oneDNN, or no x86")
+@pytest.mark.parametrize("plain_path", ["", "towers"])
+def test_large_layers_are_in_blocks_with_the_relus_behind_them(monkeypatch, plain_path):
+    monkeypatch.setenv(fast.VARIABLE, plain_path)
+    architecture = plain("deepfm", {"hidden": [4096, 128, 128, 8]})
+    model, ids = shake(build_model(SCHEMA, architecture)).eval(), random_ids()
+    served = folded(model)
+    layers = [served.backbone.tower.input.linear, *served.backbone.tower.rest]
+    in_blocks = [type(layer) is BlockedLinear for layer in layers]
+    # Of small layers, and behind the input, to whose output a backbone may add, the ReLU stands by itself.
+    assert in_blocks == ([False] * 8 if plain_path else [True, False, True, True, False, False])
+    with torch.inference_mode():
+        torch.testing.assert_close(served(ids), model(ids), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(served(ids[:1]), model(ids[:1]), rtol=1e-4, atol=1e-4)
+        assert served(ids[:0]).shape == (0,)
