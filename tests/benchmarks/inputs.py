@@ -116,8 +116,8 @@ def main() -> None:
         "Each space as it ships, and the same space and data without lists, or with numbers in bins (32 a column). The "
         "architecture that one search chose within the space's bytes is trained from fresh weights, mean and sd over "
         f"{args.seeds} seeds; the gain is paired by seed, and p is of a paired t-test, not corrected for how many "
-        "there are. Test was read once a training. Without lists MovieLens has each film's combination of genres as one "
-        "value, and no films that were liked before.",
+        "there are. Test was read once a training. Without lists MovieLens has each film's combination of genres as "
+        "one value, and no films that were liked before.",
         "",
     ]
     args.out.write_text("\n".join([*head, *lines]) + "\n")
