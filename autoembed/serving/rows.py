@@ -172,8 +172,9 @@ class RowReader:
         if not texts:
             return {}
         found = self.table.ids({self.place[name]: own for name, own in texts.items()})
-        for (name, own), ids in zip(texts.items(), found, strict=True):
-            if len(ids) and ids.min() == UNSEEN:
+        least = found.min(axis=1, initial=0)
+        for (name, own), ids, lowest in zip(texts.items(), found, least.tolist(), strict=True):
+            if lowest == UNSEEN:
                 unseen, field = np.flatnonzero(ids == UNSEEN), cast(CategoricalField, self.fields[name])
                 ids[unseen] = field.ids([own[at] for at in unseen.tolist()])
         return dict(zip(texts, found, strict=True))

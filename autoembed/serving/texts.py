@@ -94,10 +94,10 @@ class TextTable:
             ids = np.array(list(field.values()), np.int32)
             kernels.place(Body(b"".join(field)).view, start, stop, ids, base, size, self.slots)
 
-    def ids(self, columns: Mapping[int, Texts]) -> list[Array]:
-        """The ids of columns of one body, by the numbers of their fields; UNSEEN is a text that a field does not have.
+    def ids(self, columns: Mapping[int, Texts]) -> Array:
+        """The ids of columns of one body, all of the same length, by the numbers of their fields: int32 [C, N].
 
-        For each column int32 [N].
+        UNSEEN is a text that a field does not have.
         """
         fields, texts = list(columns), list(columns.values())
         start, stop = (np.concatenate([getattr(one, name) for one in texts]) for name in ("start", "stop"))
@@ -105,7 +105,7 @@ class TextTable:
         bases, sizes = self.bases[fields], self.sizes[fields]
         words, at = np.empty((kernels.AHEAD, 2), np.uint64), np.empty(kernels.AHEAD, np.int64)
         kernels.look_up(texts[0].body.view, start, stop, ends, bases, sizes, self.slots, words, at, out)
-        return np.split(out, ends[:-1])
+        return out.reshape(len(fields), -1)
 
 
 def columns_of(content: bytes, decoder: JSONDecoder) -> Columns | None:
