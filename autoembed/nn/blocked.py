@@ -7,28 +7,54 @@ their own. What is called here are the operations that torch's compiler makes of
 from __future__ import annotations
 
 import platform
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autoembed.fast import takes
 
 _LEAST = 1 << 14  # weights: below, a call's own cost is more than what is saved
+_ROWS = 16
+# oneDNN makes a kernel for each number of rows, which takes a millisecond and half a megabyte that it keeps.
+_KERNELS = 16
+_OFTEN = 8
 
 
 class BlockedLinear(nn.Module):
-    """A linear layer, or one with the ReLU behind it; its numbers differ by rounding."""
+    """A linear layer, or one with the ReLU behind it; its numbers differ by rounding.
+
+    Numbers of rows that come often, as of a service that ranks 500 candidates, are computed in blocks, up to a few such
+    numbers; others, and those of a few rows, as before.
+    """
 
     def __init__(self, plain: nn.Linear, *, relu: bool) -> None:
         super().__init__()
+        self.plain, self.relu = plain, relu
         self.blocks = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
-        self.bias = None if plain.bias is None else plain.bias.detach()
-        self.then = "relu" if relu else "none"
+        self.seen: Counter[int] = Counter()
+        self.often: set[int] = set()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in] -> [B, out]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, self.then, [], "")
-        return out
+        if self.in_blocks(len(x)):
+            then, bias = "relu" if self.relu else "none", self.plain.bias
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocks, bias, then, [], "")
+            return out
+        out = self.plain(x)
+        return functional.relu_(out) if self.relu else out
+
+    def in_blocks(self, rows: int) -> bool:
+        """Whether so many rows, which have come once more, are computed in blocks."""
+        if rows in self.often:
+            return True
+        if rows < _ROWS or len(self.often) >= _KERNELS:
+            return False
+        self.seen[rows] += 1
+        if self.seen[rows] == _OFTEN:
+            self.often.add(rows)
+        return rows in self.often
 
 
 def blocked(layer: nn.Module, *, relu: bool = False) -> nn.Module | None:

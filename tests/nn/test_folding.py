@@ -13,6 +13,8 @@ from autoembed.nn.model import build_model, pack, start_rounding
 from autoembed.plans import Ensemble
 from tests.nn.test_ensemble import CASES, SCHEMA, plain, random_ids, shake
 
+ON_X86 = pytest.mark.skipif(blocked(nn.Linear(128, 128)) is None, reason="no oneDNN, or no x86")
+
 
 @pytest.mark.parametrize("bits", [32, 4])
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -40,7 +42,7 @@ def test_ensembles_and_towers_of_8_bits_are_served(share):
         torch.testing.assert_close(folded(model)(ids), model(ids), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(blocked(nn.Linear(128, 128)) is None, reason="no oneDNN, or no x86")
+@ON_X86
 @pytest.mark.parametrize("plain_path", ["", "towers"])
 def test_large_layers_are_in_blocks_with_the_relus_behind_them(monkeypatch, plain_path):
     monkeypatch.setenv(fast.VARIABLE, plain_path)
@@ -52,6 +54,18 @@ def test_large_layers_are_in_blocks_with_the_relus_behind_them(monkeypatch, plai
     # Of small layers, and behind the input, to whose output a backbone may add, the ReLU stands by itself.
     assert in_blocks == ([False] * 8 if plain_path else [True, False, True, True, False, False])
     with torch.inference_mode():
-        torch.testing.assert_close(served(ids), model(ids), rtol=1e-4, atol=1e-4)
+        for _ in range(9):  # the last ones in blocks
+            torch.testing.assert_close(served(ids), model(ids), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(served(ids[:1]), model(ids[:1]), rtol=1e-4, atol=1e-4)
         assert served(ids[:0]).shape == (0,)
+    assert all(layer.often == {len(ids)} for layer in layers if isinstance(layer, BlockedLinear))
+
+
+@ON_X86
+def test_a_kernel_is_kept_for_a_few_numbers_of_rows_that_come_often():
+    layer = BlockedLinear(nn.Linear(128, 128), relu=True)
+    for rows in [*range(2000), *[500] * 10, *[3] * 10, *[n for n in range(16, 100) for _ in range(8)]]:
+        layer.in_blocks(rows)
+    assert layer.often == {500, *range(16, 31)}
+    assert layer.in_blocks(500)
+    assert not layer.in_blocks(1000)
