@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from pydantic import ValidationError
 
+from autoembed.auxiliary import auxiliary_metrics
 from autoembed.bundle import Bundle, load_bundle
 from autoembed.data.dataset import Dataset, build_dataset
 from autoembed.data.encoding import OtherVocabulary
@@ -51,6 +52,7 @@ class Refreshed:
     Attributes:
         bundle: the new one; the old one where that was to be replaced by no worse a model, and the new one is worse.
         before, after: metrics of the old and of the new model on the tail, the test rows of the new log.
+        further: the same of each auxiliary label.
         kept: whether the new bundle was written.
         rows: of the log that were trained on.
         values: per field the ids of before, those that are gone, and those that are new: a frame.
@@ -63,6 +65,7 @@ class Refreshed:
     bundle: Bundle
     before: Metrics
     after: Metrics
+    further: Mapping[str, tuple[Metrics, Metrics]]
     kept: bool
     rows: int
     values: pl.DataFrame
@@ -156,6 +159,7 @@ def refresh(
     metric = _metric(bundle, spec)
     known = build_dataset(spec, data, cache, progress, vocabulary=_other(bundle, "keep", spec, 0, 0), units=units)
     before = metrics_on(bundle.model.to(where).eval(), known, "test", where)
+    before_of = auxiliary_metrics(bundle.model, known, "test", where)
     bundle.model.cpu()
     dataset = known
     if vocabulary != "keep":
@@ -171,11 +175,12 @@ def refresh(
     start = with_weights_of(bundle, plan, dataset).to(where)
     mean = averaged(bundle, start, dataset, memory)
     model, valid, after = fitted(plan, dataset, once, where, seed, start, metric.monitor, progress, mean)
-    coverage = _coverage(bundle, known)
+    coverage, further = _coverage(bundle, known), further_metrics(model, dataset)
     result = Refreshed(
         bundle=bundle,
         before=before,
         after=after,
+        further={label: (own, further["test"][label]) for label, own in before_of.items()},
         kept=False,
         rows=dataset.rows("train"),
         values=_changed(bundle.vocabulary, dataset.vocabulary),
@@ -195,7 +200,7 @@ def refresh(
         "tail": {"before": before.model_dump(), "after": after.model_dump()},
     }
     place = bundle.path if out is None else Path(out)
-    new = written(place, model, dataset, spec, valid, after, provenance, further_metrics(model, dataset))
+    new = written(place, model, dataset, spec, valid, after, provenance, further)
     return Refreshed(**{**vars(result), "bundle": new, "kept": True})
 
 

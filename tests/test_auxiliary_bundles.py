@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from autoembed.auxiliary import auxiliary_metrics, predict_auxiliary, recorded
 from autoembed.bundle import check_bundle, load_bundle, verify_bundle, write_bundle
 from autoembed.cli import main
+from autoembed.cli.refresh import _told
 from autoembed.data.readers import DataSpec
 from autoembed.errors import BundleError, DataError, SpaceError
 from autoembed.export.formats import export_bundle
@@ -22,6 +23,7 @@ from autoembed.reuse import carried, train_architecture, with_weights_of
 from autoembed.scoring import score_table
 from autoembed.serving.app import _answer
 from autoembed.serving.state import Loaded
+from autoembed.task import told
 from autoembed.training import predict
 from autoembed.trial import check, run_trial
 from tests.purchases import PLAIN, dataset_of, gaps, table
@@ -163,6 +165,10 @@ def test_a_bundle_is_refreshed_and_retrained_with_its_labels(made, tmp_path):
     done = refresh(made, log, tmp_path / "fresh", epochs=1)
     assert set(done.bundle.manifest.metrics) == {"valid", "test", "valid.click", "test.click"}
     assert verify_bundle(done.bundle.path)
+    before, after = done.further["click"]
+    assert after.auc == pytest.approx(done.bundle.manifest.metrics["test.click"]["auc"])
+    assert 0.5 < before.auc != after.auc
+    assert _told(done)[2] == f"the same of click: {told(before)}; after: {told(after)}"
     warm = train_architecture(made, log, tmp_path / "warm", warm=True, train={"epochs": 1})
     assert set(warm.auxiliary) == {"click"}
     assert warm.bundle.manifest.metrics["test.click"]["auc"] == pytest.approx(warm.auxiliary["click"].auc)

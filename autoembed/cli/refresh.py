@@ -79,6 +79,7 @@ def _told(done: Refreshed) -> list[str]:
     lines = [
         f"trained on {done.rows:,} rows; {new:,} values are new, {gone:,} are gone",
         f"on the tail of the log before: {told(done.before)}; after: {told(done.after)}",
+        *(f"the same of {label}: {told(own)}; after: {told(new)}" for label, (own, new) in done.further.items()),
     ]
     if not done.kept:
         return [*lines, f"the new model is worse: {done.bundle.path} stays as it is (--out writes it elsewhere)"]

@@ -47,9 +47,11 @@ def log_refresh(run: RunDir, done: Refreshed, facts: Mapping[str, object]) -> st
 
 def _facts(client: MlflowClient, run_id: str, done: Refreshed, facts: Mapping[str, object]) -> None:
     now = int(time.time() * 1000)
+    labels = {"": (done.before, done.after)} | {f".{label}": both for label, both in done.further.items()}
     values = {
-        f"tail/{name}_{when}": value
-        for when, metrics in (("before", done.before), ("after", done.after))
+        f"tail/{name}{label}_{when}": value
+        for label, both in labels.items()
+        for when, metrics in zip(("before", "after"), both, strict=True)
         for name, value in metrics.items()
     }
     changed = {name: float(done.values[name].sum()) for name in ("new", "gone")}
