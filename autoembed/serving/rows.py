@@ -105,7 +105,7 @@ class RowReader:
             # A name that stands twice is refused with the frame, and one that is not there below.
             if FAST and len(body) >= _LONG and table.num_rows <= _FEW and len(there) == table.num_columns:
                 texts = within.texts({name: table.column(name) for name in self.categorical if name in there})
-            frame = _checked(table.drop_columns(list(texts)))
+            frame = pl.DataFrame() if there == texts.keys() else _checked(table.drop_columns(list(texts)))
             known = self._of_table(texts)
         except _UNREADABLE as error:
             raise _no_arrow(error) from None
