@@ -12,6 +12,7 @@ import numpy as np
 from autoembed.types import Array
 
 ROUNDS = 6
+_AT_ONCE = 1 << 20
 
 
 class RowOrder(Protocol):
@@ -59,6 +60,42 @@ class Shuffle:
             else:
                 left = _add(left, table[right], self.left)
         return np.asarray(left * self.right + right)
+
+
+def groups_together(rows: int | RowOrder, groups: Array, most: int, seed: Sequence[int]) -> Array:
+    """`rows`, or the numbers below a whole `rows`, in a random order of parts, whose rows are of one group.
+
+    Each group is cut at random into the fewest parts of at most `most` rows, about equally large. Four bytes a row are
+    held, of fewer than 2^31 rows.
+
+    Args:
+        rows: the rows, int [n].
+        groups: the group of every row that there is, int [N]. A row whose group is below 0 is a part by itself.
+        most: rows of a part.
+        seed: of the order.
+    """
+    shuffled = Shuffle(rows, [*seed, 0])
+    total = len(shuffled)
+    numbers: Array = np.empty(total, np.int32 if len(groups) < 1 << 31 else np.int64)
+    for start in range(0, total, _AT_ONCE):
+        places = np.arange(start, min(start + _AT_ONCE, total))
+        numbers[places] = shuffled[places]
+    codes = groups[numbers]
+    order = np.argsort(codes, kind="stable")
+    numbers, codes = numbers[order], codes[order]
+    starts = np.flatnonzero(np.append(True, (codes[1:] != codes[:-1]) | (codes[1:] < 0))[:total])
+    sizes = np.diff(np.append(starts, total))
+    parts = -(-sizes // most)
+    # Part p of a group of n rows in k parts begins at p * n // k.
+    number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+    starts = np.repeat(starts, parts) + number * np.repeat(sizes, parts) // np.repeat(parts, parts)
+    sizes = np.diff(np.append(starts, total))
+    turn = np.random.default_rng([*seed, 1]).permutation(len(starts))
+    starts, sizes = starts[turn], sizes[turn]
+    places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    places += np.arange(total)
+    found: Array = numbers[places]
+    return found
 
 
 def _add(a: Array, b: Array, modulus: int) -> Array:
