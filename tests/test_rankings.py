@@ -10,10 +10,11 @@ import yaml
 from pydantic import BaseModel
 
 from autoembed.bundle import load_bundle, verify_bundle, write_bundle
+from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
 from autoembed.data.schema import FeatureSchema
 from autoembed.drafting import draft
-from autoembed.errors import DataError, SpaceError
+from autoembed.errors import BundleError, DataError, SpaceError
 from autoembed.estimating import seconds_of_epoch
 from autoembed.export.formats import export_bundle
 from autoembed.export.scorer import Scorer
@@ -291,6 +292,17 @@ def test_a_bundle_is_trained_again_by_its_recipe(made, tmp_path):
         refresh(made[1.0], log, tmp_path / "no", settings={**settings, "task": "clicks"})
     with pytest.raises(SpaceError, match=r"train.pairwise_weight is of data.task: ranking, but data.task is clicks"):
         train_architecture(made[1.0], log, tmp_path / "no", settings={**settings, "task": "clicks"})
+
+
+def test_a_teacher_has_the_task_of_its_student(made, data, tmp_path):
+    train = {"epochs": 1, "distill": {"teacher": str(made[1.0]), "weight": 1.0}}
+    result, _ = run_trial(config_of(1.0, train=train), data, lambda event: None)
+    assert result.valid.gauc > 0.5
+    clicks = build_dataset(
+        DataSpec(group="session", drop=("session", "w"), min_count=1), data.path.parents[1], tmp_path / "cache"
+    )
+    with pytest.raises(BundleError, match="must have the task and the scale of labels of the study's data"):
+        run_trial(config_of(None, train=train), clicks, lambda event: None)
 
 
 def test_init_drafts_a_space_of_rankings(tmp_path):
