@@ -217,7 +217,11 @@ def test_groups_must_have_both_labels(tmp_path):
     [
         {"ensemble": {"members": 3}},
         pytest.param(
-            {"stage": {"method": "ihas", "clusters": 2, "warm_epochs": 1, "epochs": 1}}, marks=pytest.mark.slow
+            {
+                "stage": {"method": "ihas", "clusters": 2, "warm_epochs": 1, "epochs": 1},
+                "train": {"pairwise_weight": 0.9},
+            },
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"stage": {"method": "sensitivity", "warm_epochs": 1}, "limit": {"width": 2}}, marks=pytest.mark.slow
@@ -235,6 +239,11 @@ def test_what_goes_with_it(data, change):
     own = {**change, "train": {"epochs": 2, **change.get("train", {})}}
     result, _ = run_trial(config_of(1.0, **own), data, lambda event: None)
     assert result.valid.gauc > 0.5  # by rows alone it is near 0.4
+
+
+def test_clusters_are_calibrated_by_rows():
+    with pytest.raises(SpaceError, match=r"ihas makes a model for each cluster.*pairwise_weight: 1 leaves that out"):
+        config_of(1.0, stage={"method": "ihas"})
 
 
 def test_auxiliary_labels_are_learnt_beside_it(tmp_path):
@@ -259,7 +268,7 @@ def test_the_model_card_says_what_predictions_mean(made):
     assert "probability" not in cards[1.0]
 
 
-def test_a_bundle_is_scored_and_exported_as_those_of_clicks(made, data, tmp_path):
+def test_a_bundle_is_scored_as_those_of_clicks(made, data, tmp_path):
     bundle = load_bundle(made[1.0])
     assert bundle.schema.task is RANKINGS
     assert verify_bundle(made[1.0])[-1].startswith("64 stored predictions are the same")
@@ -271,9 +280,17 @@ def test_a_bundle_is_scored_and_exported_as_those_of_clicks(made, data, tmp_path
     assert f"AUC within session {gauc:.4f}" in scored.quality
     table(8000, 2).drop("session").write_parquet(tmp_path / "bare.parquet")
     assert "within" not in score_table(bundle, str(tmp_path / "bare.parquet")).quality
-    export_bundle(bundle, tmp_path / "numpy", "numpy")
-    ids = data.ids("test")[:64].astype(np.int64)
-    assert np.allclose(Scorer.load(tmp_path / "numpy").predict_ids(ids), wanted[:64], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_export_gives_the_scores_of_the_bundle(made, data, tmp_path):
+    bundle, ids = load_bundle(made[1.0]), data.ids("test")[:64]
+    for format in ("numpy", "onnx"):
+        export_bundle(bundle, tmp_path / format, format)
+    wanted = bundle.predict_ids(ids)
+    assert np.allclose(Scorer.load(tmp_path / "numpy").predict_ids(ids), wanted, atol=1e-5)
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "onnx" / "model.onnx")
+    assert np.allclose(session.run(None, {"ids": ids.astype(np.int64)})[0], wanted, atol=1e-5)
 
 
 def test_a_bundle_is_trained_again_by_its_recipe(made, tmp_path):
@@ -285,11 +302,16 @@ def test_a_bundle_is_trained_again_by_its_recipe(made, tmp_path):
     assert cold.bundle.manifest.provenance["monitor"] == "valid_gauc"
     assert set(cold.bundle.manifest.metrics["test"]) == set(NAMES)
     assert cold.bundle.manifest.metrics["test"]["gauc"] > 0.5
-    done = refresh(made[1.0], log, tmp_path / "fresh", epochs=1, settings=settings)
+    done = refresh(made[None], log, tmp_path / "fresh", epochs=1, settings=settings)
     assert done.bundle.schema.task is RANKINGS
-    assert done.after.gauc > 0.5
+    assert done.after.names == NAMES
+    assert refresh(made[1.0], log, tmp_path / "some", settings=settings, train={"pairwise_weight": 0.9}).kept
+    warm = train_architecture(made[1.0], log, tmp_path / "warm", settings=settings, warm=True, train={"epochs": 1})
+    assert warm.bundle.manifest.metrics["test"]["gauc"] > 0.5
+    with pytest.raises(SpaceError, match=r"a refresh keeps weights by the loss of rows, and train.pairwise_weight: 1"):
+        refresh(made[1.0], log, tmp_path / "no", settings=settings)
     with pytest.raises(SpaceError, match=r"were trained for data.task: ranking, but data.task is clicks: leave it"):
-        refresh(made[1.0], log, tmp_path / "no", settings={**settings, "task": "clicks"})
+        refresh(made[None], log, tmp_path / "no", settings={**settings, "task": "clicks"})
     with pytest.raises(SpaceError, match=r"train.pairwise_weight is of data.task: ranking, but data.task is clicks"):
         train_architecture(made[1.0], log, tmp_path / "no", settings={**settings, "task": "clicks"})
 
