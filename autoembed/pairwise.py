@@ -16,7 +16,7 @@ from torch.nn import functional
 from autoembed.batches import RowWeights
 from autoembed.data.dataset import Dataset
 from autoembed.errors import TrialError
-from autoembed.shuffle import RowOrder, Shuffle, groups_together
+from autoembed.shuffle import GroupsTogether, RowOrder, Shuffle
 from autoembed.types import Array
 
 # Rows of a group that stand together in an order, and pairs of a click. Batches of whole groups would be of few groups,
@@ -103,7 +103,7 @@ class PairwiseLoss:
         if not self.share:
             return Shuffle(rows, seed)
         assert self.groups is not None
-        return groups_together(rows, self.groups, PART, seed)
+        return GroupsTogether(rows, self.groups, PART, seed)
 
     def total(self, loss: Tensor, logits: Tensor, labels: Tensor, told: Sequence[Tensor]) -> Tensor:
         """The loss of a batch with that of its pairs.

@@ -1,5 +1,7 @@
 """Pairs of rows in training: their loss and gradients, how many there are, weights, and batches that hold groups."""
 
+import tracemalloc
+
 import numpy as np
 import polars as pl
 import pytest
@@ -14,7 +16,7 @@ from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load
 from autoembed.nn.model import CTRModel
 from autoembed.pairwise import MOST, PART, PairwiseLoss, pairs
-from autoembed.shuffle import Shuffle, Stretch, groups_together
+from autoembed.shuffle import GroupsTogether, Shuffle, Stretch
 from autoembed.task import CLICKS
 from autoembed.training import Teacher, TrainConfig, fit
 
@@ -222,29 +224,55 @@ def test_gradients_of_weighted_rows_are_those_of_repeated_rows(twins):
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_an_order_holds_groups_together():
+def whole(order):
+    return order[np.arange(len(order))]
+
+
+def test_an_order_holds_groups_together(monkeypatch):
     rng = np.random.default_rng(0)
     groups = np.concatenate([np.repeat(np.arange(40), 10), np.full(100, 40), np.full(50, -1), np.full(33, 41)])
     groups = groups[rng.permutation(len(groups))].astype(np.int32)
     total = len(groups)
-    order = groups_together(total, groups, PART, [3, 1])
-    assert order.dtype == np.int32
+    order = whole(GroupsTogether(total, groups, PART, [3, 1]))
     assert np.array_equal(np.sort(order), np.arange(total))
     codes = groups[order]
     stops = np.flatnonzero(np.append(codes[1:] != codes[:-1], True)) + 1
     runs = np.diff(np.append(0, stops))
     firsts = codes[stops - 1]
     assert (runs[(firsts >= 0) & (firsts < 40)] == 10).all()  # 40 groups in as many runs
-    assert (firsts < 40).sum() - (firsts < 0).sum() == 40
+    assert ((firsts >= 0) & (firsts < 40)).sum() == 40
     assert runs[firsts == 40].min() >= 25  # 100 rows in four parts, two of which may meet
     assert runs[firsts == 41].min() >= 16
     assert (firsts == -1).sum() > 25  # rows in no group lie among the others
-    assert not np.array_equal(order, groups_together(total, groups, PART, [3, 2]))
-    assert np.array_equal(order, groups_together(total, groups, PART, [3, 1]))
+    parts = [set(order[codes == 40][:25])]
+    for seed in ([3, 2], [3, 3]):
+        other = whole(GroupsTogether(total, groups, PART, seed))
+        assert not np.array_equal(order, other)
+        parts.append(set(other[groups[other] == 40][:25]))
+    assert max(len(parts[0] & parts[1]), len(parts[0] & parts[2])) < 15  # a part has other rows in each order
+    monkeypatch.setattr("autoembed.shuffle._AT_ONCE", 7)
+    assert np.array_equal(order, whole(GroupsTogether(total, groups, PART, [3, 1])))
     part = Stretch(Shuffle(total, 1), 100, 400)
-    own = groups_together(part, groups, PART, [0])
-    assert np.array_equal(np.sort(own), np.sort(part[np.arange(300)]))
-    assert len(groups_together(np.zeros(0, dtype=np.int64), groups, PART, [0])) == 0
+    own = GroupsTogether(part, groups, PART, [0])
+    assert np.array_equal(np.sort(whole(own)), np.sort(whole(part)))
+    assert len(whole(GroupsTogether(np.zeros(0, dtype=np.int64), groups, PART, [0]))) == 0
+    assert whole(GroupsTogether(1, groups, PART, [0])).tolist() == [0]
+    with pytest.raises(ValueError, match=r"must be fewer than 2\^32, but got 4294967296"):
+        GroupsTogether(1 << 32, groups, PART, [0])
+
+
+def test_an_order_takes_eight_bytes_a_row_and_little_more():
+    rows = 2_000_000
+    groups = np.random.default_rng(0).integers(0, rows // 50, rows).astype(np.int32)
+    tracemalloc.start()
+    try:
+        order = GroupsTogether(rows, groups, PART, [0])
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(order) == rows
+    assert held < 10 * rows
+    assert most < 10 * rows + 60 * 2**20  # a piece of a million rows at a time
 
 
 def test_samples_of_the_rows_without_a_click_are_scaled_anew(data):
