@@ -9,6 +9,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
+import autoembed as ae
 from autoembed.bundle import load_bundle, verify_bundle, write_bundle
 from autoembed.data.dataset import build_dataset
 from autoembed.data.readers import DataSpec
@@ -239,6 +240,12 @@ def test_what_goes_with_it(data, change):
     own = {**change, "train": {"epochs": 2, **change.get("train", {})}}
     result, _ = run_trial(config_of(1.0, **own), data, lambda event: None)
     assert result.valid.gauc > 0.5  # by rows alone it is near 0.4
+
+
+def test_scikit_learns_interface_is_of_clicks():
+    model = ae.AutoEmbedClassifier(data={"task": "ranking", "group": "session"})
+    with pytest.raises(SpaceError, match=r"must be clicks, but got 'ranking': leave it out, or use autoembed\.search"):
+        model.fit(table(80, 0).drop("label"), table(80, 0)["label"])
 
 
 def test_clusters_are_calibrated_by_rows():
