@@ -45,14 +45,13 @@ def card(
     provenance: Mapping[str, JsonValue],
 ) -> str:
     """The model card as Markdown: what it predicts from what, how well, at what cost, and how to use and refresh it."""
-    cost, clicks = architecture.cost, schema.ratings is None
+    cost = architecture.cost
     origin = [f"{name} `{provenance[name]}`" for name in ("study", "trial", "fingerprint") if provenance.get(name)]
-    what = f"{'the probability of ' if clicks else ''}`{schema.label}`"
     further = ", ".join(f"`{label}`" for label in schema.auxiliary_labels)
     lines = [
-        f"# {'Click model' if clicks else 'Model'} for `{schema.label}`",
+        f"# {'Click model' if schema.ratings is None else 'Model'} for `{schema.label}`",
         "",
-        f"A {architecture.backbone['name']} that predicts {what} for each row{'' if clicks else ', in its own units'}.",
+        f"A {architecture.backbone['name']} that {_predicts(schema, provenance.get('train'))}",
         "",
         *([f"Beside it, it predicts the probabilities of {further}, from the same embeddings.", ""] if further else []),
         "## Quality",
@@ -96,6 +95,23 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _predicts(schema: FeatureSchema, train: JsonValue) -> str:
+    """What predictions are, from the recipe of the training if it is known."""
+    if schema.ratings is not None:
+        return f"predicts `{schema.label}` for each row, in its own units."
+    if not schema.ranking:
+        return f"predicts the probability of `{schema.label}` for each row."
+    if isinstance(train, dict) and train.get("pairwise_weight") == 1:
+        return (
+            f"scores rows, so that those of one `{schema.group}` can be ranked by `{schema.label}`. Scores are no "
+            f"probabilities, and those of different `{schema.group}` do not compare, nor does "
+            f"{schema.task.criterion.title} mean anything."
+        )
+    return (
+        f"predicts the probability of `{schema.label}` for each row, trained to rank the rows of one `{schema.group}`."
+    )
 
 
 def _metrics(value: JsonValue) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from autoembed.errors import DataError
+from autoembed.errors import DataError, SpaceError
 from autoembed.metrics import (
     GroupedRows,
     Metric,
@@ -32,20 +32,24 @@ _LEAST, _FEW = 2, 30  # rows of each class that a split must and should have
 _TINY = 1e-12
 _TOP = 10  # rows of a group that a user would see
 
+AUC = Metric(name="auc", title="AUC", rises=True)
+LOGLOSS = Metric(name="logloss", title="logloss", rises=False)
+GAUC = Metric(name="gauc", title="GAUC", rises=True)
+NDCG = Metric(name=f"ndcg_{_TOP}", title=f"NDCG@{_TOP}", rises=True)
+HITS = Metric(name=f"hit_{_TOP}", title=f"HR@{_TOP}", rises=True)
+
 
 class BinaryClicks:
     """Labels 0 and 1: cross-entropy, a sigmoid, AUC and logloss."""
 
     name = "clicks"
-    metrics = (Metric(name="auc", title="AUC", rises=True), Metric(name="logloss", title="logloss", rises=False))
+    metrics: tuple[Metric, ...] = (AUC, LOGLOSS)
     # What earlier commits stored has the first of these, so that new ones come last.
-    grouped = (
-        Metric(name="gauc", title="GAUC", rises=True),
-        Metric(name=f"ndcg_{_TOP}", title=f"NDCG@{_TOP}", rises=True),
-        Metric(name=f"hit_{_TOP}", title=f"HR@{_TOP}", rises=True),
-    )
-    criterion = metrics[1]
+    grouped: tuple[Metric, ...] = (GAUC, NDCG, HITS)
+    objective = AUC
+    criterion = LOGLOSS
     unit = 1.0
+    pairwise = 0.0
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         rows = int(counted["count"].sum())
@@ -74,8 +78,10 @@ class BinaryClicks:
     def classes_are(self) -> str | None:
         return None
 
-    def check_recipe(self, positive_weight: float, negative_sampling: float) -> None:
-        return None
+    def check_recipe(
+        self, positive_weight: float, negative_sampling: float, pairwise_weight: float | None = None
+    ) -> None:
+        check_pointwise(self.name, pairwise_weight)
 
     def loss(
         self,
@@ -122,28 +128,29 @@ class BinaryClicks:
         own = None if weights is None else weights[some]
         rows = GroupedRows(labels[some], predictions[some], groups[some], own)
         values = (rows.auc()[0], *rows.top(_TOP)[:2])
-        return Metrics(found.root | {one.name: value for one, value in zip(self.grouped, values, strict=True)})
+        return Metrics(found.root | {one.name: value for one, value in zip((GAUC, NDCG, HITS), values, strict=True)})
 
     def told_within(
         self, labels: Array, predictions: Array, groups: Array, group: str, weights: Array | None = None
     ) -> str:
         rows = GroupedRows(labels, predictions, groups, weights)
         (area, both), (ndcg, hits, clicked) = rows.auc(), rows.top(_TOP)
-        first, second = self.grouped[1:]
         return (
-            f"AUC within {group} {area:.4f} ({both:,} groups with both labels), {first.title} {ndcg:.4f} and "
-            f"{second.title} {hits:.4f} ({clicked:,} with a click)"
+            f"AUC within {group} {area:.4f} ({both:,} groups with both labels), {NDCG.title} {ndcg:.4f} and "
+            f"{HITS.title} {hits:.4f} ({clicked:,} with a click)"
         )
 
-    def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
+    def error(self, value: float, labels: Array, weights: Array | None = None, groups: Array | None = None) -> float:
         ones = labels > 0
         if weights is not None:
             return auc_error(value, effective_rows(weights[ones]), effective_rows(weights[~ones]))
         return auc_error(value, clicks := int(ones.sum()), len(labels) - clicks)
 
-    def hopeless(self, value: float, labels: Array, weights: Array | None = None) -> float | None:
+    def hopeless(
+        self, value: float, labels: Array, weights: Array | None = None, groups: Array | None = None
+    ) -> float | None:
         # So many standard errors above chance, but where valid is small no more than _ABOVE.
-        bound = 0.5 + min(_ERRORS * self.error(value, labels, weights), _ABOVE)
+        bound = 0.5 + min(_ERRORS * self.error(value, labels, weights, groups), _ABOVE)
         return bound if value <= bound else None
 
     def losses(self, labels: Array, logits: Array) -> Array:
@@ -192,6 +199,15 @@ class BinaryClicks:
             }
 
         return compared
+
+
+def check_pointwise(task: str, pairwise_weight: float | None) -> None:
+    """SpaceError if a training's recipe has a pairwise loss, which the task does not have."""
+    if pairwise_weight is not None:
+        raise SpaceError(
+            f"train.pairwise_weight is of data.task: ranking, but data.task is {task}, and got {pairwise_weight:g}: "
+            "set data.task: ranking with data.group, or leave it out"
+        )
 
 
 def _losses(logits: Array, ones: Bools) -> Floats:

@@ -132,7 +132,8 @@ def _bundle(path: Path, dataset: Dataset, device: torch.device, out: Array) -> N
     names = bundle.schema.names
     if missing := [name for name in names if name not in dataset.schema.names]:
         raise BundleError(f"the teacher {path} reads the column {missing[0]!r}, which the study's data do not have")
-    if bundle.schema.ratings != dataset.schema.ratings:
+    taught, wanted = bundle.schema, dataset.schema
+    if (taught.task.name, taught.ratings) != (wanted.task.name, wanted.ratings):
         raise BundleError(
             f"the teacher {path} must have the task and the scale of labels of the study's data, but was trained on "
             "others: name one that was trained on these data"

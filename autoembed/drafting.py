@@ -228,7 +228,7 @@ def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapp
     whole = uniform_bytes(root, _DIM)
     small, medium = max(whole // 32, 1000), max(whole // 8, 2000)
     batch, epochs, warm, _ = _recipe(dataset.rows("train"))
-    metric = dataset.task.metrics[0]
+    metric = dataset.task.objective
     lines = ["data:"]
     for name, value in data.items():
         if name == "drop":

@@ -19,6 +19,7 @@ from autoembed.fast import cores
 from autoembed.knot_rows import knot_rows
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig, configure
 from autoembed.nn.model import CTRModel, cost_of
+from autoembed.pairwise import PairwiseLoss
 from autoembed.space import SearchSpace
 from autoembed.training import Optimiser, pick_device, predict
 from autoembed.trial import TrialConfig, root_architecture
@@ -110,12 +111,20 @@ def seconds_of_epoch(config: TrialConfig, dataset: Dataset) -> float:
     # On a processor its own time counts: what else runs now need not run then.
     clock = perf_counter if device.type == "cuda" else process_time
     begun, steps = clock(), 0
-    forward, auxiliary = logits_of(model), AuxiliaryLosses(model, dataset, rows, RowWeights(dataset, rows), 1.0)
-    for step, (ids, labels, *told) in enumerate(batches(dataset, "train", size, device, columns=auxiliary.columns)):
+    forward, weights = logits_of(model), RowWeights(dataset, rows)
+    auxiliary = AuxiliaryLosses(model, dataset, rows, weights, 1.0)
+    pairs = PairwiseLoss(dataset, rows, weights, config.train.pairwise_weight, device=device, seed=0)
+    # Rows in file order are read as they lie; a batch of pairs needs its groups.
+    order = pairs.order(rows, [0]) if pairs.share else None
+    columns = (*weights.columns, *pairs.columns, *auxiliary.columns)
+    for step, (ids, labels, *told) in enumerate(
+        batches(dataset, "train", size, device, rows=order, least=min(2, rows), columns=columns)
+    ):
         if step == 1:
             begun, steps = clock(), 0  # the first one is slower
         both = forward(ids)
-        auxiliary.total(dataset.task.loss(both[0].float(), labels), both, told, None).backward()
+        loss = pairs.total(dataset.task.loss(both[0].float(), labels), both[0].float(), labels, told)
+        auxiliary.total(loss, both, told, None).backward()
         optimiser.step()
         steps += 1
         if step >= _STEPS and clock() - begun > _TIMED:

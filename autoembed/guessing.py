@@ -32,7 +32,13 @@ def label_column(head: pl.DataFrame, task: object, ask: Callable[[list[str]], st
         ask: chooses among several columns; without it they are a DataError.
         notes: takes a sentence on what was guessed.
     """
-    names = (*_RATINGS, *_CLICKS) if task == "ratings" else _CLICKS if task == "clicks" else (*_CLICKS, *_RATINGS)
+    names = (
+        (*_RATINGS, *_CLICKS)
+        if task == "ratings"
+        else _CLICKS
+        if task in ("clicks", "ranking")
+        else (*_CLICKS, *_RATINGS)
+    )
     for name in names:
         for own in head.columns:
             if own.lower() == name:
@@ -103,7 +109,7 @@ def _is_number(name: str, numbers: pl.Series, data: Node, middle: float) -> bool
     """Whether the numbers that a label has, in order, are to be predicted as such; DataError if it cannot be told."""
     split = data.get("split")
     stratified = isinstance(split, dict) and bool(split.get("stratify"))
-    if data.get("task") == "clicks" or data.keys() & set(_OF_CLICKS) or stratified:
+    if data.get("task") in ("clicks", "ranking") or data.keys() & set(_OF_CLICKS) or stratified:
         return False
     named = not _AMOUNTS.isdisjoint(_words(name))
     if named or len(numbers) > _FEW or bool((numbers != numbers.floor()).any()):

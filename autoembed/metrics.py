@@ -155,9 +155,37 @@ def _ranks(scores: Array) -> Floats:
 
 def auc_error(auc: float, ones: float, zeros: float) -> float:
     """Standard error of an AUC over so many rows of each class (Hanley and McNeil, Radiology 1982)."""
+    return math.sqrt(_auc_variance(auc, np.array([ones]), np.array([zeros]))[0])
+
+
+def group_auc_error(auc: float, labels: Array, groups: Array, weights: Array | None = None) -> float:
+    """Standard error of a `group_auc` by the rows alone: that of groups which all have this AUC.
+
+    Labels 0 or 1 [N], groups int [N], below 0 for none. With `weights`, of the effective rows of each class of a group.
+    DataError if no group has both classes.
+    """
+    own = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
+    counts = (groups >= 0) & (own > 0)
+    if not counts.any():
+        raise DataError("group AUC needs a group with both classes, but no row has a group")
+    codes, own = np.unique(groups[counts], return_inverse=True)[1], own[counts]
+    sums, rows = [], []
+    for one in (True, False):
+        weight = np.where((labels[counts] > 0.5) == one, own, 0.0)
+        sums.append(np.bincount(codes, weight))
+        rows.append(np.square(sums[-1]) / np.maximum(np.bincount(codes, np.square(weight)), np.finfo(float).tiny))
+    both = (sums[0] > 0) & (sums[1] > 0)
+    if not both.any():
+        raise DataError(f"group AUC needs a group with both classes, but none of {len(both)} has both")
+    share = (sums[0] + sums[1])[both] / (sums[0] + sums[1])[both].sum()
+    return math.sqrt(float(np.square(share) @ _auc_variance(auc, rows[0][both], rows[1][both])))
+
+
+def _auc_variance(auc: float, ones: Floats, zeros: Floats) -> Floats:
     above, below = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (ones - 1) * (above - auc**2) + (zeros - 1) * (below - auc**2)
-    return math.sqrt(max(variance, 0.0) / (ones * zeros))
+    found: Floats = np.maximum(variance, 0.0) / (ones * zeros)
+    return found
 
 
 def effective_rows(weights: Array) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from autoembed.clicks import check_pointwise
 from autoembed.errors import DataError, SpaceError
 from autoembed.metrics import Metric, Metrics, effective_rows, mean_and_error
 from autoembed.types import Array
@@ -75,7 +76,9 @@ class Ratings:
         Metric(name="mae", title="MAE", rises=False, in_units=True),
     )
     grouped: tuple[Metric, ...] = ()
+    objective = metrics[0]
     criterion = Metric(name="mse", title="MSE", rises=False, in_units=True)
+    pairwise = 0.0
 
     def __init__(self, scale: LabelScale | None = None) -> None:
         self.scale = LabelScale(mean=0, sd=1, cut=0) if scale is None else scale
@@ -105,7 +108,10 @@ class Ratings:
     def classes_are(self) -> str | None:
         return f"the label is a number: columns are ranked by what they say of whether it is above {self.scale.cut:g}"
 
-    def check_recipe(self, positive_weight: float, negative_sampling: float) -> None:
+    def check_recipe(
+        self, positive_weight: float, negative_sampling: float, pairwise_weight: float | None = None
+    ) -> None:
+        check_pointwise(self.name, pairwise_weight)
         for key, value in (("positive_weight", positive_weight), ("negative_sampling", negative_sampling)):
             if value != 1:
                 raise SpaceError(f"train.{key} is of clicks: with data.task: ratings it must be 1, but got {value:g}")
@@ -156,12 +162,14 @@ class Ratings:
     ) -> str:
         raise DataError("models of data.task: ratings are not compared within groups: leave the group out")
 
-    def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
+    def error(self, value: float, labels: Array, weights: Array | None = None, groups: Array | None = None) -> float:
         # Of errors that are normal, the variance of their mean square is 2 mse^2 / rows.
         rows = len(labels) if weights is None else effective_rows(weights)
         return value / math.sqrt(2 * rows)
 
-    def hopeless(self, value: float, labels: Array, weights: Array | None = None) -> float | None:
+    def hopeless(
+        self, value: float, labels: Array, weights: Array | None = None, groups: Array | None = None
+    ) -> float | None:
         # So many standard errors below what the mean label reaches, but where there are few rows no more than _BELOW.
         mean = float(np.average(labels, weights=weights))
         constant = math.sqrt(float(np.average(np.square(labels.astype(np.float64) - mean), weights=weights)))

@@ -242,13 +242,22 @@ def _metric(bundle: Bundle, spec: DataSpec) -> Metric:
 def _recipe(
     bundle: Bundle, epochs: int, train: Mapping[str, object]
 ) -> tuple[TrainConfig, TrainConfig, tuple[str, ...]]:
-    """The bundle's recipe, which the new bundle passes on, the one of this training, and notes."""
+    """The bundle's recipe, which the new bundle passes on, the one of this training, and notes.
+
+    SpaceError if they break a rule.
+    """
     own, notes = known_recipe(bundle.manifest.provenance.get("train"))
     try:
         recipe = TrainConfig.model_validate({**own, "distill": None})
-        return recipe, TrainConfig.model_validate({**recipe.model_dump(), "epochs": epochs, **train}), notes
+        once = TrainConfig.model_validate({**recipe.model_dump(), "epochs": epochs, **train})
     except ValidationError as error:
         raise SpaceError(f"train.{first_line(error, TrainConfig)}") from None
+    if once.pairwise_weight == 1:
+        raise SpaceError(
+            "a refresh keeps weights by the loss of rows, and train.pairwise_weight: 1 leaves that out: train on by "
+            f"`autoembed retrain --warm`, or give {option('train', 'pairwise_weight=0.5')}"
+        )
+    return recipe, once, notes
 
 
 def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Mapping[str, object]) -> DataSpec:

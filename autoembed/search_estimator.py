@@ -193,9 +193,10 @@ class SearchEstimator(BaseEstimator, ABC):
         stages = self.stages or [{"method": "sensitivity" if self.budget else "uniform"}]
         data: dict[str, object] = {"task": self.task, **(self.data or {}), "label": self.label}
         if data["task"] != self.task:
+            other = "autoembed.search, with a table that has the groups" if data["task"] == "ranking" else self.other
             raise SpaceError(
                 f"data.task of {type(self).__name__} must be {self.task}, but got {data['task']!r}: leave it out, or "
-                f"use {self.other}"
+                f"use {other}"
             )
         space = SearchSpace.parse(
             {

@@ -1,8 +1,8 @@
 """What a study predicts: loss, link, metrics with their directions, and when a search is hopeless.
 
-Clicks are in `autoembed.clicks`, ratings in `autoembed.ratings`. Another task is another such file, its class in
-`TASKS`, and a name for `data.task`; `DataSpec.predicts` and `FeatureSchema.task` say which one it is. No other module
-names a metric or a loss.
+Clicks are in `autoembed.clicks`, ratings in `autoembed.ratings`, clicks ranked within groups in `autoembed.rankings`.
+Another task is another such file, its class in `TASKS`, and a name for `data.task`; `DataSpec.predicts` and
+`FeatureSchema.task` say which one it is. No other module names a metric or a loss.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from autoembed.clicks import BinaryClicks
 from autoembed.errors import SpaceError, unknown
 from autoembed.metrics import Metric, Metrics
+from autoembed.rankings import Rankings
 from autoembed.ratings import Ratings
 from autoembed.types import Array
 
@@ -35,10 +36,12 @@ class Task(Protocol):
 
     Attributes:
         name: as a `data:` section would say it.
-        metrics: the first one tells whether anything was learnt, and is the default objective.
+        metrics: the first one tells whether anything was learnt.
         grouped: the metrics that there are beside these where rows have groups (data.group).
+        objective: the metric that a study optimises where its space names none.
         criterion: the metric that training lowers: the mean of `losses`, in units of the label if it has some.
         unit: what 1 in logits is in predictions that have units, else 1; `train.min_gain` counts in it.
+        pairwise: the share that pairs of rows have in the loss by default (`PairwiseLoss`); 0 if there are no pairs.
     """
 
     @property
@@ -48,9 +51,13 @@ class Task(Protocol):
     @property
     def grouped(self) -> tuple[Metric, ...]: ...
     @property
+    def objective(self) -> Metric: ...
+    @property
     def criterion(self) -> Metric: ...
     @property
     def unit(self) -> float: ...
+    @property
+    def pairwise(self) -> float: ...
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         """What to know of the labels of a split; DataError if nothing can be learnt or measured there.
@@ -68,7 +75,9 @@ class Task(Protocol):
     def classes_are(self) -> str | None:
         """What the classes are, in words, where they are not the labels themselves."""
 
-    def check_recipe(self, positive_weight: float, negative_sampling: float) -> None:
+    def check_recipe(
+        self, positive_weight: float, negative_sampling: float, pairwise_weight: float | None = None
+    ) -> None:
         """SpaceError if a training's recipe is of another task."""
 
     def loss(
@@ -115,10 +124,15 @@ class Task(Protocol):
         DataError if one is defined in no group.
         """
 
-    def error(self, value: float, labels: Array, weights: Array | None = None) -> float:
-        """The standard error of a value of the first metric, by the rows alone: with weights, the effective ones."""
+    def error(self, value: float, labels: Array, weights: Array | None = None, groups: Array | None = None) -> float:
+        """The standard error of a value of the first metric, by the rows alone: with weights, the effective ones.
 
-    def hopeless(self, value: float, labels: Array, weights: Array | None = None) -> float | None:
+        A first metric within groups needs the rows' `groups`.
+        """
+
+    def hopeless(
+        self, value: float, labels: Array, weights: Array | None = None, groups: Array | None = None
+    ) -> float | None:
         """The bound that a search must beat by now, if its best `value` of the first metric on valid does not."""
 
     def losses(self, labels: Array, logits: Array) -> Array:
@@ -145,8 +159,10 @@ class Task(Protocol):
 
 CLICKS = BinaryClicks()
 RATINGS = Ratings()
-TASKS: tuple[Task, ...] = (CLICKS, RATINGS)
-_KNOWN = {metric.name: (metric, task) for task in TASKS for metric in (*task.metrics, *task.grouped)}
+RANKINGS = Rankings()
+TASKS: tuple[Task, ...] = (CLICKS, RATINGS, RANKINGS)
+# Clicks and rankings share metrics: their names are of clicks, which come last.
+_KNOWN = {metric.name: (metric, task) for task in (*TASKS, CLICKS) for metric in (*task.metrics, *task.grouped)}
 _TITLES = {metric.name: metric.title for task in TASKS for metric in (*task.metrics, *task.grouped, task.criterion)}
 
 
@@ -161,7 +177,7 @@ def metric_of(monitor: str) -> Metric:
 
 
 def task_of(monitor: str) -> Task:
-    """The task whose metric a name such as valid_auc is of; SpaceError if there is none."""
+    """The task whose metric a name such as valid_auc is of, clicks for those of rankings; SpaceError if none is."""
     return _named(monitor)[1]
 
 
@@ -173,13 +189,13 @@ def _named(monitor: str) -> tuple[Metric, Task]:
 
 
 def metric_in(task: Task, monitor: str | None, group: str | None = None) -> Metric:
-    """The metric of `task` that training follows, its first one without a name.
+    """The metric of `task` that training follows, its default objective without a name.
 
     SpaceError if it is another task's, or one within groups while the data have no `group`.
     """
     names = {metric.monitor: metric for metric in (*task.metrics, *task.grouped)}
     if monitor is None:
-        return task.metrics[0]
+        return task.objective
     if monitor not in names and any(monitor == metric.monitor for metric, _ in _KNOWN.values()):
         raise SpaceError(
             f"{titled(monitor)} is a metric of {task_of(monitor).name}, but data.task is {task.name}: choose "

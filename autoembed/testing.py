@@ -62,9 +62,10 @@ _PAIRS = [
 def planted_data(folder: Path, task: TaskName = "clicks") -> Dataset:
     """Small data with known truth: effects alone, an XOR pair, a low-rank pair, noise, and lists of values.
 
-    Candidate pairs are of each kind. Labels are those of the task.
+    Candidate pairs are of each kind. Labels are those of the task, and rows are ranked within the values of `noise_1`.
     """
-    data = build_dataset(DataSpec.model_validate({**_PLANTED, "task": task}), None, folder / "planted")
+    group = {"group": "noise_1"} if task == "ranking" else {}
+    data = build_dataset(DataSpec.model_validate({**_PLANTED, "task": task, **group}), None, folder / "planted")
     return data.cross(_PAIRS, CrossSpec(min_count=3), folder / "crossed", candidates=True)
 
 
@@ -74,7 +75,7 @@ class MethodContract:
     Attributes:
         stage: the method and its options, as in a search space; one epoch of each phase is trained.
         needs_no_budget: whether the method answers without a budget, by options of its own.
-        task: `data.task` of the data: clicks or ratings.
+        task: `data.task` of the data: clicks, ratings or ranking.
     """
 
     stage: ClassVar[dict[str, JsonValue]]

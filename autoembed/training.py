@@ -25,7 +25,8 @@ from autoembed.fast import takes
 from autoembed.knot_rows import KnotRows, NumberFunctions, knot_rows
 from autoembed.metrics import Metric, Metrics
 from autoembed.nn.model import ClickModel
-from autoembed.shuffle import RowOrder, Shuffle
+from autoembed.pairwise import PairwiseLoss
+from autoembed.shuffle import RowOrder
 from autoembed.task import metric_in
 from autoembed.types import Array
 
@@ -79,6 +80,8 @@ class TrainConfig(BaseModel):
             mean over the label and the auxiliary ones (`all_labels`).
         negative_sampling: the share of the rows without a click that each epoch draws at random. The loss corrects
             the logits for it, so predictions are those of all rows.
+        pairwise_weight: with `data.task: ranking`, the share that pairs of rows of a group have in the loss, 0 to 1
+            (0.5 by default). At 1 predictions are scores and no probabilities.
         sparse: update only the rows of a batch (SparseAdam), for tables that are too large to touch at every step.
         precision: of the forward pass on CUDA.
         compile: run the model through torch.compile.
@@ -103,6 +106,7 @@ class TrainConfig(BaseModel):
     auxiliary_weights: Literal["uncertainty"] | LossWeight | dict[str, LossWeight] = 1.0
     stop_by: StopBy = "label"
     negative_sampling: float = Field(default=1.0, gt=0, le=1)
+    pairwise_weight: float | None = Field(default=None, ge=0, le=1)
     sparse: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
@@ -360,7 +364,8 @@ def fit(
     which epoch is kept. Rows count by their weights (`RowWeights`). With `start`, the metrics of the weights as they
     are, these are epoch 0 and stay if no epoch is better. With a `teacher`, its logits count as labels with their share
     of the loss; `positive_weight` is of the labels alone, since a teacher's logits have its own in them. Losses of the
-    model's auxiliary labels are added (`AuxiliaryLosses`).
+    model's auxiliary labels are added (`AuxiliaryLosses`), and pairs of rows have their share where the task is of the
+    order within groups (`PairwiseLoss`).
 
     A `keeper` judges epochs instead, and decides which one's weights stay; then all epochs are trained, whatever
     `patience` and `decay` say.
@@ -381,10 +386,11 @@ def fit(
     auxiliary = AuxiliaryLosses(
         model, dataset, taken, weights, config.auxiliary_weights, negative_sampling=config.negative_sampling
     )
-    taught_columns = () if teacher is None else (teacher.logits,)
-    columns = (*weights.columns, *taught_columns, *auxiliary.columns)
     task, shift = dataset.task, dataset.task.shift_of(config.negative_sampling)
-    task.check_recipe(config.positive_weight, config.negative_sampling)
+    task.check_recipe(config.positive_weight, config.negative_sampling, config.pairwise_weight)
+    pairs = PairwiseLoss(dataset, taken, weights, config.pairwise_weight, device=device, seed=seed)
+    taught_columns = () if teacher is None else (teacher.logits,)
+    columns = (*weights.columns, *pairs.columns, *taught_columns, *auxiliary.columns)
     metric = metric_in(task, monitor, dataset.schema.group)
     check_stopping(model.auxiliary_labels, config.stop_by, metric)
     plateau, state = Plateau(metric, config.min_gain * task.unit), {}
@@ -401,7 +407,8 @@ def fit(
         drawn = sampled(dataset, taken, config.negative_sampling, [seed, 6, epoch])
         if config.negative_sampling < 1:
             weights.of_rows(drawn)
-        order = Shuffle(drawn, [seed, 0, epoch])
+            pairs.of_rows(drawn)
+        order = pairs.order(drawn, [seed, 0, epoch])
         least, per_epoch = min(2, len(order)), -(-len(order) // config.batch_size)
         for ids, labels, *told in batches(
             dataset, "train", config.batch_size, device, rows=order, least=least, columns=columns
@@ -410,8 +417,9 @@ def fit(
                 both = forward(ids)
             logits, own = both[0].float(), weights.of(told)
             loss = task.loss(logits + shift, labels, config.positive_weight, weights=own)
+            loss = pairs.total(loss, logits, labels, told)
             if teacher is not None:
-                taught = task.distil(logits, told[len(weights.columns)], own)
+                taught = task.distil(logits, told[len(weights.columns) + len(pairs.columns)], own)
                 loss = (1 - teacher.weight) * loss + teacher.weight * taught
             loss = auxiliary.total(loss, both, told, own)
             loss.backward()

@@ -369,6 +369,11 @@ def check(config: Mapping[str, object]) -> TrialConfig:
         with torch.device("meta"):
             backbone = base.build(trial.backbone, np.ones((2, trial.embedding.dim), dtype=bool))
         quantise_layers(backbone, trial.tower.bits)
+    if trial.train.pairwise_weight == 1 and load(method.method).Supernet.makes_clusters:
+        raise SpaceError(
+            f"{method.method} makes a model for each cluster, which are made to compare by the loss of rows, and "
+            "train.pairwise_weight: 1 leaves that out: set it below 1"
+        )
     if trial.ensemble.members > 1 and load(method.method).Supernet.makes_clusters:
         raise SpaceError(f"{method.method} makes a model for each cluster, so ensemble.members must be 1")
     distill.require_searched(trial.train, method.method, searches)

@@ -16,6 +16,7 @@ from autoembed.errors import SpaceError, TrialError
 from autoembed.methods.method import load, names
 from autoembed.nn.backbones import base
 from autoembed.nn.model import CTRModel, cost_of, measure
+from autoembed.pairwise import pairs
 from autoembed.refreshing import refresh
 from autoembed.training import TrainConfig, fit, predict
 from autoembed.trial import Limit, check, run_limits, run_trial
@@ -51,6 +52,16 @@ def config(*stages, device="cuda", **changes):
 
 def run(dataset, *stages, **changes):
     return run_trial(config(*stages, **changes), dataset, lambda values: None)
+
+
+def test_pairs_of_rows_have_the_loss_that_they_have_on_the_cpu():
+    rng, found = np.random.default_rng(0), []
+    rows = rng.random(500) < 0.3, rng.integers(-1, 40, 500), rng.random(500), rng.normal(size=500)
+    for device in (CPU, CUDA):
+        labels, groups, weights, logits = (torch.tensor(part, device=device) for part in rows)
+        clicks, others, counts = pairs(labels.double(), groups, weights, generator=torch.Generator(device))
+        found.append((torch.nn.functional.softplus(logits[others] - logits[clicks]) * counts).sum().item())
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
 def trained(dataset, options=None, **recipe):

@@ -76,7 +76,7 @@ def encode_table(
             scale, told = _scale(counted, schema.label, units)
             schema, notes = schema.model_copy(update={"ratings": scale}), [*notes, *told]
         notes += note
-        if split != "train":
+        if split != "train" or schema.ranking:
             notes += _check_groups(split, frame, table.schema)
     groups = None if schema.group is None else GroupCodes(splits.values(), schema.group)
     least = spec.min_count if other is None else 1

@@ -18,7 +18,7 @@ from pydantic import Field as Key
 from autoembed.data.knots import COLUMNS, Ids, Interpolation, plain
 from autoembed.errors import DataError
 from autoembed.ratings import LabelScale, Ratings
-from autoembed.task import CLICKS, Task
+from autoembed.task import CLICKS, RANKINGS, Task
 
 Kind = Literal["categorical", "numeric", "crossed", "multi", "statistic"]
 PAD = -1  # in the encoded columns of a multi-valued field that a row has no value for
@@ -101,7 +101,8 @@ class FeatureSchema(BaseModel):
 
     The last three need not be there. The group may be a field too. Labels that are numbers have `ratings`, what those
     of train are like. `products` are pairs with a multi-valued field: they have no crossed column, but a search may
-    factorize them. `auxiliary_labels` are columns of clicks that models predict beside the label.
+    factorize them. `auxiliary_labels` are columns of clicks that models predict beside the label. With `ranking` rows
+    are ranked within groups.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,6 +112,7 @@ class FeatureSchema(BaseModel):
     time: str | None = None
     weight: str | None = None
     group: str | None = None
+    ranking: bool = False
     ratings: LabelScale | None = None
     products: tuple[tuple[str, str], ...] = ()
     auxiliary_labels: tuple[str, ...] = ()
@@ -134,7 +136,7 @@ class FeatureSchema(BaseModel):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        later = ("weight", "group", "ratings", "products", "auxiliary_labels")
+        later = ("weight", "group", "ranking", "ratings", "products", "auxiliary_labels")
         return {key: value for key, value in node.items() if value or key not in later}
 
     @property
@@ -155,6 +157,8 @@ class FeatureSchema(BaseModel):
     @property
     def task(self) -> Task:
         """What is predicted."""
+        if self.ranking:
+            return RANKINGS
         return CLICKS if self.ratings is None else Ratings(self.ratings)
 
     @property

@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
 SplitPoint = float | int | str
 NumericEmbedding = Literal["bins"] | Interpolation
-TaskName = Literal["clicks", "ratings"]
+TaskName = Literal["clicks", "ratings", "ranking"]
 Bins = Annotated[int, Field(ge=2)]
 BINS = 32
 
@@ -100,22 +100,23 @@ class DataSpec(StrictModel):
     """The `data:` section: source, format, label, columns, split and vocabulary.
 
     `path` is a file, a directory, a pattern such as part-*.csv, a list of these, or `package:NAME/path/in/it`, the
-    resource of an installed package. `task` is what is predicted: `clicks`, labels of two classes, or `ratings`, labels
-    that are numbers, such as stars or seconds. `quote` is what stands around values of CSV: with "auto" a double quote,
-    unless it would swallow lines. A label of clicks is 0/1 (or false/true, no/yes), or `positive` lists the values that
-    count as 1, or `above` is the threshold that a 1 exceeds. `time_format` says how a time column of text is written,
-    such as "%m/%d/%Y". `multi` names columns that hold several values a row, with the separator between them or with
-    how they are read; columns of lists need no entry. `shared` names columns whose values are another column's, such as
-    {last_item: item}: they have its ids and read its table. `hash` says into how many ids the rare and unknown values
-    of a column are hashed, such as {user_id: 10000}; without it they share one. `weight` names a column of weights: a
-    row of weight 2 counts as two equal rows. `group` names a column, such as user_id, within whose values models are
-    compared as well (gauc, ndcg_10 and hit_10); it is a field all the same, unless it stands under `drop`.
-    `target_statistics` makes columns of the click rates of others' values. `bins` is into how many ranges a numeric
-    column is cut, about; for all, or by name, such as {price: 128}. `numeric_embedding` says what a number's embedding
-    is: that of its bin ("bins"), between those of two neighbouring bins ("piecewise"), between those of the column's
-    two ends ("linear"), or between those that a function of the number gives ("periodic", "soft_bins"); for all numeric
-    columns, or by name, such as {price: piecewise}. `auxiliary_labels` names columns of clicks that models predict
-    beside the label, such as [is_like, long_view], whose values may be missing; they are no fields.
+    resource of an installed package. `task` is what is predicted: `clicks`, labels of two classes, `ratings`, labels
+    that are numbers, such as stars or seconds, or `ranking`, clicks in their order within a `group`. `quote` is what
+    stands around values of CSV: with "auto" a double quote, unless it would swallow lines. A label of clicks is 0/1 (or
+    false/true, no/yes), or `positive` lists the values that count as 1, or `above` is the threshold that a 1 exceeds.
+    `time_format` says how a time column of text is written, such as "%m/%d/%Y". `multi` names columns that hold several
+    values a row, with the separator between them or with how they are read; columns of lists need no entry. `shared`
+    names columns whose values are another column's, such as {last_item: item}: they have its ids and read its table.
+    `hash` says into how many ids the rare and unknown values of a column are hashed, such as {user_id: 10000}; without
+    it they share one. `weight` names a column of weights: a row of weight 2 counts as two equal rows. `group` names a
+    column, such as user_id, within whose values models are compared as well (gauc, ndcg_10 and hit_10); it is a field
+    all the same, unless it stands under `drop`. `target_statistics` makes columns of the click rates of others' values.
+    `bins` is into how many ranges a numeric column is cut, about; for all, or by name, such as {price: 128}.
+    `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring
+    bins ("piecewise"), between those of the column's two ends ("linear"), or between those that a function of the
+    number gives ("periodic", "soft_bins"); for all numeric columns, or by name, such as {price: piecewise}.
+    `auxiliary_labels` names columns of clicks that models predict beside the label, such as [is_like, long_view], whose
+    values may be missing; they are no fields.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -193,6 +194,7 @@ class DataSpec(StrictModel):
             time=self.time,
             weight=self.weight,
             group=self.group,
+            ranking=self.task == "ranking",
             auxiliary_labels=self.auxiliary_labels,
         )
 
@@ -235,6 +237,11 @@ class DataSpec(StrictModel):
             raise ValueError(
                 f"the weight must not be a field, the label, the time or a group, but {self.weight!r} is: "
                 "name a column of its own"
+            )
+        if self.task == "ranking" and self.group is None:
+            raise ValueError(
+                "task: ranking is of the order within groups, and there are none: set group to a column such as "
+                "user_id, or task: clicks"
             )
         if self.group == self.label:
             raise ValueError(f"the group must not be the label, but {self.group!r} is: name another column")

@@ -25,6 +25,7 @@ from autoembed.events import EpochEnd, EpochReport, Phase, Report, SearchEnd
 from autoembed.methods.method import GateConfig, SearchConfig, WidthConfig
 from autoembed.methods.supernet import Supernet
 from autoembed.methods.warm import WarmStarts
+from autoembed.pairwise import PairwiseLoss
 from autoembed.shuffle import RowOrder, Shuffle, Stretch
 from autoembed.task import metric_in
 from autoembed.training import (
@@ -137,12 +138,18 @@ def _of_phase(report: Report, phase: Phase) -> EpochReport:
 
 
 def _cycle(
-    dataset: Dataset, size: int, device: torch.device, held: RowOrder, seed: int, columns: Sequence[Array]
+    dataset: Dataset,
+    size: int,
+    device: torch.device,
+    held: RowOrder,
+    seed: int,
+    pairs: PairwiseLoss,
+    columns: Sequence[Array],
 ) -> Iterator[tuple[Tensor, ...]]:
     """Held-out batches without end, shuffled again each time round."""
     size = min(size, len(held))
     for turn in count():
-        order = Shuffle(held, [seed, 2, turn])
+        order = pairs.order(held, [seed, 2, turn])
         yield from batches(dataset, "train", size, device, rows=order, least=size, columns=columns)
 
 
@@ -161,7 +168,7 @@ def _move_gates(
     config = net.config
     whole, joint = config.update != "embedding", config.update == "joint"
     gates, task, shift = net.arch_parameters(), dataset.task, dataset.task.shift_of(train.negative_sampling)
-    task.check_recipe(train.positive_weight, train.negative_sampling)
+    task.check_recipe(train.positive_weight, train.negative_sampling, train.pairwise_weight)
     weights = net.weight_parameters() if whole else net.embedding_weights()
     net.sparse_gradients(train.sparse)
     optimiser = Optimiser(net, weights, train)
@@ -171,11 +178,13 @@ def _move_gates(
     auxiliary = AuxiliaryLosses(
         net, dataset, rows, weights_of, train.auxiliary_weights, negative_sampling=train.negative_sampling
     )
-    held_auxiliary = auxiliary
+    pairs = PairwiseLoss(dataset, rows, weights_of, train.pairwise_weight, device=device, seed=seed)
+    held_auxiliary, held_pairs = auxiliary, pairs
     if not joint:
         held_auxiliary = AuxiliaryLosses(net, dataset, held, held_of, train.auxiliary_weights, like=auxiliary)
-    held_columns = (*held_of.columns, *held_auxiliary.columns)
-    arch_batches = _cycle(dataset, train.batch_size, device, held, seed, held_columns)
+        held_pairs = PairwiseLoss(dataset, held, held_of, train.pairwise_weight, device=device, seed=seed + 1)
+    held_columns = (*held_of.columns, *held_pairs.columns, *held_auxiliary.columns)
+    arch_batches = _cycle(dataset, train.batch_size, device, held, seed, held_pairs, held_columns)
     drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, 1])
     assert not isinstance(drawn, int)
     done, total = 0, config.epochs * -(-len(drawn) // train.batch_size)
@@ -187,7 +196,9 @@ def _move_gates(
         drawn = sampled(dataset, rows, train.negative_sampling, [seed, 7, epoch])
         if train.negative_sampling < 1:
             weights_of.of_rows(drawn)
-        order, columns = Shuffle(drawn, [seed, 3, epoch]), (*weights_of.columns, *auxiliary.columns)
+            pairs.of_rows(drawn)
+        order = pairs.order(drawn, [seed, 3, epoch])
+        columns = (*weights_of.columns, *pairs.columns, *auxiliary.columns)
         for ids, labels, *told in batches(
             dataset, "train", train.batch_size, device, rows=order, least=2, columns=columns
         ):
@@ -197,11 +208,13 @@ def _move_gates(
                 arch_ids, arch_labels, *more = next(arch_batches)
                 own, both = held_of.of(more), forward(arch_ids)
                 arch_loss = task.loss(both[0], arch_labels, train.positive_weight, weights=own)
+                arch_loss = held_pairs.total(arch_loss, both[0], arch_labels, more)
                 arch_loss = held_auxiliary.total(arch_loss, both, more, own)
                 net.step_gates(torch.autograd.grad(arch_loss + net.penalty(), gates))
                 arch_total += arch_loss.detach()
             own, both = weights_of.of(told), forward(ids)
             loss = task.loss(both[0] + shift, labels, train.positive_weight, weights=own)
+            loss = pairs.total(loss, both[0], labels, told)
             loss = auxiliary.total(loss, both, told, own)
             moved = [*weights, *gates] if joint else weights
             gradients = torch.autograd.grad(loss + net.penalty() if joint else loss, moved)

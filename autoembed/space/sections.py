@@ -86,7 +86,8 @@ class Budget(BaseModel):
 
 def _metrics(mode: Literal["max", "min"]) -> tuple[str, ...]:
     """The metrics of all tasks that an objective may maximise, or minimise."""
-    return tuple(f"valid.{one.name}" for task in TASKS for one in (*task.metrics, *task.grouped) if one.mode == mode)
+    every = (one for task in TASKS for one in (*task.metrics, *task.grouped))
+    return tuple(dict.fromkeys(f"valid.{one.name}" for one in every if one.mode == mode))
 
 
 class Objective(BaseModel):

@@ -77,15 +77,15 @@ class SearchSpace(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _objective_of_the_task(cls, node: object) -> object:
-        """Where no objective is set, the first metric of the task."""
+        """Where no objective is set, the task's default one."""
         if not isinstance(node, dict) or node.get("objective"):
             return node
         data = node.get("data")
         name = data.get("task") if isinstance(data, dict) else getattr(data, "task", None)
-        first = next((task.metrics[0] for task in TASKS[1:] if task.name == name), None)
-        if first is None:
+        own = next((task.objective for task in TASKS[1:] if task.name == name), None)
+        if own is None:
             return node
-        return {**node, "objective": {"maximize" if first.rises else "minimize": f"valid.{first.name}"}}
+        return {**node, "objective": {"maximize" if own.rises else "minimize": f"valid.{own.name}"}}
 
     @field_validator("tracking")
     @classmethod
@@ -151,7 +151,10 @@ class SearchSpace(BaseModel):
             for config in self.corners(arm):
                 self.require_pairs(trial := check(config))
                 self.require_functions(trial)
-                self.data.predicts.check_recipe(trial.train.positive_weight, trial.train.negative_sampling)
+                recipe = trial.train
+                self.data.predicts.check_recipe(
+                    recipe.positive_weight, recipe.negative_sampling, recipe.pairwise_weight
+                )
                 check_labels(trial, self.data.auxiliary_labels)
         return self
 

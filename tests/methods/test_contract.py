@@ -21,11 +21,11 @@ def contract(method, task="clicks"):
     free = method in ("uniform", "select") or any(hasattr(config, name) for name in ("threshold", "theta", "price"))
     node = {"stage": {"method": method}, "needs_no_budget": free, "task": task}
     kind = type(f"Test_{method}_of_{task}", (MethodContract,), node)
-    return kind if task == "clicks" or method in QUICK else pytest.mark.slow(kind)
+    return kind if task == "clicks" or (task == "ratings" and method in QUICK) else pytest.mark.slow(kind)
 
 
 QUICK = ("dnis", "optinter", "sensitivity")  # of ratings, by gates, for pairs and by losses; the others are slow tests
-for task in ("clicks", "ratings"):
+for task in ("clicks", "ratings", "ranking"):
     globals().update({f"Test_{method}_of_{task}": contract(method, task) for method in names()})
 
 

@@ -19,7 +19,7 @@ from autoembed.methods.method import configure
 from autoembed.methods.warm import WarmStarts
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, no_space
-from autoembed.task import metric_of, task_of
+from autoembed.task import metric_of
 from autoembed.trial import TrialConfig, run_trial
 from autoembed.types import Array
 
@@ -78,6 +78,7 @@ def work(config: Drawn, *, run: Path, space: SearchSpace, dataset: Path) -> None
             data.labels("valid"),
             partial(folder.add_point, name),
             data.weights("valid"),
+            data.groups("valid"),
         )
         result, model = run_trial(trial, data, report, WarmStarts(folder=folder.warm))
         folder.finish_trial(name, result, model)
@@ -126,6 +127,7 @@ class Reporter:
         labels: of valid.
         keep: takes the values of each report first.
         weights: of valid's rows, if they have some.
+        groups: of valid's rows, if they are in some.
     """
 
     def __init__(
@@ -136,9 +138,10 @@ class Reporter:
         labels: Array,
         keep: Callable[[Mapping[str, float]], None],
         weights: Array | None = None,
+        groups: Array | None = None,
     ) -> None:
-        self.keep, self.trial = keep, trial
-        self.task, self.labels, self.weights = task_of(trial.monitor), labels, weights
+        self.keep, self.trial, self.task = keep, trial, space.data.predicts
+        self.labels, self.weights, self.groups = labels, weights, groups
         self.metric, self.first = metric_of(trial.monitor), self.task.metrics[0]
         self.stops = space.scheduler.stops_searches
         self.batches, self.steps = math.ceil(rows / trial.train.batch_size), 0
@@ -165,7 +168,7 @@ class Reporter:
         if not self.stops:
             return {}
         self.steps += self.batches
-        bound = self.task.hopeless(first, self.labels, self.weights)
+        bound = self.task.hopeless(first, self.labels, self.weights, self.groups)
         if epoch >= GRACE and self.steps >= STEPS and bound is not None:
             raise TrialPruned(
                 f"no better than chance: {phase}_{self.first.monitor} {first:.4f} after {epoch} epochs, at step "
@@ -173,7 +176,7 @@ class Reporter:
             )
         report: dict[str, float | str] = {PROXY: figure, PROXY_FIRST: first, SEARCH_RUNG: epoch}
         return report | {
-            ERROR: self.task.error(first, self.labels, self.weights),
+            ERROR: self.task.error(first, self.labels, self.weights, self.groups),
             PEERS: peers(self.trial, event.stage or 0, phase),
         }
 

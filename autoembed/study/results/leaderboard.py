@@ -13,11 +13,12 @@ from autoembed.architecture import Architecture
 from autoembed.auxiliary import auxiliary_metrics, under_labels
 from autoembed.data.dataset import Dataset
 from autoembed.data.planted import Populations, Truth
+from autoembed.data.spec import TaskName
 from autoembed.errors import StudyError, first_line, option
 from autoembed.metrics import Metrics
 from autoembed.space import SearchSpace
 from autoembed.study.run_dir import RunDir, Trial
-from autoembed.task import Monitor, TaskMetrics, columns, task_of, under
+from autoembed.task import Monitor, Task, TaskMetrics, columns, task_named, task_of, under
 from autoembed.training import metrics_on, pick_device
 
 FILE = "leaderboard.json"
@@ -84,15 +85,24 @@ class Group(_Frozen):
 
 
 class Leaderboard(_Frozen):
-    """One row per arm; `winner` is the trial with the best objective on valid, `note` tells of a study cut short."""
+    """One row per arm; `winner` is the trial with the best objective on valid, `note` tells of a study cut short.
+
+    `task` is what `data.task` says; earlier commits did not store it, and had a metric of one task alone.
+    """
 
     metric: Monitor
+    task: TaskName | None = None
     winner: str
     rows: tuple[Row, ...]
     groups: tuple[Group, ...] = ()
     best_test_auc: float | None = None
     best_test_rmse: float | None = None
     note: str | None = None
+
+    @property
+    def predicts(self) -> Task:
+        """What is predicted."""
+        return task_of(self.metric) if self.task is None else task_named(self.task)
 
     @property
     def further(self) -> list[str]:
@@ -109,7 +119,7 @@ class Leaderboard(_Frozen):
         """The bound in a sentence; None of data that are not planted."""
         if self.bound is None:
             return None
-        first = task_of(self.metric).metrics[0]
+        first = self.predicts.metrics[0]
         side = "above" if first.rises else "below"
         return f"No model can expect a test {first.title} {side} {self.bound:.4f} on these planted data."
 
@@ -136,7 +146,7 @@ class Leaderboard(_Frozen):
         there = {name for row in self.rows for name in under("valid", row.valid) | under("test", row.test)}
         for row in self.rows:
             known = under("valid", row.valid) | under("test", row.test)
-            metrics = {name: known.get(name) for name in columns(task_of(self.metric), "valid", "test", there=there)}
+            metrics = {name: known.get(name) for name in columns(self.predicts, "valid", "test", there=there)}
             rows.append(
                 {"arm": row.arm, "trial": row.trial, **metrics, **row.further}
                 | row.model_dump(exclude={"arm", "trial", *METRICS})
@@ -185,7 +195,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
     counts = Counter((ended.arm, ended.state) for ended in run.ended())
     trials = run.trials()
     rows, champions = [], []
-    labels, weights = dataset.labels("test"), dataset.weights("test")
+    labels, weights, in_groups = dataset.labels("test"), dataset.weights("test"), dataset.groups("test")
     for arm in space.arms():
         row = Row(arm=arm, done=counts[arm, "done"], pruned=counts[arm, "pruned"], failed=counts[arm, "failed"])
         own = [trial for trial in eligible(trials, space) if trial.arm == arm]
@@ -200,7 +210,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
                 "test": test,
                 "auxiliary_valid": champion.result.auxiliary,
                 "auxiliary_test": further,
-                "test_auc_error": dataset.task.error(test[dataset.task.metrics[0].name], labels, weights),
+                "test_auc_error": dataset.task.error(test[dataset.task.metrics[0].name], labels, weights, in_groups),
                 "embedding_parameters": cost.embedding_parameters,
                 "embedding_bytes": cost.embedding_bytes,
                 "parameters": cost.parameters,
@@ -215,6 +225,7 @@ def build(run: RunDir, space: SearchSpace, dataset: Dataset, note: str | None = 
     searched = next((trial for trial in champions if trial.arm == space.arms()[0]), None)
     board = Leaderboard(
         metric=space.objective.metric,
+        task=space.data.task,
         winner=winner.id,
         rows=tuple(rows),
         groups=groups(truth, dataset, searched.result.architecture) if truth and searched else (),

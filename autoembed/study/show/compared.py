@@ -11,7 +11,6 @@ from autoembed.space import SearchSpace
 from autoembed.study.results.leaderboard import Leaderboard, Row
 from autoembed.study.run_dir import RunDir
 from autoembed.study.show.tables import make_table, print_table
-from autoembed.task import task_of
 
 
 def is_study(path: Path) -> bool:
@@ -27,7 +26,7 @@ def show_compared(console: Console, first: Path, second: Path) -> None:
     runs, boards = boards_of(first, second)
     rows = [{row.arm: row for row in board.rows} for board in boards]
     names = [run.name if runs[0].name != runs[1].name else str(run.path) for run in runs]
-    metric = task_of(boards[0].metric).metrics[0]
+    metric = boards[0].predicts.metrics[0]
     table = make_table(
         f"the best trial of each arm in {names[0]} and in {names[1]}",
         *("arm", f"valid {metric.title}\nfirst", "\nsecond", f"test {metric.title}\nfirst", "\nsecond", "\nchange"),

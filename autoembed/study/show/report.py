@@ -32,7 +32,7 @@ PAGE = "report.html"
 def show_leaderboard(console: Console, run: RunDir, board: Leaderboard) -> None:
     """Prints the arms with the winner by valid marked, planted beside found, failures, and the paths."""
     metric, chosen = titled(board.metric), metric_of(board.metric)
-    first, *others = present(task_of(board.metric), (row.test for row in board.rows))
+    first, *others = present(board.predicts, (row.test for row in board.rows))
     table = make_table(
         f"{run.name}: the best trial of each arm by {metric}",
         *(" ", "arm", f"valid\n{chosen.title}", f"test\n{first.title}", "± by\nits rows"),

@@ -26,7 +26,7 @@ _PAIRS = 60
 def leaderboard(facts: StudyFacts) -> Html:
     """Each arm's best trial with the interval of its first metric on test."""
     board = facts.board
-    first, *others = present(task_of(board.metric), (row.test for row in board.rows))
+    first, *others = present(board.predicts, (row.test for row in board.rows))
     found = {row.arm: interval(row, first.name) for row in board.rows}
     spans = [own for own in found.values() if own]
     ends = (min(one[1] for one in spans), max(one[2] for one in spans)) if spans else (0.0, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autoembed.frontier.picture import in_bytes
-from autoembed.task import metric_of, task_of, titled
+from autoembed.task import metric_of, titled
 
 if TYPE_CHECKING:
     from autoembed.study.results.leaderboard import Leaderboard, Row
@@ -49,7 +49,7 @@ def interval(row: Row, name: str) -> tuple[float, float, float] | None:
 
 def _quality(board: Leaderboard, winner: Row) -> str:
     """Which arm is best by valid, and what it has on test."""
-    first = task_of(board.metric).metrics[0]
+    first = board.predicts.metrics[0]
     assert winner.valid is not None
     assert winner.test is not None
     valid = winner.valid[board.metric.partition("_")[2]]
@@ -67,7 +67,7 @@ def _certainty(board: Leaderboard, winner: Row, arms: ArmsContent | None) -> str
         return "there is no other arm to compare it with"
     if arms is not None and arms["paired"]:
         return _over_seeds(winner, arms)
-    first = task_of(board.metric).metrics[0]
+    first = board.predicts.metrics[0]
     assert winner.test is not None
     ahead = {row.arm: first.figure(winner.test) - first.figure(row.test) for row in rivals if row.test is not None}
     errors = {

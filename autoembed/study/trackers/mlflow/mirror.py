@@ -30,7 +30,7 @@ from autoembed.study.run_dir import Ended, RunDir, arm_of
 from autoembed.study.show.page import block_matrix, choice_matrix
 from autoembed.study.trackers.mlflow.store import ARTIFACTS, make_store, mend_moved, own_store, store
 from autoembed.study.trackers.mlflow.view import SAVED_VIEW, curve, description, saved_view
-from autoembed.task import columns, task_of, under
+from autoembed.task import columns, under
 from autoembed.trial import TrialResult
 
 for _name in ("mlflow", "alembic", "urllib3"):
@@ -265,7 +265,7 @@ class Mirror:
         there = board.table.columns
         for plain, row in zip(rows, board.rows, strict=True):
             known = under("valid", row.valid) | under("test", row.test)
-            plain |= {name: known.get(name) for name in columns(task_of(board.metric), "valid", "test", there=there)}
+            plain |= {name: known.get(name) for name in columns(board.predicts, "valid", "test", there=there)}
             plain |= row.further
             if row.trial and row.test:
                 test = under("test", row.test) | _of_labels("test", row.auxiliary_test)

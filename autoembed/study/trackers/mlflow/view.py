@@ -51,7 +51,7 @@ def description(board: Leaderboard, experiment: str, runs: Mapping[str, str], co
     `runs` are the ids of the trials' runs.
     """
     metric = titled(board.metric)
-    task = task_of(board.metric)
+    task = board.predicts
     first, tested = task.metrics[0], columns(task, "test", there=board.table.columns)
     heads = ["arm", "trial", titled(first.monitor), *map(titled, tested), "embedding bytes", "bytes"]
     heads.append("done/pruned/failed")
