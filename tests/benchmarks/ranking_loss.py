@@ -44,11 +44,11 @@ TOLD = {
 NOTES = (
     """At share 1 logloss means nothing and is not compared. Where the user is a column, its embedding holds the user's
     own bias, and pairs have nothing to add: on MovieLens and KuaiRand .5 orders rows within users as a model of clicks
-    does, and 1 is behind it on MovieLens. What pairs cost there is the order and the logloss over all rows, on
-    KuaiRand. Where the bias of a group is in no column and goes against what ranks within it, a model of clicks is
-    worse than chance within groups, and the more pairs count the better.""",
+    does, and 1 is behind it on MovieLens. On KuaiRand they cost AUC and logloss over all rows. Where the bias of a
+    group is in no column and goes against what ranks within it, a model of clicks is worse than chance within groups,
+    and the more pairs count the better; no model there has both orders, over all rows and within groups.""",
     """The default is .5: on valid, in the metric that is followed, it is level with 0 on both real sets and ahead of it
-    on the made one, and predictions stay probabilities.""",
+    on the made one, and predictions stay probabilities, though worse ones on KuaiRand.""",
     """Batches of whole groups were tried first: on MovieLens, batches of 4,096 rows are then of eight users. With the
     loss of rows alone valid NDCG@10 was .338 with them, .387 with groups in parts of 16 rows and .398 with rows at
     random; with share .5 it was .334 with whole groups, and .395, .394, .398 and .395 with parts of 8, 16, 32 and 64
