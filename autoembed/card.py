@@ -45,14 +45,17 @@ def card(
     provenance: Mapping[str, JsonValue],
 ) -> str:
     """The model card as Markdown: what it predicts from what, how well, at what cost, and how to use and refresh it."""
-    cost, clicks = architecture.cost, schema.ratings is None
+    cost, clicks = architecture.cost, schema.ratings is None and schema.classes is None
     origin = [f"{name} `{provenance[name]}`" for name in ("study", "trial", "fingerprint") if provenance.get(name)]
     what = f"{'the probability of ' if clicks else ''}`{schema.label}`"
+    if schema.classes is not None:
+        what = f"the probability of each class of `{schema.label}` ({', '.join(schema.classes.names)})"
+    units = "" if schema.ratings is None else ", in its own units"
     further = ", ".join(f"`{label}`" for label in schema.auxiliary_labels)
     lines = [
         f"# {'Click model' if clicks else 'Model'} for `{schema.label}`",
         "",
-        f"A {architecture.backbone['name']} that predicts {what} for each row{'' if clicks else ', in its own units'}.",
+        f"A {architecture.backbone['name']} that predicts {what} for each row{units}.",
         "",
         *([f"Beside it, it predicts the probabilities of {further}, from the same embeddings.", ""] if further else []),
         "## Quality",

@@ -46,6 +46,7 @@ class BinaryClicks:
     )
     criterion = metrics[1]
     unit = 1.0
+    outputs = 1
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         rows = int(counted["count"].sum())
@@ -66,6 +67,9 @@ class BinaryClicks:
 
     def classes(self, labels: Array) -> Array:
         return (labels > 0.5).astype(np.uint8)
+
+    def strata(self, labels: Array) -> Array:
+        return self.classes(labels)
 
     def of_class_one(self, label: pl.Expr) -> pl.Expr:
         return label.cast(pl.Int64)

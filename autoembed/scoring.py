@@ -84,7 +84,8 @@ def score_table(
             total = int(frame.select(pl.len()).collect(engine="streaming").item())
             step = partial(_passed, progress, total)
         found, coverage = bundle.score_all(frame, device=device, progress=step)
-        scores = found[PREDICTION].to_numpy()
+        columns = prediction_columns(bundle.schema)
+        scores = found.select(columns).to_numpy() if bundle.schema.classes else found[PREDICTION].to_numpy()
         if max_unknown is not None:
             _check(coverage, max_unknown)
         kept = frame.select(col(name) for name in keep).collect(engine="streaming") if keep else None

@@ -87,6 +87,7 @@ ROWS = (
         r"^AUC needs both|^group AUC needs|^NDCG needs",
         "score rows of both classes; `--set positive=[...]` says which values count as 1",
     ),
+    (r"^macro AUC needs rows", "score rows of two classes or more"),
     (r"^there is no metric", "take a metric from the list in the line"),
     (r"is a module from outside", "import the module first: `autoembed --import MODULE ...`"),
     (r"^dlrm crosses pairs", "keep 2 fields or more, or choose another backbone"),

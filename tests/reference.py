@@ -23,7 +23,7 @@ AREAS = {
         "architecture.py", "trial.py", "drafting.py", "estimating.py", "candidates.py", "shrinking.py", "draws.py",
         "distill.py", "batches.py", "auxiliary.py", "training.py", "following.py", "retraining.py", "task.py",
         "clicks.py",
-        "ratings.py", "metrics.py", "guessing.py",
+        "ratings.py", "multiclass.py", "metrics.py", "guessing.py",
     ),
     "Studies and clusters": (
         "study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py",

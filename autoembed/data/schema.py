@@ -17,6 +17,7 @@ from pydantic import Field as Key
 
 from autoembed.data.knots import COLUMNS, Ids, Interpolation, plain
 from autoembed.errors import DataError
+from autoembed.multiclass import LabelClasses, Multiclass
 from autoembed.ratings import LabelScale, Ratings
 from autoembed.task import CLICKS, Task
 
@@ -100,8 +101,9 @@ class FeatureSchema(BaseModel):
     """The input columns in the order of the encoded table, the label column, and those of time, weight and group.
 
     The last three need not be there. The group may be a field too. Labels that are numbers have `ratings`, what those
-    of train are like. `products` are pairs with a multi-valued field: they have no crossed column, but a search may
-    factorize them. `auxiliary_labels` are columns of clicks that models predict beside the label.
+    of train are like, and labels of three classes or more have `classes`. `products` are pairs with a multi-valued
+    field: they have no crossed column, but a search may factorize them. `auxiliary_labels` are columns of clicks that
+    models predict beside the label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -112,6 +114,7 @@ class FeatureSchema(BaseModel):
     weight: str | None = None
     group: str | None = None
     ratings: LabelScale | None = None
+    classes: LabelClasses | None = None
     products: tuple[tuple[str, str], ...] = ()
     auxiliary_labels: tuple[str, ...] = ()
 
@@ -134,7 +137,7 @@ class FeatureSchema(BaseModel):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        later = ("weight", "group", "ratings", "products", "auxiliary_labels")
+        later = ("weight", "group", "ratings", "classes", "products", "auxiliary_labels")
         return {key: value for key, value in node.items() if value or key not in later}
 
     @property
@@ -155,6 +158,8 @@ class FeatureSchema(BaseModel):
     @property
     def task(self) -> Task:
         """What is predicted."""
+        if self.classes is not None:
+            return Multiclass(self.classes)
         return CLICKS if self.ratings is None else Ratings(self.ratings)
 
     @property

@@ -173,13 +173,14 @@ class Supernet(supernet.Supernet):
         They are all that fit in memory without `rows`. `tables` are as `rounded_tables` gives them.
         """
         ids, labels, weights = self.held_rows(rows)
-        most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width)))
+        outputs = self.parent.outputs
+        most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width) * outputs))
         ids, labels, weights = ids[:most], labels[:most], None if weights is None else weights[:most]
         training, order = self.training, torch.as_tensor(self.order(), device=ids.device)
         self.eval()
         logits, blocks = [], []
-        changes = torch.empty(len(ids), sum(self.parent.lengths), len(options.width), device=ids.device)
-        for part, change in zip(torch.split(ids, _CHUNK), torch.split(changes, _CHUNK), strict=True):
+        changes = torch.empty(outputs, len(ids), sum(self.parent.lengths), len(options.width), device=ids.device)
+        for part, change in zip(torch.split(ids, _CHUNK), torch.split(changes, _CHUNK, dim=1), strict=True):
             own, *rest = self.split(part)
             block = self.block_of(own)
             logits.append(self._linear(tables, options, state, own, block, rest, order, change))
@@ -188,7 +189,7 @@ class Supernet(supernet.Supernet):
         return LossEstimate(
             torch.cat(logits).cpu().numpy(),
             labels.cpu().numpy(),
-            changes.cpu().numpy(),
+            (changes[0] if outputs == 1 else changes.movedim(0, -1)).cpu().numpy(),
             torch.cat(blocks).cpu().numpy(),
             task=self.schema.task,
             lengths=self.parent.lengths,
@@ -207,9 +208,9 @@ class Supernet(supernet.Supernet):
         orders: Tensor,
         changes: Tensor,
     ) -> Tensor:
-        """Logits [B]; and into `changes` [B, V, O], how each option of each value's block would change them.
+        """Logits [B], or [B, C]; and into `changes` [C, B, V, O], how each option of each value's block changes them.
 
-        `orders` int [S, D] are the dims of each block, best first.
+        C is 1 but for classes, which take a gradient each. `orders` int [S, D] are the dims of each block, best first.
         """
         dim, device = self.parent.dim, ids.device
         width = torch.as_tensor(options.width[state], device=device)[block]
@@ -223,16 +224,18 @@ class Supernet(supernet.Supernet):
         order, placed = orders[block], now.clone()
         placed[..., :dim].scatter_(2, order, now[..., :dim])
         placed.requires_grad_(True)
-        with torch.enable_grad():
-            logit = self.logits(self.pooled(placed, ids), rest)
-            (gradient,) = torch.autograd.grad(logit.sum(), placed)
-        ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
-        base = (ordered * now).sum(2).view(-1, 1)
         # Which numbers of its precision an option keeps, the first-order weight with any: [P, D (+ 1), O].
-        keeps = np.arange(ordered.shape[2])[:, None] < options.width
+        keeps = np.arange(placed.shape[2])[:, None] < options.width
         keeps[dim:] = options.width > 0
         keeps = keeps & (np.arange(precisions)[:, None, None] == options.precision)
-        summed = torch.as_tensor(keeps, device=device).flatten(0, 1).to(base)
-        moved = (rows * ordered.unsqueeze(2)).view(len(base), -1)
-        torch.addmm(base, moved, summed, beta=-1, out=changes.view(len(base), -1))
+        summed = torch.as_tensor(keeps, device=device).flatten(0, 1).to(placed.dtype)
+        with torch.enable_grad():
+            logit = self.logits(self.pooled(placed, ids), rest)
+            sums = [logit.sum()] if logit.dim() == 1 else list(logit.sum(0))
+        for number, (change, total) in enumerate(zip(changes, sums, strict=True)):
+            (gradient,) = torch.autograd.grad(total, placed, retain_graph=number + 1 < len(sums))
+            ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
+            base = (ordered * now).sum(2).view(-1, 1)
+            moved = (rows * ordered.unsqueeze(2)).view(len(base), -1)
+            torch.addmm(base, moved, summed, beta=-1, out=change.view(len(base), -1))
         return logit.detach()

@@ -172,7 +172,7 @@ def hidden_layers(hidden: Sequence[int], *, dropout: float, batch_norm: bool) ->
 
 
 class Tower(nn.Module):
-    """The deep part of a click model: active entries -> hidden layers -> one logit.
+    """The deep part of a click model: active entries -> hidden layers -> one logit, or one for each of `outputs`.
 
     Attributes:
         gain: where the first norm was folded into the input layer, what it multiplies each unit by.
@@ -180,12 +180,14 @@ class Tower(nn.Module):
 
     gain: Tensor | None
 
-    def __init__(self, active: Array, hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> None:
+    def __init__(
+        self, active: Array, hidden: Sequence[int], *, dropout: float, batch_norm: bool, outputs: int = 1
+    ) -> None:
         super().__init__()
         self.register_buffer("gain", None)
         self.input = InputLinear(active, hidden[0])
         self.rest = hidden_layers(hidden, dropout=dropout, batch_norm=batch_norm)
-        self.output = nn.Linear(hidden[-1], 1)
+        self.output = nn.Linear(hidden[-1], outputs)
 
     def hidden(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
         """[B, F, D] -> the last hidden layer, [B, hidden[-1]].
@@ -199,6 +201,6 @@ class Tower(nn.Module):
         return out
 
     def forward(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
-        """The same -> [B]."""
+        """The same -> [B], or [B, outputs] of several."""
         out: Tensor = self.output(self.hidden(e_BFD, added_BU)).squeeze(1)
         return out

@@ -68,8 +68,10 @@ class HiddenBlock(nn.Module):
 class Backbone(base.Backbone):
     """Logit = w (last block) + b in series, or a tower on the joined blocks in parallel."""
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
+    gives_classes: ClassVar[bool] = True
+
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
         self.norm = nn.LayerNorm(active.shape[1])
         self.dropout = Dropout(config.dropout)
         self.serial = config.structure == "serial"
@@ -85,7 +87,7 @@ class Backbone(base.Backbone):
             )
             self.join = nn.Linear(config.blocks * config.block_units, hidden[0])
             self.rest = hidden_layers(hidden, dropout=config.dropout, batch_norm=False)
-        self.output = nn.Linear(hidden[-1], 1)
+        self.output = nn.Linear(hidden[-1], outputs)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         normed = self.norm(e_BFD) * self.alive.unsqueeze(1)
