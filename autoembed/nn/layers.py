@@ -171,6 +171,11 @@ def hidden_layers(hidden: Sequence[int], *, dropout: float, batch_norm: bool) ->
     return nn.Sequential(*layers)
 
 
+def one_or_several(x_BO: Tensor) -> Tensor:
+    """The outputs of a last layer [B, outputs], or [B] if there is one."""
+    return x_BO.squeeze(1) if x_BO.shape[1] == 1 else x_BO  # ONNX squeezes no dimension of another size
+
+
 class Tower(nn.Module):
     """The deep part of a click model: active entries -> hidden layers -> one logit, or one for each of `outputs`.
 
@@ -202,5 +207,4 @@ class Tower(nn.Module):
 
     def forward(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
         """The same -> [B], or [B, outputs] of several."""
-        out: Tensor = self.output(self.hidden(e_BFD, added_BU)).squeeze(1)
-        return out
+        return one_or_several(self.output(self.hidden(e_BFD, added_BU)))

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Narrowable, hidden_layers
+from autoembed.nn.layers import Narrowable, hidden_layers, one_or_several
 from autoembed.types import Array
 
 
@@ -108,5 +108,4 @@ class Backbone(base.Backbone):
         gates = entmax(scores, self.alpha)
         powers = gates * self.values.weight
         neurons = torch.exp(torch.einsum("bfe,bkof->bkoe", e_BFD, powers)).flatten(1, 2)
-        out: Tensor = self.output(self.rest(self.input(self.norm(neurons).flatten(1)))).squeeze(1)
-        return out
+        return one_or_several(self.output(self.rest(self.input(self.norm(neurons).flatten(1)))))

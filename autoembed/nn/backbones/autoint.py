@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import InputLinear
+from autoembed.nn.layers import InputLinear, one_or_several
 from autoembed.types import Array
 
 
@@ -64,5 +64,5 @@ class Backbone(base.Backbone):
         x = e_BFD
         for layer in self.attention:
             x = layer(x, self.alive)
-        out: Tensor = self.output(x).squeeze(1)
+        out = one_or_several(self.output(x))
         return out if self.tower is None else out + self.tower(e_BFD)

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Entries, FlatLinear, hidden_layers
+from autoembed.nn.layers import Entries, FlatLinear, hidden_layers, one_or_several
 from autoembed.types import Array
 
 
@@ -68,4 +68,4 @@ class Backbone(base.Backbone):
         out: Tensor = self.output(self.rest(self.input(x0 if self.parallel else x)))
         if self.parallel:
             out = out + self.crossed(x)
-        return out.squeeze(1)
+        return one_or_several(out)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoembed.errors import SpaceError
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import PairLinear, hidden_layers, inner_products
+from autoembed.nn.layers import PairLinear, hidden_layers, inner_products, one_or_several
 from autoembed.types import Array
 
 
@@ -35,5 +35,4 @@ class Backbone(base.Backbone):
         self.output = nn.Linear(config.hidden[-1], outputs)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
-        out: Tensor = self.output(self.rest(self.input(inner_products(e_BFD)))).squeeze(1)
-        return out
+        return one_or_several(self.output(self.rest(self.input(inner_products(e_BFD)))))

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers
+from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers, one_or_several
 from autoembed.types import Array
 
 
@@ -97,5 +97,4 @@ class Backbone(base.Backbone):
                 x = self.dropout(block(e_BFD, x))
         else:
             x = self.rest(self.join(x))
-        out: Tensor = self.output(x).squeeze(1)
-        return out
+        return one_or_several(self.output(x))
