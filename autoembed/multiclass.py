@@ -27,6 +27,7 @@ _ERRORS, _BELOW = 3, 0.02
 _FEW = 30  # rows of each class that a split should have
 _SHOWN = 8
 _TINY = 1e-12
+_FAR, _LEAST = 80.0, 1e-37  # a difference whose exponential has 32 bits, and what has a logarithm there
 
 
 class LabelClasses(BaseModel):
@@ -205,9 +206,13 @@ class Multiclass:
         return losses
 
     def rises(self, labels: Array, logits: Array, changes: Array) -> Array:
+        # log sum_c p_c exp(change_c - change_y), p the chances before: one exponential for each change.
         places = labels.astype(np.int64)[..., None]
-        of_label = np.take_along_axis(changes, np.broadcast_to(places, (*changes.shape[:2], 1)), 2)[..., 0]
-        return np.asarray(_log_sums(logits + changes) - _log_sums(logits) - of_label, dtype=np.float32)
+        of_label = np.take_along_axis(changes, np.broadcast_to(places, (*changes.shape[:2], 1)), 2)
+        moved = np.minimum(changes - of_label, _FAR, dtype=np.float32)
+        chances = _chances(logits[:, 0].astype(np.float32))
+        sums = np.exp(moved, out=moved) @ chances[:, :, None]
+        return np.asarray(np.log(np.maximum(sums[..., 0], _LEAST)), dtype=np.float32)
 
     def calibration(self, labels: Array, logits: Array, weights: Array | None = None) -> tuple[float, float]:
         """The inverse temperature with the least cross-entropy (Guo et al., ICML 2017), by Newton's method; shift 0."""
