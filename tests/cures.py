@@ -109,7 +109,6 @@ ROWS = (
     (r"^compare needs two", "name two studies, or two tables"),
     (r"^rank needs SOURCE", "name a table, a search-space file or --model RUN"),
     (r"^there are no pairs to draw", "set features.pairs and search again, or draw without pairs"),
-    (r"^Only binary classification", "make y two classes"),
     (r"requires y to be passed", "pass y, or name its column by label=..."),
     (r"^cannot make the folder", "choose a folder that this user may write"),
     (r"^cannot load the", "install what the module imports, or mend it: what Python says follows the colon"),
