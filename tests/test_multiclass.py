@@ -198,6 +198,12 @@ def test_labels_are_read_from_text_and_whole_numbers(change, names, tmp_path):
     assert found.schema.classes.names == names
 
 
+def test_classes_of_a_spec_are_written_as_a_table_has_them():
+    assert DataSpec.checked({"task": "multiclass", "classes": [2.0, 10, True, "x"]}).classes == ("2", "10", "true", "x")
+    with pytest.raises(DataError, match="classes"):
+        DataSpec.checked({"task": "multiclass", "classes": ["a", "", "b"]})
+
+
 def test_classes_are_named_in_an_order_of_ones_own_and_missing_labels_are_left_out(tmp_path):
     def with_gaps(frame):
         return frame.with_columns(action=pl.when(pl.col("user") > 0).then("action"))
@@ -247,6 +253,15 @@ def test_a_class_that_train_lacks_is_refused_and_few_rows_are_told(tmp_path):
             action=pl.when(pl.col("at") < 40).then(pl.lit("old")).otherwise("action")
         )
 
+    alone = pl.when(pl.col("at").is_between(400, 420)).then(pl.lit("old")).otherwise("action")
+    with pytest.raises(DataError, match="must have rows of two classes in valid, but all 20 rows are of one"):
+        dataset_of(
+            tmp_path,
+            rows=600,
+            change=lambda frame: early(frame).with_columns(action=alone),
+            time="at",
+            split={"by": "time", "valid": 400, "test": 420},
+        )
     found = dataset_of(tmp_path, rows=600, change=early, **where)
     assert any("valid has no row of old: macro AUC there is the mean" in note for note in found.notes)
 

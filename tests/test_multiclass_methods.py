@@ -11,10 +11,10 @@ from autoembed.knockout import field_scores
 from autoembed.methods.bilevel import search
 from autoembed.methods.method import configure, load, names
 from autoembed.nn.backbones import base
-from autoembed.nn.model import CTRModel, cost_of, measure, pack
+from autoembed.nn.model import CTRModel, build_model, cost_of, measure, pack, start_rounding
 from autoembed.testing import BackboneContract
 from autoembed.training import TrainConfig, metrics_on
-from autoembed.trial import check, prepared_teacher, run_limits, run_trial
+from autoembed.trial import check, prepared_teacher, root_architecture, run_limits, run_trial
 from tests.actions import PLAIN, TRAIN, dataset_of, entropy_of, table
 
 CPU = torch.device("cpu")
@@ -58,6 +58,25 @@ def test_every_method_but_those_of_clusters_answers_within_the_budget(method, da
     ids = torch.from_numpy(dataset.ids("test")[:7])
     assert model(ids).shape == (7, 4)
     assert model.train()(ids).shape == (7, 4)
+
+
+def test_single_entries_are_kept(dataset):
+    """By their sizes, and by the curvature of the loss of all classes."""
+    for method, options in {"dnis": {"choose_by": "weight"}, "sensitivity": {"bits": 8}}.items():
+        result, model = trial(dataset, short(method) | options | {"granularity": "entry"}, train=SHORT)
+        assert result.architecture.storage.kind in ("sparse", "mixed")  # or what is uniform is better
+        assert measure(model) == cost_of(result.architecture)
+
+
+def test_a_packed_model_answers_as_the_rounded_one_does(dataset):
+    config = check(
+        {"arm": "x", "stages": [{"method": "uniform"}], "backbone": PLAIN, "embedding": {"dim": 4, "bits": 4}}
+    )
+    model = build_model(dataset.schema, root_architecture(config, dataset))
+    ids = torch.from_numpy(dataset.ids("test")[:200])
+    start_rounding(model)
+    with torch.no_grad():
+        assert torch.allclose(pack(model, dataset.schema).eval()(ids), model.eval()(ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", PAIRS)

@@ -6,6 +6,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
+import polars as pl
 from pydantic import Field, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
@@ -16,6 +17,7 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.data.schema import Field as Column
 from autoembed.data.strict import StrictModel
 from autoembed.data.target_statistics import TargetStatistics
+from autoembed.data.values import key
 from autoembed.multiclass import LEAST, MOST, LabelClasses, Multiclass
 from autoembed.task import Task, task_named
 
@@ -168,7 +170,8 @@ class DataSpec(StrictModel):
     def _classes_as_text(cls, names: object) -> object:
         if not isinstance(names, (list, tuple)):
             return names
-        return [str(one).lower() if isinstance(one, bool) else str(one) for one in names]
+        texts = pl.DataFrame({"name": [str(one) for one in names]}, schema={"name": pl.String})
+        return tuple(texts.select(key(pl.col("name"), pl.String())).to_series())
 
     @property
     def readers(self) -> dict[str, str]:
