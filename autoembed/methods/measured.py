@@ -5,8 +5,8 @@ until the budget is met. A move gives a block fewer dims, fewer bits, or closes 
 the logit's change to first order in the field's embedding, which is exact where the model is linear in one field's
 embedding (factorization machines), and by the exact loss of the changed logit: the Gauss-Newton idea behind Optimal
 Brain Damage (LeCun et al., NeurIPS 1989) and HAWQ (arXiv 1905.03696), but with all terms between the dims of a block
-and between fields, which a sum of squared gradients leaves out. Logits and gradients are measured again, at the point
-that was reached, each time that the bytes have fallen by a part.
+and between fields, which a sum of squared gradients leaves out. Of several classes each has a logit that changes.
+Logits and gradients are measured again, at the point that was reached, each time that the bytes have fallen by a part.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _CHUNK = 4096
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
 _ROUGH = 6500  # rows of measurements far from the budget and of what is compared first; the last one takes all
 _MEMORY = 1 << 28  # bytes of estimates held at once
+_FEW = 1024  # rows that choose between widths at the least, however many classes they have
 
 
 class MeasuredConfig(WidthConfig):
@@ -174,7 +175,8 @@ class Supernet(supernet.Supernet):
         """
         ids, labels, weights = self.held_rows(rows)
         outputs = self.parent.outputs
-        most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width) * outputs))
+        least = max(_CHUNK // outputs, _FEW)
+        most = max(least, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width) * outputs))
         ids, labels, weights = ids[:most], labels[:most], None if weights is None else weights[:most]
         training, order = self.training, torch.as_tensor(self.order(), device=ids.device)
         self.eval()
