@@ -64,6 +64,12 @@ def score_table(
         DataError: the table lacks a column, has one that would be overwritten, or has too many unknown values.
     """
     spec = DataSpec.checked(bundle.spec.model_dump(exclude_unset=True) | dict(settings or {}))
+    classes = bundle.schema.classes
+    if spec.classes != (classes and classes.names) or (spec.task == "multiclass" and classes is None):
+        raise DataError(
+            f"the weights of {bundle.path} were trained for its task and its classes: leave data.task and data.classes "
+            "as they are"
+        )
     notes: list[str] = []
     with scratch() as staging:
         frame = read_rows(spec, table, staging, notes.append)

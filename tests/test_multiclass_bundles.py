@@ -114,6 +114,9 @@ def test_tables_are_scored_by_class_and_told_with_the_labels_that_they_have(made
     log(400, 4).with_columns(action=pl.lit("sold")).write_parquet(tmp_path / "other.parquet")
     told = score_table(bundle, str(tmp_path / "other.parquet"), device="cpu").quality
     assert told.startswith("no cross-entropy: label 'action' has the class 'sold', which is none of buy, cart")
+    for settings in ({"classes": [*ACTIONS, "sold"]}, {"task": "clicks", "classes": None}):
+        with pytest.raises(DataError, match=r"leave data\.task and data\.classes as they are"):
+            score_table(bundle, str(tmp_path / "t.parquet"), device="cpu", settings=settings)
     log(10, 0).with_columns(prediction_buy=1).write_parquet(tmp_path / "named.parquet")
     with pytest.raises(DataError, match=r"prediction_buy.* would stand beside the new predictions"):
         score_table(bundle, str(tmp_path / "named.parquet"), keep=["prediction_buy"], device="cpu")

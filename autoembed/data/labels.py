@@ -57,7 +57,6 @@ def with_classes(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> DataSp
     dtype = frames["train"].collect_schema()[name]
     check_dtype(name, dtype)
     texts = _counted(frames, name, dtype)["text"].drop_nulls().unique()
-    numbers = texts.cast(pl.Float64, strict=False)
     whole = bool(len(texts)) and not texts.cast(pl.Int64, strict=False).null_count()
     if len(texts) > MOST or (dtype.is_numeric() and not whole and len(texts)):
         such = f"has {len(texts)} values" if len(texts) > MOST else f"has the value {texts.sort()[0]!r}"
@@ -71,7 +70,8 @@ def with_classes(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> DataSp
             f"labels of data.task: multiclass must be {LEAST} classes or more, but label {name!r} has "
             f"{shown or 'none'}: set task: clicks, and data.positive to the value that counts as 1"
         )
-    return spec.model_copy(update={"classes": tuple(texts.sort() if not whole else texts.gather(numbers.arg_sort()))})
+    ordered = sorted(texts, key=lambda text: (int(text), text)) if whole else sorted(texts)
+    return spec.model_copy(update={"classes": tuple(ordered)})
 
 
 def _place_of(column: pl.Expr, present: pl.DataFrame, spec: DataSpec) -> pl.Expr:
