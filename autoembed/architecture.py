@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field as Key
 from pydantic import JsonValue, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from autoembed.data.crosses import name_of
@@ -56,6 +57,7 @@ class Architecture(Frozen):
     kept; under a shared table every block keeps every dim. With `clusters`, there is a model for each of them, `router`
     says which one a row goes to, and the fields show what any of them keeps. An `ensemble` is of members that share
     the tables. The model has a tower for each of the `auxiliary_labels`, with the hidden layers of the backbone.
+    The backbone gives `outputs` numbers a row: one for each of several classes, else 1.
     """
 
     version: Literal[2] = 2
@@ -71,6 +73,7 @@ class Architecture(Frozen):
     router: RouterPlan | None = None
     ensemble: Ensemble | None = None
     auxiliary_labels: tuple[str, ...] = ()
+    outputs: int = Key(default=1, ge=1)
     cost: Cost | None = None
 
     @model_validator(mode="before")
@@ -86,9 +89,10 @@ class Architecture(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without auxiliary labels that are not there: so it was stored before there were such."""
+        """Without auxiliary labels and outputs that are not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        return {key: value for key, value in node.items() if value or key != "auxiliary_labels"}
+        before = {"auxiliary_labels": (), "outputs": 1}
+        return {key: value for key, value in node.items() if key not in before or value not in (before[key], [])}
 
     @model_validator(mode="after")
     def _clusters_fit(self) -> Architecture:
@@ -101,6 +105,8 @@ class Architecture(Frozen):
             raise ValueError(f"a cluster must be a plain architecture of dim {self.dim}")
         if (self.ensemble and self.clusters) or any(one.ensemble for one in self.clusters):
             raise ValueError("an architecture must have clusters or an ensemble, but got both")
+        if self.outputs > 1 and (self.clusters or self.ensemble):
+            raise ValueError(f"an architecture of {self.outputs} outputs must have no clusters and no ensemble")
         if self.ensemble and (self.ensemble.members < 2 or self.ensemble.share == "none"):
             raise ValueError(
                 f"an ensemble must be of 2 members or more that share something, but got {self.ensemble!r}"
@@ -151,7 +157,8 @@ class Architecture(Frozen):
     ) -> Architecture:
         """Every dim of every value, with the values of all fields cut into frequency blocks together (DNIS, sec. 3.2).
 
-        The schema's candidates are no fields: they become open pairs. Its auxiliary labels are predicted as well.
+        The schema's candidates are no fields: they become open pairs. Its auxiliary labels are predicted as well, and
+        each of its classes has an output.
 
         Args:
             schema: the fitted schema.
@@ -217,6 +224,7 @@ class Architecture(Frozen):
             pair_bits=bits,
             storage=storage,
             auxiliary_labels=schema.auxiliary_labels,
+            outputs=schema.task.outputs,
         )
 
     def replace(self, **changes: object) -> Architecture:

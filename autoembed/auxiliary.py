@@ -239,9 +239,10 @@ def auxiliary_metrics(model: ClickModel, dataset: Dataset, split: Split, device:
 
 
 def predictions(schema: FeatureSchema, model: ClickModel, ids: Tensor) -> Array:
-    """Predictions float32 [N, 1 + L] for ids int [N, V]: of the label, and of each auxiliary one."""
+    """Predictions float32 [N, 1 + L] for ids int [N, V]: of the label, and of each auxiliary one; of classes [N, C]."""
     logits, further = logits_of(model)(ids)
-    columns = schema.task.link(logits).float().unsqueeze(1)
+    columns = schema.task.link(logits).float()
+    columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
     if further is not None:
         columns = torch.cat([columns, further.float().sigmoid()], dim=1)
     found: Array = columns.cpu().numpy()
@@ -249,7 +250,9 @@ def predictions(schema: FeatureSchema, model: ClickModel, ids: Tensor) -> Array:
 
 
 def prediction_columns(schema: FeatureSchema) -> list[str]:
-    """The names of the columns of predictions: of the label, and of each auxiliary one."""
+    """The names of the columns of predictions: of the label, and of each auxiliary one; or of each class."""
+    if schema.classes is not None:
+        return [f"{PREDICTION}_{name}" for name in schema.classes.names]
     return [PREDICTION, *(f"{PREDICTION}_{label}" for label in schema.auxiliary_labels)]
 
 

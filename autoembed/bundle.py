@@ -84,7 +84,7 @@ class Bundle:
     manifest: Manifest
 
     def predict(self, frame: Frame, *, batch: int = 16384, device: str = "auto") -> Array:
-        """Click probabilities of raw rows, float32 [N], in the order of the rows.
+        """Click probabilities of raw rows, float32 [N], or of classes [N, C], in the order of the rows.
 
         `frame` is of Polars, eager or lazy, or of pandas. The label need not be there, further columns are ignored, and
         a value that train did not know scores as unknown. DataError names a missing column.
@@ -92,12 +92,16 @@ class Bundle:
         return self.score(frame, batch=batch, device=device)[0]
 
     def predict_all(self, frame: Frame, *, batch: int = 16384, device: str = "auto") -> pl.DataFrame:
-        """What `predict` gives, as column `prediction`, and the chances of each auxiliary label: `prediction_LABEL`."""
+        """What `predict` gives, as column `prediction`, and the chances of each auxiliary label: `prediction_LABEL`.
+
+        Of classes there is a column for each: `prediction_CLASS`.
+        """
         return self.score_all(frame, batch=batch, device=device)[0]
 
     def predict_ids(self, ids: Array) -> Array:
-        """Click probabilities of encoded rows, int [N, V] in the order of the schema: float32 [N]."""
-        return _predicted(self.schema, self.model.eval(), ids)[:, 0]
+        """Predictions for encoded rows, int [N, V] in the order of the schema: float32 [N], or [N, C] of classes."""
+        found = _predicted(self.schema, self.model.eval(), ids)
+        return found if self.schema.classes else found[:, 0]
 
     def write_sample(self, folder: Path) -> None:
         """Writes sample.json into a folder, as a bundle holds it: ids and the predictions for them."""
@@ -114,8 +118,11 @@ class Bundle:
         self, frame: Frame, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
     ) -> tuple[Array, pl.DataFrame]:
         """What `predict` gives, and what `coverage` does, of one pass over the rows; `progress` gets those done."""
-        scores, coverage = self._scored(frame, lambda ids: self._of_label(ids)[:, None], 1, batch, device, progress)
-        return scores[:, 0], coverage
+        outputs = self.schema.task.outputs
+        scores, coverage = self._scored(
+            frame, lambda ids: self._of_label(ids).reshape(len(ids), outputs), outputs, batch, device, progress
+        )
+        return scores if self.schema.classes else scores[:, 0], coverage
 
     def score_all(
         self, frame: Frame, *, batch: int = 16384, device: str = "auto", progress: Callable[[int], None] | None = None
@@ -127,7 +134,7 @@ class Bundle:
         return pl.DataFrame({name: scores[:, at] for at, name in enumerate(names)}), coverage
 
     def _of_label(self, ids: torch.Tensor) -> Array:
-        """Predictions of the label alone for ids int [N, V], float32 [N]."""
+        """Predictions of the label alone for ids int [N, V], float32 [N], or [N, C] of classes."""
         found: Array = self.schema.task.link(self.model(ids)).float().cpu().numpy()
         return found
 
@@ -247,7 +254,7 @@ def write_bundle(
             autoembed=__version__,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             files={name: sha256(temporary / name) for name in (*FILES, *EXTRAS)},
-            data=dict(data),
+            data=dict(data) | ({"classes": list(kept.classes.names)} if kept.classes else {}),
             metrics=dict(metrics),
             provenance=dict(provenance),
         )
@@ -338,7 +345,7 @@ def check_bundle(bundle: Bundle) -> list[str]:
         return [*checked, "no sample of predictions is stored: the bundle was written by an earlier version"]
     sample = json.loads((bundle.path / "sample.json").read_text())
     found = _predicted(bundle.schema, bundle.model.eval(), np.array(sample["ids"], dtype=np.int32))
-    stored = [sample["click"], *sample.get("auxiliary", {}).values()]
+    stored = [*sample.get("classes", {}).values()] or [sample["click"], *sample.get("auxiliary", {}).values()]
     difference = float(np.abs(found - np.array(stored).T).max())
     if difference > _SAME:
         raise BundleError(
@@ -349,7 +356,7 @@ def check_bundle(bundle: Bundle) -> list[str]:
 
 
 def _sample(schema: FeatureSchema, kept: FeatureSchema, model: Model) -> Array:
-    """What a model that was built with `schema` predicts for `sample_ids(kept)`, float32 [N, 1 + L]."""
+    """What a model that was built with `schema` predicts for `sample_ids(kept)`, float32 [N, 1 + L] or [N, C]."""
     ids = np.zeros((SAMPLE_ROWS, sum(schema.lengths)), dtype=np.int32)
     ids[:, schema.columns(kept.names)] = sample_ids(kept)
     training = model.training
@@ -359,18 +366,22 @@ def _sample(schema: FeatureSchema, kept: FeatureSchema, model: Model) -> Array:
 
 
 def _write_sample(folder: Path, schema: FeatureSchema, found: Array) -> None:
-    """Writes sample.json: `sample_ids` of the schema and the predictions for them, float32 [N, 1 + L]."""
+    """Writes sample.json: `sample_ids` of the schema and what is predicted for them, float32 [N, 1 + L] or [N, C]."""
     ids = sample_ids(schema)
     click, *further = found.T.tolist()
-    node = {"fields": list(schema.names), "ids": ids.tolist(), "click": click}
-    if further:
+    node: dict[str, object] = {"fields": list(schema.names), "ids": ids.tolist()}
+    if schema.classes is not None:
+        node["classes"] = dict(zip(schema.classes.names, [click, *further], strict=True))
+    else:
+        node["click"] = click
+    if further and schema.classes is None:
         node["auxiliary"] = dict(zip(schema.auxiliary_labels, further, strict=True))
     (folder / "sample.json").write_text(json.dumps(node) + "\n")
 
 
 @torch.no_grad()
 def _predicted(schema: FeatureSchema, model: Model, ids: Array) -> Array:
-    """Predictions float32 [N, 1 + L] for ids int [N, V]."""
+    """Predictions float32 [N, 1 + L], or [N, C] of classes, for ids int [N, V]."""
     return predictions(schema, model, torch.from_numpy(ids).to(next(model.parameters()).device))
 
 

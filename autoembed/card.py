@@ -45,11 +45,11 @@ def card(
     provenance: Mapping[str, JsonValue],
 ) -> str:
     """The model card as Markdown: what it predicts from what, how well, at what cost, and how to use and refresh it."""
-    cost = architecture.cost
+    cost, clicks = architecture.cost, schema.ratings is None and schema.classes is None
     origin = [f"{name} `{provenance[name]}`" for name in ("study", "trial", "fingerprint") if provenance.get(name)]
     further = ", ".join(f"`{label}`" for label in schema.auxiliary_labels)
     lines = [
-        f"# {'Click model' if schema.ratings is None else 'Model'} for `{schema.label}`",
+        f"# {'Click model' if clicks else 'Model'} for `{schema.label}`",
         "",
         f"A {architecture.backbone['name']} that {_predicts(schema, provenance.get('train'))}",
         "",
@@ -101,6 +101,9 @@ def _predicts(schema: FeatureSchema, train: JsonValue) -> str:
     """What predictions are, from the recipe of the training if it is known."""
     if schema.ratings is not None:
         return f"predicts `{schema.label}` for each row, in its own units."
+    if schema.classes is not None:
+        names = ", ".join(schema.classes.names)
+        return f"predicts the probability of each class of `{schema.label}` ({names}) for each row."
     if not schema.ranking:
         return f"predicts the probability of `{schema.label}` for each row."
     if isinstance(train, dict) and train.get("pairwise_weight") == 1:

@@ -50,6 +50,7 @@ class BinaryClicks:
     criterion = LOGLOSS
     unit = 1.0
     pairwise = 0.0
+    outputs = 1
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         rows = int(counted["count"].sum())
@@ -70,6 +71,9 @@ class BinaryClicks:
 
     def classes(self, labels: Array) -> Array:
         return (labels > 0.5).astype(np.uint8)
+
+    def strata(self, labels: Array) -> Array:
+        return self.classes(labels)
 
     def of_class_one(self, label: pl.Expr) -> pl.Expr:
         return label.cast(pl.Int64)

@@ -1,7 +1,7 @@
 """Distillation: a model learns from the labels and from the logits of a teacher (Hinton et al., arXiv 1503.02531).
 
 The student's loss is (1 - weight) * loss(label) + weight * loss(link(teacher's logit)). A teacher scores the rows of
-train once, before the student trains; its logits stand in a file without a name, memory-mapped, 4 bytes a row, which
+train once, before the student trains; its logits stand in a file without a name, memory-mapped, 4 bytes each, which
 the system deletes with the last reference to it, even if the process is killed.
 """
 
@@ -92,9 +92,11 @@ def prepared(
 
 
 def _file(dataset: Dataset) -> Array:
-    """Zeros float32 [rows of train] in a file that has no name."""
+    """Zeros float32 [rows of train], or [rows of train, C] of classes, in a file that has no name."""
+    rows, outputs = dataset.rows("train"), dataset.task.outputs
+    shape = (rows,) if outputs == 1 else (rows, outputs)
     with tempfile.TemporaryFile(prefix="autoembed-teacher-") as file:
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=(dataset.rows("train"),))
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 def _teacher(train: TrainConfig, logits: Array) -> Teacher:
@@ -112,7 +114,7 @@ def _score(
     share: float = 1.0,
     columns: list[int] | None = None,
 ) -> None:
-    """Adds `share` times a model's logits on train to float [N]; `columns` of the data are those that it reads."""
+    """Adds `share` times a model's logits on train to float [N] or [N, C]; `columns` of the data are those it reads."""
     model.eval()
     place = 0
     for ids, _ in batches(dataset, "train", _BATCH, device):
@@ -132,11 +134,14 @@ def _bundle(path: Path, dataset: Dataset, device: torch.device, out: Array) -> N
     names = bundle.schema.names
     if missing := [name for name in names if name not in dataset.schema.names]:
         raise BundleError(f"the teacher {path} reads the column {missing[0]!r}, which the study's data do not have")
-    taught, wanted = bundle.schema, dataset.schema
-    if (taught.task.name, taught.ratings) != (wanted.task.name, wanted.ratings):
+    taught, wanted = (
+        (schema.task.name, schema.ratings, schema.classes and schema.classes.names)
+        for schema in (bundle.schema, dataset.schema)
+    )
+    if taught != wanted:
         raise BundleError(
-            f"the teacher {path} must have the task and the scale of labels of the study's data, but was trained on "
-            "others: name one that was trained on these data"
+            f"the teacher {path} must have the task and the scale or classes of labels of the study's data, but was "
+            "trained on others: name one that was trained on these data"
         )
     own = Vocabulary.read(dataset.path / "vocabulary.parquet")
     for name in names:

@@ -224,7 +224,8 @@ def _recipe(rows: int) -> tuple[int, int, int, int]:
 
 def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapping[str, str]) -> str:
     """The search space as YAML with comments."""
-    root = Architecture.full(dataset.schema, dataset.counts, dim=_DIM, blocks=6, backbone={"name": "deepfm"})
+    backbone = "deepfm" if dataset.task.outputs == 1 else "dcn"
+    root = Architecture.full(dataset.schema, dataset.counts, dim=_DIM, blocks=6, backbone={"name": backbone})
     whole = uniform_bytes(root, _DIM)
     small, medium = max(whole // 32, 1000), max(whole // 8, 2000)
     batch, epochs, warm, _ = _recipe(dataset.rows("train"))
@@ -251,7 +252,7 @@ def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapp
         "stages:",
         f"  - {{method: sensitivity, warm_epochs: {warm}}}",
         "baselines: [{method: uniform, bits: 4}, {method: frequency, bits: 4}]",
-        "backbone: {name: deepfm, hidden: [64, 32], dropout: {uniform: [0.0, 0.5]}}",
+        f"backbone: {{name: {backbone}, hidden: [64, 32], dropout: {{uniform: [0.0, 0.5]}}}}",
         "train:",
         f"  epochs: {epochs}",
         "  lr: {log: [1.0e-3, 1.0e-2]}",
@@ -293,8 +294,10 @@ def _flow(node: Node) -> str:
 def _headed(text: str, dataset: Dataset, taken: StudyEstimate) -> str:
     """The text below what a study of it will take."""
     rows = ", ".join(f"{dataset.rows(split):,} {split}" for split in dataset.splits)
-    scale = dataset.schema.ratings
-    if scale is None:
+    scale, classes = dataset.schema.ratings, dataset.schema.classes
+    if classes is not None:
+        labels = f"{len(classes.names)} classes, of {min(classes.rows):,} to {max(classes.rows):,} rows of train"
+    elif scale is None:
         labels = f"{float(np.mean(dataset.labels('train'))):.1%} of train with label 1"
     else:
         labels = f"labels of train with mean {scale.mean:.4g} and sd {scale.sd:.4g}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import Tags, check_array
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils import check_array
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from autoembed.data.frames import Frame
+from autoembed.data.values import key
+from autoembed.multiclass import MOST
 from autoembed.ratings import Ratings, scale_of
 from autoembed.search_estimator import LEAST, SearchEstimator
 from autoembed.types import Array, Bools
@@ -19,14 +22,15 @@ class AutoEmbedClassifier(ClassifierMixin, SearchEstimator):
     """Searches an architecture on a table, in this process and without Ray, and predicts with the best one.
 
     The keys of a search space are its parameters, all values literal: for ranges, which need many trials, use
-    `autoembed.search`. The best of the searched architecture and the baselines is kept, by valid.
+    `autoembed.search`. The best of the searched architecture and the baselines is kept, by valid. Two classes are
+    `data.task: clicks`, more are `multiclass`.
 
     Args:
         label: the name of the label column, if `fit` gets none, and in a bundle.
         stages: the methods of the search; sensitivity if there is a budget, else one uniform width.
         baselines: methods to compare with.
         embedding: `dim`, `blocks` and so on of the widest model.
-        backbone: a name, or a mapping with `name` and its options.
+        backbone: a name, or a mapping with `name` and its options; deepfm by default, dcn with more than two classes.
         train: epochs, lr, batch_size and so on.
         budget: a limit, such as {"bytes": 400_000} of the whole model or {"embedding_bytes": 50_000}.
         data: keys of the `data:` section that say how columns are read, such as {"numeric": ["price"]}.
@@ -35,7 +39,7 @@ class AutoEmbedClassifier(ClassifierMixin, SearchEstimator):
         random_state: of the split and of all training.
 
     Attributes:
-        classes_: both labels.
+        classes_: the labels, sorted.
         bundle_: the model, its architecture and vocabulary; `bundle_.coverage(X)` tells what it knows of a table.
         architecture_: what was chosen.
         results_: the result of each arm by its name.
@@ -45,37 +49,48 @@ class AutoEmbedClassifier(ClassifierMixin, SearchEstimator):
     task = "clicks"
     other = "AutoEmbedRegressor"
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
     def predict_proba(self, X: Frame | npt.ArrayLike) -> Array:
-        """The probabilities of both classes, float32 [rows, 2]."""
+        """The probabilities of the classes, float32 [rows, classes]."""
         check_is_fitted(self, "bundle_")
-        clicks = self.bundle_.predict(self._frame(X, reset=False), device=self.device)
-        return np.stack([1.0 - clicks, clicks], axis=1)
+        found = self.bundle_.predict(self._frame(X, reset=False), device=self.device)
+        return found if found.ndim == 2 else np.stack([1.0 - found, found], axis=1)
 
     def predict(self, X: Frame | npt.ArrayLike) -> Array:
-        """The more probable class of each row."""
-        chosen = self.predict_proba(X)[:, 1] >= 0.5
+        """The most probable class of each row."""
+        chances = self.predict_proba(X)
+        chosen = chances[:, 1] >= 0.5 if len(self.classes_) == 2 else chances.argmax(axis=1)
         return self.classes_[chosen.astype(np.intp)]
+
+    def _predicts(self) -> dict[str, object]:
+        if len(self.classes_) == 2:
+            return super()._predicts()
+        return {"task": "multiclass", "classes": self._names()}
+
+    def _names(self) -> list[str]:
+        """The classes as text, as a table has them."""
+        texts = pl.DataFrame({"x": [str(one) for one in self.classes_.tolist()]})
+        names = texts.select(key(pl.col("x"), pl.String())).to_series()
+        if names.null_count() or names.n_unique() < len(names):
+            raise ValueError(f"classes must differ as text, and none be missing, but got {self.classes_.tolist()}")
+        return names.to_list()
 
     def _labels(self, y: Array, counting: Bools | None) -> tuple[Array, Array]:
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) > 2:
-            kind = type_of_target(y)
-            raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
         if len(self.classes_) < 2:
-            raise ValueError(f"y must have two classes, but got one class, {self.classes_[0]!r}")
-        counts = np.bincount(labels if counting is None else labels[counting], minlength=2)
-        if counts.min() < LEAST:
+            raise ValueError(f"y must have two classes or more, but got one class, {self.classes_[0]!r}")
+        if len(self.classes_) > MOST:
+            raise ValueError(f"y must have at most {MOST} classes, but has {len(self.classes_)}: pool the rare ones")
+        counts = np.bincount(labels if counting is None else labels[counting], minlength=len(self.classes_))
+        least = LEAST if len(self.classes_) == 2 else 1
+        if counts.min() < least:
             weighty = "" if counting is None else " whose sample_weight is above 0"
             raise ValueError(
-                f"each class must have at least {LEAST} rows (n_samples){weighty}, but "
+                f"each class must have at least {least} rows (n_samples){weighty}, but "
                 f"{self.classes_[counts.argmin()]!r} has {counts.min()} of n_samples={len(y)}"
             )
+        if len(self.classes_) > 2:
+            return np.array(self._names())[labels], labels
         return labels.astype(np.int8), labels
 
 
@@ -91,7 +106,7 @@ class AutoEmbedRegressor(RegressorMixin, SearchEstimator):
         stages: the methods of the search; sensitivity if there is a budget, else one uniform width.
         baselines: methods to compare with.
         embedding: `dim`, `blocks` and so on of the widest model.
-        backbone: a name, or a mapping with `name` and its options.
+        backbone: a name, or a mapping with `name` and its options; deepfm by default.
         train: epochs, lr, batch_size and so on.
         budget: a limit, such as {"bytes": 400_000} of the whole model or {"embedding_bytes": 50_000}.
         data: keys of the `data:` section that say how columns are read, such as {"numeric": ["price"]}.

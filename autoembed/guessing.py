@@ -24,7 +24,7 @@ _AMOUNTS = {
 
 
 def label_column(head: pl.DataFrame, task: object, ask: Callable[[list[str]], str] | None, notes: list[str]) -> str:
-    """The column to predict: one of a usual name, else, unless the `task` is ratings, the only one of two values.
+    """The column to predict: one of a usual name, else, unless the `task` has more, the only one of two values.
 
     Args:
         head: the first rows.
@@ -44,7 +44,8 @@ def label_column(head: pl.DataFrame, task: object, ask: Callable[[list[str]], st
             if own.lower() == name:
                 notes.append(f"label: {own}, by its name")
                 return own
-    two = [name for name in head.columns if task != "ratings" and head[name].drop_nulls().n_unique() == 2]
+    more = ("ratings", "multiclass")
+    two = [name for name in head.columns if task not in more and head[name].drop_nulls().n_unique() == 2]
     named = [name for name in two if not _words(name).isdisjoint(_CLICKS)]
     if len(named or two) == 1:
         (own,) = named or two
@@ -78,7 +79,7 @@ def label_values(counted: pl.DataFrame, name: str, data: Node, notes: list[str])
     known = counted.drop_nulls("value").sort("len")
     if known.height < 2:
         raise DataError(f"the label {name!r} must have two values or more, but has {known.height}")
-    if data.get("task") == "ratings" or data.keys() & {"positive", "above"}:
+    if data.get("task") in ("ratings", "multiclass") or data.keys() & {"positive", "above"}:
         return 0.5
     if known.height == 2:
         if not {value.lower() for value in known["value"]} <= _PLAIN:
@@ -90,7 +91,7 @@ def label_values(counted: pl.DataFrame, name: str, data: Node, notes: list[str])
         such = known["value"][-1]
         raise DataError(
             f"the label {name!r} has {known.height} values, such as {such!r}: say which count as 1, such as "
-            f"{option('set', f'positive=[{such}]')}"
+            f"{option('set', f'positive=[{such}]')}, or predict which it is by {option('set', 'task=multiclass')}"
         )
     middle = scale_of(numbers.to_numpy(), known["len"].to_numpy()).cut
     if _is_number(name, numbers.sort(), data, middle):
@@ -118,7 +119,8 @@ def _is_number(name: str, numbers: pl.Series, data: Node, middle: float) -> bool
     raise DataError(
         f"the label {name!r} has {len(numbers)} whole numbers, {shown}, which may be amounts or names of classes: "
         f"{option('set', 'task=ratings')} predicts the number, {option('set', f'above={middle:g}')} whether it is "
-        f"larger, and {option('set', f'positive=[{numbers[-1]:g}]')} whether it is of a class"
+        f"larger, {option('set', f'positive=[{numbers[-1]:g}]')} whether it is of a class, and "
+        f"{option('set', 'task=multiclass')} of which"
     )
 
 

@@ -79,6 +79,7 @@ class Ratings:
     objective = metrics[0]
     criterion = Metric(name="mse", title="MSE", rises=False, in_units=True)
     pairwise = 0.0
+    outputs = 1
 
     def __init__(self, scale: LabelScale | None = None) -> None:
         self.scale = LabelScale(mean=0, sd=1, cut=0) if scale is None else scale
@@ -100,6 +101,9 @@ class Ratings:
 
     def classes(self, labels: Array) -> Array:
         return (labels > self.scale.cut).astype(np.uint8)
+
+    def strata(self, labels: Array) -> Array:
+        return self.classes(labels)
 
     def of_class_one(self, label: pl.Expr) -> pl.Expr:
         return (label > self.scale.cut).cast(pl.Int64)

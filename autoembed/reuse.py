@@ -85,8 +85,8 @@ def carried(architecture: Architecture, schema: FeatureSchema) -> Architecture:
         raise DataError(f"the table lacks columns of the architecture: {', '.join(absent)}")
     fields = tuple(_carried(field, known) for field in architecture.fields)
     clusters = tuple(carried(one, schema) for one in architecture.clusters)
-    labels = schema.auxiliary_labels
-    return architecture.replace(fields=fields, clusters=clusters, pairs=(), auxiliary_labels=labels, cost=None)
+    changes = {"auxiliary_labels": schema.auxiliary_labels, "outputs": schema.task.outputs}
+    return architecture.replace(fields=fields, clusters=clusters, pairs=(), cost=None, **changes)
 
 
 def _carried(field: FieldPlan, known: Mapping[str, Field]) -> FieldPlan:
@@ -421,15 +421,21 @@ def _old_codes(bundle: Bundle, dataset: Dataset, name: str) -> Array:
 
 
 def units_of(bundle: Bundle, spec: DataSpec) -> LabelScale | None:
-    """The scale of labels that a bundle's weights were trained in, and so the one to train them on in; None of clicks.
+    """The scale of ratings that a bundle's weights were trained in, and so the one to train them on in; else None.
 
-    SpaceError if `spec` reads labels for another task.
+    SpaceError if `spec` reads labels for another task, or of other classes.
     """
     task = bundle.schema.task.name
     if spec.task != task:
         raise SpaceError(
             f"the weights of {bundle.path} were trained for data.task: {task}, but data.task is {spec.task}: leave it "
             f"{task}, or train from fresh weights with `autoembed retrain`"
+        )
+    classes = bundle.schema.classes
+    if classes is not None and spec.classes != classes.names:
+        raise SpaceError(
+            f"the weights of {bundle.path} were trained for the classes {', '.join(classes.names)}, and data.classes "
+            "must list these in this order: leave it as it is, or train from fresh weights with `autoembed retrain`"
         )
     return bundle.schema.ratings
 

@@ -64,6 +64,12 @@ def score_table(
         DataError: the table lacks a column, has one that would be overwritten, or has too many unknown values.
     """
     spec = DataSpec.checked(bundle.spec.model_dump(exclude_unset=True) | dict(settings or {}))
+    classes = bundle.schema.classes
+    if spec.classes != (classes and classes.names) or (spec.task == "multiclass" and classes is None):
+        raise DataError(
+            f"the weights of {bundle.path} were trained for its task and its classes: leave data.task and data.classes "
+            "as they are"
+        )
     notes: list[str] = []
     with scratch() as staging:
         frame = read_rows(spec, table, staging, notes.append)
@@ -84,7 +90,8 @@ def score_table(
             total = int(frame.select(pl.len()).collect(engine="streaming").item())
             step = partial(_passed, progress, total)
         found, coverage = bundle.score_all(frame, device=device, progress=step)
-        scores = found[PREDICTION].to_numpy()
+        columns = prediction_columns(bundle.schema)
+        scores = found.select(columns).to_numpy() if bundle.schema.classes else found[PREDICTION].to_numpy()
         if max_unknown is not None:
             _check(coverage, max_unknown)
         kept = frame.select(col(name) for name in keep).collect(engine="streaming") if keep else None

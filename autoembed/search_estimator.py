@@ -46,7 +46,7 @@ class SearchEstimator(BaseEstimator, ABC):
         stages: Sequence[Mapping[str, object]] | None = None,
         baselines: Sequence[str | dict[str, object] | list[dict[str, object]]] = (),
         embedding: Mapping[str, object] | None = None,
-        backbone: str | Mapping[str, object] = "deepfm",
+        backbone: str | Mapping[str, object] | None = None,
         train: Mapping[str, object] | None = None,
         budget: Mapping[str, object] | None = None,
         data: Mapping[str, object] | None = None,
@@ -75,10 +75,14 @@ class SearchEstimator(BaseEstimator, ABC):
 
     @abstractmethod
     def _labels(self, y: Array, counting: Bools | None) -> tuple[Array, Array]:
-        """The labels [rows] as they are stored, and the class of each, 0 or 1, by which rows are shared out.
+        """The labels [rows] as they are stored, and the class of each, 0, 1, ..., by which rows are shared out.
 
         `counting` says which rows have a weight above 0, all without it. ValueError if nothing can be learnt of them.
         """
+
+    def _predicts(self) -> dict[str, object]:
+        """The keys of `data:` that say what is predicted, once labels are known."""
+        return {"task": self.task}
 
     def fit(
         self, X: Frame | npt.ArrayLike, y: npt.ArrayLike | None = None, sample_weight: npt.ArrayLike | None = None
@@ -177,26 +181,28 @@ class SearchEstimator(BaseEstimator, ABC):
     def _valid_rows(self, classes: Array, seed: int, counting: Bools | None) -> Bools:
         """Which rows are for valid, bool [rows]: their share of each class, and two of it at least.
 
-        All of them, which are then for train too, where a class has too few to be shared out. Rows that are not
-        `counting`, whose weight is 0, are for train.
+        Classes with too few rows to be shared out are for train. All rows are for both if fewer than two classes have
+        more. Rows that are not `counting`, whose weight is 0, are for train.
         """
         own = np.ones(len(classes), dtype=bool) if counting is None else counting
-        if np.bincount(classes[own]).min() < 2 * LEAST:
+        shared = np.flatnonzero(np.bincount(classes[own]) >= 2 * LEAST)
+        if len(shared) < 2:
             return np.ones(len(classes), dtype=bool)
         taken = np.zeros(len(classes), dtype=bool)
-        for one in (0, 1):
+        for one in shared.tolist():
             places = np.random.default_rng(seed + one).permutation(np.flatnonzero(own & (classes == one)))
             taken[places[: max(LEAST, round(self.valid_size * len(places)))]] = True
         return taken
 
     def _space(self, weight: str | None = None) -> SearchSpace:
         stages = self.stages or [{"method": "sensitivity" if self.budget else "uniform"}]
-        data: dict[str, object] = {"task": self.task, **(self.data or {}), "label": self.label}
-        if data["task"] != self.task:
+        predicts = self._predicts()
+        data: dict[str, object] = {**predicts, **(self.data or {}), "label": self.label}
+        if data["task"] != predicts["task"]:
             other = "autoembed.search, with a table that has the groups" if data["task"] == "ranking" else self.other
             raise SpaceError(
-                f"data.task of {type(self).__name__} must be {self.task}, but got {data['task']!r}: leave it out, or "
-                f"use {other}"
+                f"data.task of {type(self).__name__} must be {predicts['task']}, but got {data['task']!r}: leave it "
+                f"out, or use {other}"
             )
         space = SearchSpace.parse(
             {
@@ -204,7 +210,7 @@ class SearchEstimator(BaseEstimator, ABC):
                 "stages": [dict(stage) for stage in stages],
                 "baselines": list(self.baselines),
                 "embedding": dict(self.embedding or {}),
-                "backbone": self.backbone,
+                **({} if self.backbone is None else {"backbone": self.backbone}),
                 "train": dict(self.train or {}),
                 "budget": dict(self.budget or {}),
                 "device": self.device,

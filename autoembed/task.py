@@ -1,7 +1,8 @@
 """What a study predicts: loss, link, metrics with their directions, and when a search is hopeless.
 
-Clicks are in `autoembed.clicks`, ratings in `autoembed.ratings`, clicks ranked within groups in `autoembed.rankings`.
-Another task is another such file, its class in `TASKS`, and a name for `data.task`; `DataSpec.predicts` and
+Clicks are in `autoembed.clicks`, ratings in `autoembed.ratings`, clicks ranked within groups in `autoembed.rankings`,
+several classes in `autoembed.multiclass`. Another task is another such file, its class in `TASKS`, and a name for
+`data.task`; `DataSpec.predicts` and
 `FeatureSchema.task` say which one it is. No other module names a metric or a loss.
 """
 
@@ -16,6 +17,7 @@ from pydantic import AfterValidator
 from autoembed.clicks import BinaryClicks
 from autoembed.errors import SpaceError, unknown
 from autoembed.metrics import Metric, Metrics
+from autoembed.multiclass import Multiclass
 from autoembed.rankings import Rankings
 from autoembed.ratings import Ratings
 from autoembed.types import Array
@@ -30,7 +32,8 @@ class Task(Protocol):
     """How logits become predictions, what they are trained by, and how they are judged.
 
     Labels are float, logits and predictions are of the same rows. Everything is numpy [N], but for torch tensors in
-    `loss`, `distil` and `link`. `weights` say how often each row counts, once by default. Only their ratios matter, but
+    `loss`, `distil` and `link`. Logits and predictions of C classes are [N, C] wherever they are [N] here, and their
+    changes [N, O, C]. `weights` say how often each row counts, once by default. Only their ratios matter, but
     in `loss` and `distil`, whose mean is over rows: there the weights of all rows that are trained on have a mean of 1;
     and in metrics of the first rows of a group, where a row takes as many places as it weighs.
 
@@ -42,6 +45,7 @@ class Task(Protocol):
         criterion: the metric that training lowers: the mean of `losses`, in units of the label if it has some.
         unit: what 1 in logits is in predictions that have units, else 1; `train.min_gain` counts in it.
         pairwise: the share that pairs of rows have in the loss by default (`PairwiseLoss`); 0 if there are no pairs.
+        outputs: logits of a row: one for each of several classes, else 1.
     """
 
     @property
@@ -58,6 +62,8 @@ class Task(Protocol):
     def unit(self) -> float: ...
     @property
     def pairwise(self) -> float: ...
+    @property
+    def outputs(self) -> int: ...
 
     def check_split(self, split: str, counted: pl.DataFrame, name: str) -> list[str]:
         """What to know of the labels of a split; DataError if nothing can be learnt or measured there.
@@ -66,7 +72,10 @@ class Task(Protocol):
         """
 
     def classes(self, labels: Array) -> Array:
-        """The class of each row, 0 or 1, uint8 [N]: by these columns are ranked and splits stratified."""
+        """The class of each row, 0 or 1, uint8 [N]: by these columns are ranked."""
+
+    def strata(self, labels: Array) -> Array:
+        """What splits are stratified by: uint8 [N]."""
 
     def of_class_one(self, label: pl.Expr) -> pl.Expr:
         """The same of a column of labels, Int64."""
@@ -160,7 +169,8 @@ class Task(Protocol):
 CLICKS = BinaryClicks()
 RATINGS = Ratings()
 RANKINGS = Rankings()
-TASKS: tuple[Task, ...] = (CLICKS, RATINGS, RANKINGS)
+MULTICLASS = Multiclass()
+TASKS: tuple[Task, ...] = (CLICKS, RATINGS, RANKINGS, MULTICLASS)
 # Clicks and rankings share metrics: their names are of clicks, which come last.
 _KNOWN = {metric.name: (metric, task) for task in (*TASKS, CLICKS) for metric in (*task.metrics, *task.grouped)}
 _TITLES = {metric.name: metric.title for task in TASKS for metric in (*task.metrics, *task.grouped, task.criterion)}

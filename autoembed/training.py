@@ -205,7 +205,7 @@ class Plateau:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Logits of the rows of train, float32 [N], and their share of the loss."""
+    """Logits of the rows of train, float32 [N], or [N, C] of classes, and their share of the loss."""
 
     logits: Array
     weight: float
@@ -300,7 +300,7 @@ def check_finite(loss: Tensor, lr: float, where: str) -> float:
 
 @torch.no_grad()
 def predict(model: nn.Module, dataset: Dataset, split: Split, device: torch.device, size: int = 16384) -> Array:
-    """Predictions of a split, click probabilities: float32 [N]."""
+    """Predictions of a split, such as click probabilities: float32 [N], or [N, C] of classes."""
     model.eval()
     link = dataset.task.link
     parts = [link(model(ids).float()).cpu() for ids, _ in batches(dataset, split, size, device)]
@@ -309,7 +309,7 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: torch.devi
 
 
 def metrics_of(predictions: Array, dataset: Dataset, split: Split) -> Metrics:
-    """The metrics of predictions of a split, float [N], weighted as its rows are, and within their groups."""
+    """The metrics of predictions of a split, float [N] or [N, C], weighted as its rows are, and within their groups."""
     weights, groups = dataset.weights(split), dataset.groups(split)
     return dataset.task.evaluate(dataset.labels(split), predictions, weights, groups)
 
@@ -325,7 +325,7 @@ def on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float
 
 
 def finite_on_valid(model: nn.Module, dataset: Dataset, device: torch.device, lr: float, where: str) -> Array:
-    """Predictions of valid, float32 [N]; TrialError if they are not finite."""
+    """Predictions of valid, float32 [N] or [N, C]; TrialError if they are not finite."""
     predictions = predict(model, dataset, "valid", device)
     if not np.isfinite(predictions).all():
         raise TrialError(f"predictions must be finite, but {where} gave NaN: lower train.lr={lr:g}")

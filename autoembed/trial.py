@@ -205,6 +205,7 @@ def _run(
     epochs: int | None = None,
 ) -> list[Found]:
     check_labels(config, dataset.schema.auxiliary_labels)
+    check_outputs(config, dataset.task.outputs)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     root = architecture = root_architecture(config, dataset)
@@ -396,3 +397,20 @@ def check_labels(trial: TrialConfig, labels: Sequence[str]) -> None:
     }.items():
         if there:
             raise SpaceError(f"data.auxiliary_labels does not go with {what}: leave one of them out")
+
+
+def check_outputs(trial: TrialConfig, outputs: int) -> None:
+    """SpaceError unless a trial can be run with so many logits a row: clusters and ensembles join one of each model."""
+    if outputs == 1:
+        return
+    base.require_classes(str(trial.backbone["name"]))
+    stages = [configure(stage).method for stage in trial.stages]
+    joined = next((method for method in stages if load(method).Supernet.makes_clusters), None)
+    for what, there in {
+        f"the method {joined}, which makes several models": joined is not None,
+        f"ensemble.members: {trial.ensemble.members}": trial.ensemble.members > 1,
+    }.items():
+        if there:
+            raise SpaceError(
+                f"data.task: multiclass has a logit for each class, and does not go with {what}: leave it out"
+            )

@@ -22,7 +22,8 @@ AREAS = {
         "space", "ranges.py", "shipped.py", "methods", "nn/backbones", "budget.py", "storage.py", "plans.py",
         "architecture.py", "trial.py", "drafting.py", "estimating.py", "candidates.py", "shrinking.py", "draws.py",
         "distill.py", "shuffle.py", "batches.py", "auxiliary.py", "pairwise.py", "training.py", "following.py",
-        "retraining.py", "task.py", "clicks.py", "ratings.py", "rankings.py", "metrics.py", "guessing.py",
+        "retraining.py", "task.py", "clicks.py", "ratings.py", "rankings.py", "multiclass.py", "metrics.py",
+        "guessing.py",
     ),
     "Studies and clusters": (
         "study", "plugins.py", "frontier", "cli", "fast.py", "__init__.py", "api.py", "estimator.py",

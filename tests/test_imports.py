@@ -13,11 +13,11 @@ PACKAGE = Path(autoembed.__file__).parent
 # Each entry imports only from those before it, and from within itself.
 ORDER = [
     "errors", "writing", "shipped", "ranges", "plugins", "types", "fast", "native", "metrics", "clicks", "ratings",
-    "rankings", "task", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "events", "shuffle",
-    "batches", "auxiliary", "pairwise", "knot_rows", "training", "following", "knockout", "methods", "card", "bundle",
-    "export", "scoring", "serving", "candidates", "retraining", "reuse", "refreshing", "distill", "shrinking", "trial",
-    "space", "search_estimator", "estimator",
-    "pruning", "draws", "estimating", "guessing", "drafting", "frontier", "study", "api", "testing", "cli",
+    "rankings", "multiclass", "task", "data", "ranking", "plans", "storage", "architecture", "nn", "budget", "events",
+    "shuffle", "batches", "auxiliary", "pairwise", "knot_rows", "training", "following", "knockout", "methods", "card",
+    "bundle", "export", "scoring", "serving", "candidates", "retraining", "reuse", "refreshing", "distill", "shrinking",
+    "trial", "space", "search_estimator", "estimator", "pruning", "draws", "estimating", "guessing", "drafting",
+    "frontier", "study", "api", "testing", "cli",
 ]  # fmt: skip
 HEAVY = {"ray", "optuna", "mlflow"}
 

@@ -330,7 +330,7 @@ def test_a_teacher_has_the_task_of_its_student(made, data, tmp_path):
     clicks = build_dataset(
         DataSpec(group="session", drop=("session", "w"), min_count=1), data.path.parents[1], tmp_path / "cache"
     )
-    with pytest.raises(BundleError, match="must have the task and the scale of labels of the study's data"):
+    with pytest.raises(BundleError, match="must have the task and the scale or classes of labels of the study's data"):
         run_trial(config_of(None, train=train), clicks, lambda event: None)
 
 

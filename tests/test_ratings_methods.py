@@ -247,7 +247,7 @@ def test_a_teacher_of_other_labels_is_refused(ratings, model, cache, tmp_path):
     written(tmp_path / "b", model, ratings)
     spec = {"task": "ratings", "planted": PLANTED | {"label_noise": 2.0}, "split": {"by": "random"}}
     other = build_dataset(DataSpec.checked(spec), None, cache)
-    with pytest.raises(BundleError, match="must have the task and the scale of labels of the study's data"):
+    with pytest.raises(BundleError, match="must have the task and the scale or classes of labels"):
         prepared_teacher(trial(train=TRAIN | {"distill": {"teacher": str(tmp_path / "b")}}), other, CPU, ignore)
 
 

@@ -18,6 +18,7 @@ PACKAGE = Path(autoembed.__file__).parent
 MAY_NAME = {
     "metrics.py": "their formulas",
     "clicks.py": "the task itself",
+    "multiclass.py": "macro AUC, the mean over classes",
     "data/readers.py": "the best AUC that planted data allow",
     "export/fuxictr_config.py": "FuxiCTR's own names",
     "study/results/leaderboard.py": "names in leaderboard.json",

@@ -134,7 +134,7 @@ class Dataset:
         return ids
 
     def labels(self, split: Split) -> Labels:
-        """float32 [rows], 0 or 1 for clicks, numbers for ratings, memory-mapped copy-on-write."""
+        """float32 [rows], 0 or 1 for clicks, numbers for ratings, places of classes, memory-mapped copy-on-write."""
         labels: Labels = self._load(f"{_known(split)}.labels")
         return labels
 
@@ -341,8 +341,9 @@ def build_dataset(
     made = spec.target_statistics
     if made is not None and spec.split.by in (None, "time"):
         other.append("times")
-    # Data without weights, groups, knots, ratings and further labels are found where they were before there were such.
-    absent = {name for name in ("weight", "group", "auxiliary_labels") if not getattr(spec, name)}
+    # Data without weights, groups, knots, ratings, classes and further labels are found where they were before there
+    # were such.
+    absent = {name for name in ("weight", "group", "auxiliary_labels", "classes") if not getattr(spec, name)}
     absent |= {"task"} if spec.task == "clicks" else set()
     absent |= {"numeric_embedding"} if spec.numeric_embedding == "bins" else set()
     read_as = spec.model_dump(mode="json", exclude={"crosses", "target_statistics", *absent})

@@ -18,6 +18,7 @@ from autoembed.data.values import col, key
 from autoembed.data.vocabulary import Vocabulary
 from autoembed.data.writer import Writer
 from autoembed.errors import DataError
+from autoembed.multiclass import LabelClasses
 from autoembed.ratings import LabelScale, scale_of
 from autoembed.types import Array, Progress
 
@@ -68,13 +69,17 @@ def encode_table(
     splits = table.splits
     schema = table.schema if other is None else table.schema.keep(other.fields)
     rows, notes = {}, list(table.notes)
+    predicts = spec.predicts if schema.classes is None else schema.task
     for split, frame in splits.items():
         rows[split], counted = _counted_labels(split, frame, schema)
         notes += _check_auxiliary(split, frame, schema)
-        note = spec.predicts.check_split(split, counted.select("label", "count"), schema.label)
+        note = predicts.check_split(split, counted.select("label", "count"), schema.label)
         if spec.task == "ratings" and split == "train":
             scale, told = _scale(counted, schema.label, units)
             schema, notes = schema.model_copy(update={"ratings": scale}), [*notes, *told]
+        if schema.classes is not None and split == "train":
+            rows_of = tuple(counted.sort("label")["count"].to_list())
+            schema = schema.model_copy(update={"classes": LabelClasses(names=schema.classes.names, rows=rows_of)})
         notes += note
         if split != "train" or schema.ranking:
             notes += _check_groups(split, frame, table.schema)

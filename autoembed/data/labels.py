@@ -1,4 +1,5 @@
-"""What counts as a click: columns of labels as 1, 0 or missing. Of ratings, the column as numbers."""
+"""What counts as a click: columns of labels as 1, 0 or missing. Of ratings, the column as numbers; of classes, their
+places."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import polars as pl
 from autoembed.data.spec import DataSpec, Split
 from autoembed.data.values import MISSING, check_dtype, col, key
 from autoembed.errors import DataError
+from autoembed.multiclass import LEAST, MOST
 
 ONES = {"1", "true", "yes"}
 ZEROS = {"0", "false", "no"}
@@ -18,11 +20,11 @@ _SHOWN = 5
 def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     """The expression that is 1, 0 or null per row, Int8, after a look at every value that the label has.
 
-    Of ratings it is the number or null, Float32.
+    Of ratings it is the number or null, Float32; of multiclass the place of the class in `spec.classes`, UInt8.
 
     Raises:
         DataError: labels are missing and may not be, they are not 0 and 1 and the spec does not say which values count
-            as 1, or no finite numbers, or fewer than two rows have one.
+            as 1, or no finite numbers, or none of the classes, or fewer than two rows have one.
     """
     name = spec.label
     dtype = frames["train"].collect_schema()[name]
@@ -35,11 +37,55 @@ def label_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> pl.Expr:
     missing = int(counted["rows"].sum()) - rows
     _check_present(missing, rows, spec)
     column = _present(counted, name, dtype)
+    if spec.task == "multiclass":
+        return _place_of(column, present, spec)
     if spec.above is not None:
         if present["text"].cast(pl.Float64, strict=False).null_count():
             raise DataError(f"data.above needs a numeric label, but {name!r} has the values {_shown(present)}")
         return (column.cast(pl.Float64) > spec.above).cast(pl.Int8)
     return _is_one(column, present, _ones(present, spec))
+
+
+def with_classes(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> DataSpec:
+    """The spec with the classes that a label has, sorted, whole numbers by their size; as it is if it names them.
+
+    DataError if there are too few or too many, or if they are numbers with fractions.
+    """
+    name = spec.label
+    if spec.task != "multiclass" or spec.classes is not None:
+        return spec
+    dtype = frames["train"].collect_schema()[name]
+    check_dtype(name, dtype)
+    texts = _counted(frames, name, dtype)["text"].drop_nulls().unique()
+    whole = bool(len(texts)) and not texts.cast(pl.Int64, strict=False).null_count()
+    if len(texts) > MOST or (dtype.is_numeric() and not whole and len(texts)):
+        such = f"has {len(texts)} values" if len(texts) > MOST else f"has the value {texts.sort()[0]!r}"
+        raise DataError(
+            f"labels of data.task: multiclass must be {LEAST} to {MOST} classes, text or whole numbers, but label "
+            f"{name!r} {such}: set task: ratings if it is a number, or pool its rare classes"
+        )
+    if len(texts) < LEAST:
+        shown = ", ".join(map(repr, texts.sort()))
+        raise DataError(
+            f"labels of data.task: multiclass must be {LEAST} classes or more, but label {name!r} has "
+            f"{shown or 'none'}: set task: clicks, and data.positive to the value that counts as 1"
+        )
+    ordered = sorted(texts, key=lambda text: (int(text), text)) if whole else sorted(texts)
+    return spec.model_copy(update={"classes": tuple(ordered)})
+
+
+def _place_of(column: pl.Expr, present: pl.DataFrame, spec: DataSpec) -> pl.Expr:
+    """The place of each value's class, null where it is null; DataError if it is none of `spec.classes`."""
+    assert spec.classes is not None
+    places = {one: place for place, one in enumerate(spec.classes)}
+    known = present.select("value", "text").unique()
+    if other := sorted(set(known["text"]) - set(places)):
+        raise DataError(
+            f"label {spec.label!r} has the class {other[0]!r}, which is none of {', '.join(spec.classes)}: list it "
+            "under data.classes, or name it under data.null_values with missing_label: drop"
+        )
+    of_value = known["text"].replace_strict(places, return_dtype=pl.UInt8)
+    return column.replace_strict(known["value"], of_value, default=None, return_dtype=pl.UInt8)
 
 
 def auxiliary_of(frames: Mapping[Split, pl.LazyFrame], spec: DataSpec) -> list[pl.Expr]:

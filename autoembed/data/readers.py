@@ -12,7 +12,7 @@ import polars as pl
 
 from autoembed.data.files import Located, Where, format_of, locate, told
 from autoembed.data.frames import Frame, to_lazy
-from autoembed.data.labels import auxiliary_of, label_of
+from autoembed.data.labels import auxiliary_of, label_of, with_classes
 from autoembed.data.multi import MultiSpec, as_lists, is_list, multi_of, no_lists, separated
 from autoembed.data.planted import LOGIT, Truth, planted
 from autoembed.data.scan import CRITEO_NUMERIC, Tell, can_hold, scan, unreadable
@@ -23,6 +23,7 @@ from autoembed.data.splits import SplitTable, split
 from autoembed.data.times import typed_time
 from autoembed.data.values import MISSING, WHOLE, all_whole, check_dtype, col, is_measured, key
 from autoembed.errors import DataError, option
+from autoembed.multiclass import LabelClasses
 
 _SHOWN = 8
 _SEEN = 1000  # rows that tell most columns of text from numbers
@@ -35,8 +36,8 @@ class Table:
     """The parts of a table, its schema (cardinalities 0), and the truth of planted data.
 
     The columns of every part are the fields, the time and the group if there are such, the label, 0, 1 or missing
-    (Int8; of ratings a number, Float32), auxiliary labels likewise (Int8), and the weight (Float32) if there is one.
-    `notes` say in sentences what was taken and what was guessed.
+    (Int8; of ratings a number, Float32; of multiclass the class's place, UInt8), auxiliary labels likewise (Int8), and
+    the weight (Float32) if there is one. `notes` say in sentences what was taken and what was guessed.
     """
 
     parts: list[SplitTable]
@@ -75,6 +76,9 @@ def read(spec: DataSpec, data: Where | None, staging: Path) -> Table:
         spec = _with_defaults(spec, files["train"][0])
         frames = _same_columns({name: _scan(paths, spec, staging, notes.append) for name, paths in files.items()}, spec)
     schema = _schema(frames["train"], spec, notes.append)
+    spec = with_classes(frames, spec)
+    if spec.classes is not None:
+        schema = schema.model_copy(update={"classes": LabelClasses(names=spec.classes)})
     frames = typed_time(frames, spec)
     labels = [label_of(frames, spec).alias(spec.label), *auxiliary_of(frames, spec)]
     frames = {name: frame.with_columns(labels) for name, frame in frames.items()}
@@ -156,7 +160,7 @@ def with_numbers(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
 
 
 def labelled(frame: pl.LazyFrame, spec: DataSpec) -> pl.LazyFrame:
-    """The frame with its label column as 1, 0 or null; DataError if the column is none of the spec's labels."""
+    """The frame with its label column as `label_of` has it; DataError if the column is none of the spec's labels."""
     spec = spec.model_copy(update={"missing_label": "drop"})
     return frame.with_columns(label_of({"train": frame}, spec).alias(spec.label))
 

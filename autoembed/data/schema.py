@@ -17,6 +17,7 @@ from pydantic import Field as Key
 
 from autoembed.data.knots import COLUMNS, Ids, Interpolation, plain
 from autoembed.errors import DataError
+from autoembed.multiclass import LabelClasses, Multiclass
 from autoembed.ratings import LabelScale, Ratings
 from autoembed.task import CLICKS, RANKINGS, Task
 
@@ -100,9 +101,9 @@ class FeatureSchema(BaseModel):
     """The input columns in the order of the encoded table, the label column, and those of time, weight and group.
 
     The last three need not be there. The group may be a field too. Labels that are numbers have `ratings`, what those
-    of train are like. `products` are pairs with a multi-valued field: they have no crossed column, but a search may
-    factorize them. `auxiliary_labels` are columns of clicks that models predict beside the label. With `ranking` rows
-    are ranked within groups.
+    of train are like, and labels of three classes or more have `classes`. `products` are pairs with a multi-valued
+    field: they have no crossed column, but a search may factorize them. `auxiliary_labels` are columns of clicks that
+    models predict beside the label. With `ranking` rows are ranked within groups.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,6 +115,7 @@ class FeatureSchema(BaseModel):
     group: str | None = None
     ranking: bool = False
     ratings: LabelScale | None = None
+    classes: LabelClasses | None = None
     products: tuple[tuple[str, str], ...] = ()
     auxiliary_labels: tuple[str, ...] = ()
 
@@ -136,7 +138,7 @@ class FeatureSchema(BaseModel):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not there: so it was stored before there were such."""
         node: dict[str, Any] = handler(self)
-        later = ("weight", "group", "ranking", "ratings", "products", "auxiliary_labels")
+        later = ("weight", "group", "ranking", "ratings", "classes", "products", "auxiliary_labels")
         return {key: value for key, value in node.items() if value or key not in later}
 
     @property
@@ -159,6 +161,8 @@ class FeatureSchema(BaseModel):
         """What is predicted."""
         if self.ranking:
             return RANKINGS
+        if self.classes is not None:
+            return Multiclass(self.classes)
         return CLICKS if self.ratings is None else Ratings(self.ratings)
 
     @property

@@ -6,6 +6,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
+import polars as pl
 from pydantic import Field, field_validator, model_validator
 
 from autoembed.data.crosses import CrossSpec
@@ -16,6 +17,8 @@ from autoembed.data.schema import FeatureSchema
 from autoembed.data.schema import Field as Column
 from autoembed.data.strict import StrictModel
 from autoembed.data.target_statistics import TargetStatistics
+from autoembed.data.values import key
+from autoembed.multiclass import LEAST, MOST, LabelClasses, Multiclass
 from autoembed.task import Task, task_named
 
 Split = Literal["train", "valid", "test"]
@@ -23,7 +26,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Format = Literal["auto", "csv", "jsonl", "parquet", "arrow", "libfm", "criteo", "avazu"]
 SplitPoint = float | int | str
 NumericEmbedding = Literal["bins"] | Interpolation
-TaskName = Literal["clicks", "ratings", "ranking"]
+TaskName = Literal["clicks", "ratings", "ranking", "multiclass"]
 Bins = Annotated[int, Field(ge=2)]
 BINS = 32
 
@@ -101,22 +104,24 @@ class DataSpec(StrictModel):
 
     `path` is a file, a directory, a pattern such as part-*.csv, a list of these, or `package:NAME/path/in/it`, the
     resource of an installed package. `task` is what is predicted: `clicks`, labels of two classes, `ratings`, labels
-    that are numbers, such as stars or seconds, or `ranking`, clicks in their order within a `group`. `quote` is what
-    stands around values of CSV: with "auto" a double quote, unless it would swallow lines. A label of clicks is 0/1 (or
-    false/true, no/yes), or `positive` lists the values that count as 1, or `above` is the threshold that a 1 exceeds.
-    `time_format` says how a time column of text is written, such as "%m/%d/%Y". `multi` names columns that hold several
-    values a row, with the separator between them or with how they are read; columns of lists need no entry. `shared`
-    names columns whose values are another column's, such as {last_item: item}: they have its ids and read its table.
-    `hash` says into how many ids the rare and unknown values of a column are hashed, such as {user_id: 10000}; without
-    it they share one. `weight` names a column of weights: a row of weight 2 counts as two equal rows. `group` names a
-    column, such as user_id, within whose values models are compared as well (gauc, ndcg_10 and hit_10); it is a field
-    all the same, unless it stands under `drop`. `target_statistics` makes columns of the click rates of others' values.
-    `bins` is into how many ranges a numeric column is cut, about; for all, or by name, such as {price: 128}.
-    `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring
-    bins ("piecewise"), between those of the column's two ends ("linear"), or between those that a function of the
-    number gives ("periodic", "soft_bins"); for all numeric columns, or by name, such as {price: piecewise}.
-    `auxiliary_labels` names columns of clicks that models predict beside the label, such as [is_like, long_view], whose
-    values may be missing; they are no fields.
+    that are numbers, such as stars or seconds, `ranking`, clicks in their order within a `group`, or `multiclass`,
+    labels of 3 to 255 classes, such as which action followed. `classes` names these in the order of the columns of
+    predictions; by default they are those of the table, sorted. `quote` is what stands around values of CSV: with
+    "auto" a double quote, unless it would swallow lines. A label of clicks is 0/1 (or false/true, no/yes), or
+    `positive` lists the values that count as 1, or `above` is the threshold that a 1 exceeds. `time_format` says how a
+    time column of text is written, such as "%m/%d/%Y". `multi` names columns that hold several values a row, with the
+    separator between them or with how they are read; columns of lists need no entry. `shared` names columns whose
+    values are another column's, such as {last_item: item}: they have its ids and read its table. `hash` says into how
+    many ids the rare and unknown values of a column are hashed, such as {user_id: 10000}; without it they share one.
+    `weight` names a column of weights: a row of weight 2 counts as two equal rows. `group` names a column, such as
+    user_id, within whose values models are compared as well (gauc, ndcg_10 and hit_10); it is a field all the same,
+    unless it stands under `drop`. `target_statistics` makes columns of the click rates of others' values. `bins` is
+    into how many ranges a numeric column is cut, about; for all, or by name, such as {price: 128}. `numeric_embedding`
+    says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring bins ("piecewise"),
+    between those of the column's two ends ("linear"), or between those that a function of the number gives ("periodic",
+    "soft_bins"); for all numeric columns, or by name, such as {price: piecewise}. `auxiliary_labels` names columns of
+    clicks that models predict beside the label, such as [is_like, long_view], whose values may be missing; they are no
+    fields.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -135,6 +140,7 @@ class DataSpec(StrictModel):
     task: TaskName = "clicks"
     positive: tuple[bool | int | float | str, ...] | None = None
     above: float | None = None
+    classes: tuple[str, ...] | None = None
     missing_label: Literal["error", "drop"] = "error"
     time: str | None = None
     time_format: str | None = None
@@ -160,6 +166,14 @@ class DataSpec(StrictModel):
             return multi
         return {name: {"separator": value} if isinstance(value, str) else value or {} for name, value in multi.items()}
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_as_text(cls, names: object) -> object:
+        if not isinstance(names, (list, tuple)):
+            return names
+        texts = pl.DataFrame({"name": [str(one) for one in names]}, schema={"name": pl.String})
+        return tuple(texts.select(key(pl.col("name"), pl.String())).to_series())
+
     @property
     def readers(self) -> dict[str, str]:
         """The columns that read another one's table, and which."""
@@ -183,7 +197,9 @@ class DataSpec(StrictModel):
 
     @property
     def predicts(self) -> Task:
-        """What is predicted; the labels' scale is not known here."""
+        """What is predicted; the labels' scale is not known here, nor are classes that `classes` does not name."""
+        if self.classes is not None:
+            return Multiclass(LabelClasses(names=self.classes))
         return task_named(self.task)
 
     def schema_of(self, fields: tuple[Column, ...]) -> FeatureSchema:
@@ -211,6 +227,10 @@ class DataSpec(StrictModel):
             self._check_ratings()
         elif self.planted is not None and self.planted.label_noise != 1:
             raise ValueError("planted.label_noise is the noise of ratings: set task: ratings, or leave it out")
+        if self.task == "multiclass":
+            self._check_multiclass()
+        elif self.classes is not None:
+            raise ValueError(f"classes are of task: multiclass, but task is {self.task}: set it, or leave classes out")
         if self.positive is not None and self.above is not None:
             raise ValueError("data must have positive or above, but got both")
         if self.positive is not None and not self.positive:
@@ -276,3 +296,28 @@ class DataSpec(StrictModel):
             raise ValueError("split.stratify divides two classes, and task: ratings has none: leave it out")
         if self.target_statistics is not None:
             raise ValueError("target_statistics are click rates, and task: ratings has no clicks: leave them out")
+
+    def _check_multiclass(self) -> None:
+        """ValueError for what goes with labels of two classes only, and for classes that break a rule."""
+        for name in ("positive", "above"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} makes clicks of labels, of which task: multiclass takes each class as it is: leave one out"
+                )
+        if self.group is not None:
+            raise ValueError(
+                f"group is for a metric of clicks, and task: multiclass has none, but got {self.group!r}: leave group "
+                "out"
+            )
+        if self.target_statistics is not None:
+            raise ValueError("target_statistics are click rates, and task: multiclass has no clicks: leave them out")
+        if self.auxiliary_labels:
+            raise ValueError(
+                f"auxiliary_labels are of clicks, which go with task: clicks and ratings, but got "
+                f"{list(self.auxiliary_labels)}: leave them out"
+            )
+        if self.planted is not None:
+            raise ValueError("planted data have clicks or ratings: set task to one of them, or path to a table")
+        names = self.classes
+        if names is not None and not (LEAST <= len(set(names)) == len(names) <= MOST):
+            raise ValueError(f"classes must list {LEAST} to {MOST} different names, but got {list(names)}")

@@ -129,8 +129,8 @@ def _at_random(frame: pl.LazyFrame, spec: DataSpec, valid: float, test: float) -
     codes = np.where(known, 0, _NONE).astype(np.uint8)
     classes = [known]
     if spec.split.stratify:
-        kind = spec.predicts.classes(label.fill_null(0).to_numpy())
-        classes = [known & (kind == 0), known & (kind == 1)]
+        kind = spec.predicts.strata(label.fill_null(0).to_numpy())
+        classes = [known & (kind == one) for one in np.unique(kind[known])]
     for own in classes:
         places = rng.permutation(np.flatnonzero(own))
         n_valid, n_test = round(len(places) * valid), round(len(places) * test)

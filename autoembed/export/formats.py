@@ -25,6 +25,7 @@ FORMATS = {
     "torchrec": "torchrec_tables",
 }
 _CLICKS = ("fuxictr",)  # formats whose readers end with a sigmoid
+_ONE = ("fuxictr", "torchrec")  # formats whose readers give one number a row
 _INSTALL = {
     "torchrec": "pip install -r requirements.txt, then pip install --no-deps -r torchrec.txt: torchrec names the GPU "
     "build of FBGEMM, which does not load without CUDA",
@@ -92,6 +93,11 @@ def export_bundle(bundle: Bundle, out: str | Path, format: str) -> Export:
             f"{format} is for click probabilities, but the model {bundle.path} is of data.task: ratings: use "
             f"{', '.join(name for name in FORMATS if name not in _CLICKS)}, or the bundle itself"
         )
+    if bundle.schema.classes is not None and format in _ONE:
+        raise BundleError(
+            f"{format} has one prediction a row, but the model {bundle.path} is of data.task: multiclass: use "
+            f"{', '.join(name for name in FORMATS if name not in _ONE)}, or the bundle itself"
+        )
     require_empty(path)
     module = import_module(f"autoembed.export.{FORMATS[format]}")
     write: Callable[[Bundle, Path], str | None] = module.write
@@ -135,9 +141,16 @@ def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
         for field in bundle.schema.fields
         if not field.derived
     ]
-    predicted = "click" if bundle.schema.ratings is None else "rating"
+    schema = bundle.schema
+    predicted = "chances" if schema.classes else "click" if schema.ratings is None else "rating"
     use = _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))).replace("click", predicted)
     further = ""
+    if schema.classes is not None:
+        use = use.replace("float32 [N]", f"float32 [N, {schema.task.outputs}]")
+        further = (
+            f"The columns of what it predicts are the probabilities of these classes of {schema.label}: "
+            f"{', '.join(schema.classes.names)}."
+        )
     if labels := ", ".join(bundle.schema.auxiliary_labels):
         further = f"It predicts {bundle.schema.label} alone; the bundle predicts {labels} as well."
     if further and format == "onnx":

@@ -43,7 +43,8 @@ def write(bundle: Bundle, folder: Path) -> None:
     except ImportError as error:
         raise BundleError(f"exporting to ONNX needs the package {error.name}: pip install 'autoembed[onnx]'") from None
     every = bool(bundle.schema.auxiliary_labels)
-    outputs = [OUTPUT if bundle.schema.ratings is None else "rating", *([FURTHER] if every else [])]
+    predicted = "chances" if bundle.schema.classes else OUTPUT if bundle.schema.ratings is None else "rating"
+    outputs = [predicted, *([FURTHER] if every else [])]
     model = graph_of_ids(program_of(bundle, every=every), outputs)
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)

@@ -1,4 +1,4 @@
-"""A bundle's model as a `torch.export` program: ids int64 [B, V] -> click probabilities float [B], B open."""
+"""A bundle's model as a `torch.export` program: ids int64 [B, V] -> predictions float [B] or [B, C], B open."""
 
 from __future__ import annotations
 

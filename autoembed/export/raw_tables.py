@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from autoembed.bundle import Bundle, weights_of
+from autoembed.data.schema import FeatureSchema
 from autoembed.errors import BundleError
 from autoembed.export.lookups import write_lookups
 from autoembed.nn.embedding import MixedEmbedding
@@ -43,13 +44,18 @@ def write(bundle: Bundle, folder: Path) -> None:
     # Many readers know no bfloat16, in which steps of rows are stored.
     tensors = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in weights_of(bundle.model).items()}
     save_file(tensors, folder / "tables.safetensors")
-    ratings = bundle.schema.ratings
-    predicted = (
-        {"link": "sigmoid"} if ratings is None else {"link": "linear", "scale": ratings.sd, "shift": ratings.mean}
-    )
-    node = {"version": 1, "prediction": predicted, "models": described}
+    node = {"version": 1, "prediction": _prediction(bundle.schema), "models": described}
     (folder / "tables.json").write_text(json.dumps(node, indent=1) + "\n")
     write_lookups(bundle.vocabulary, folder)
+
+
+def _prediction(schema: FeatureSchema) -> dict[str, object]:
+    """What makes predictions of what the backbone gives."""
+    if schema.classes is not None:
+        return {"link": "softmax", "classes": list(schema.classes.names)}
+    if schema.ratings is not None:
+        return {"link": "linear", "scale": schema.ratings.sd, "shift": schema.ratings.mean}
+    return {"link": "sigmoid"}
 
 
 def _described(model: CTRModel, prefix: str) -> dict[str, object]:

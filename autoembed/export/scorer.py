@@ -232,19 +232,19 @@ class Scorer:
         return np.concatenate([ids if ids.ndim == 2 else ids[:, None] for ids in found.values()], axis=1)
 
     def predict_ids(self, ids):
-        """Click probabilities float32 [N] of ids int [N, V]."""
+        """Click probabilities float32 [N], or those of classes [N, C], of ids int [N, V]."""
         ids = np.asarray(ids, dtype=np.int64)
         parts = [self._run(ids[start : start + CHUNK]) for start in range(0, len(ids), CHUNK)]
         return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, dtype=np.float32)
 
     def predict(self, rows):
-        """Click probabilities float32 [N] of raw rows, as `ids` takes them."""
+        """Click probabilities float32 [N], or those of classes [N, C], of raw rows, as `ids` takes them."""
         return self.predict_ids(self.ids(rows))
 
     def predict_proba(self, rows):
-        """Probabilities of no click and of a click, float32 [N, 2]."""
+        """Probabilities of no click and of a click, float32 [N, 2], or of each class, [N, C]."""
         click = self.predict(rows)
-        return np.stack([1 - click, click], axis=1)
+        return click if click.ndim == 2 else np.stack([1 - click, click], axis=1)
 
     def _run(self, ids):
         values = {**self.weights, self.graph["input"]: ids}

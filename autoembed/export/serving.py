@@ -29,7 +29,7 @@ from autoembed.types import Array
 class ServingModel(nn.Module):
     """Ids int64 [B, F] in the schema's column order -> predictions float [B], such as click probabilities.
 
-    With `every` label it gives the chances of auxiliary ones as well, float [B, L].
+    Those of C classes are [B, C]. With `every` label it gives the chances of auxiliary ones as well, float [B, L].
     """
 
     def __init__(self, model: Model, task: Task = CLICKS, *, every: bool = False) -> None:
@@ -47,13 +47,13 @@ class ServingModel(nn.Module):
 
 
 class _One(Answers, nn.Module):
-    """A `CTRModel`: ids -> logits [B]."""
+    """A `CTRModel`: ids -> logits [B], or [B, C] of classes."""
 
     all = False
 
     def __init__(self, model: CTRModel, every: bool = False) -> None:
         super().__init__()
-        self.values, self.first_order = model.values, model.first_order
+        self.values, self.first_order, self.several = model.values, model.first_order, model.several
         self.embedding = _embedding(model)
         self.pairs = None if model.pairs is None else _pairs(model.pairs)
         self.backbone, self.heads = model.backbone, model.heads if every else None

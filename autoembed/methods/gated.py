@@ -103,7 +103,7 @@ class GatedNet(ClickModel):
         self.inputs = parts[-1].built if parts else ()
         pair_inputs = parent.pair_inputs(len(self.inputs), parts[-1].pair_dim if parts else 0)
         active = np.concatenate([parent.active()[: len(parent.inputs)], pair_inputs])
-        self.backbone = build(parent.backbone, active, pairs=len(self.inputs))
+        self.backbone = build(parent.backbone, active, pairs=len(self.inputs), outputs=parent.outputs)
         self.heads = heads_of(parent.backbone, active, parent.auxiliary_labels)
         own = [pair_columns(schema, part) for part in parts]
         self.sizes = [sum(parent.lengths), *(len(part) for part in own)]
@@ -136,7 +136,7 @@ class GatedNet(ClickModel):
         return self.mask
 
     def forward(self, ids_BV: Tensor) -> Tensor:
-        """Ids int [B, V] in the schema's column order -> logits [B]."""
+        """Ids int [B, V] in the schema's column order -> logits [B], or [B, C] of classes."""
         return self.logits(*self.embedded(ids_BV))
 
     def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ class GatedNet(ClickModel):
         return e_BVC if self.pool is None else self.pool(e_BVC, ids_BV)
 
     def logits(self, e_BFC: Tensor, rest: Sequence[Tensor]) -> Tensor:
-        """Logits [B] of embeddings [B, F, D (+ 1)] and the ids of pairs."""
+        """Logits [B], or [B, C] of classes, of embeddings [B, F, D (+ 1)] and the ids of pairs."""
         out: Tensor = self.backbone(*self.read(e_BFC, rest))
         return out
 

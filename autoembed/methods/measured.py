@@ -5,8 +5,8 @@ until the budget is met. A move gives a block fewer dims, fewer bits, or closes 
 the logit's change to first order in the field's embedding, which is exact where the model is linear in one field's
 embedding (factorization machines), and by the exact loss of the changed logit: the Gauss-Newton idea behind Optimal
 Brain Damage (LeCun et al., NeurIPS 1989) and HAWQ (arXiv 1905.03696), but with all terms between the dims of a block
-and between fields, which a sum of squared gradients leaves out. Logits and gradients are measured again, at the point
-that was reached, each time that the bytes have fallen by a part.
+and between fields, which a sum of squared gradients leaves out. Of several classes each has a logit that changes.
+Logits and gradients are measured again, at the point that was reached, each time that the bytes have fallen by a part.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _CHUNK = 4096
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12)  # then each a third wider than the one before
 _ROUGH = 6500  # rows of measurements far from the budget and of what is compared first; the last one takes all
 _MEMORY = 1 << 28  # bytes of estimates held at once
+_FEW = 1024  # rows that choose between widths at the least, however many classes they have
 
 
 class MeasuredConfig(WidthConfig):
@@ -173,13 +174,15 @@ class Supernet(supernet.Supernet):
         They are all that fit in memory without `rows`. `tables` are as `rounded_tables` gives them.
         """
         ids, labels, weights = self.held_rows(rows)
-        most = max(_CHUNK, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width)))
+        outputs = self.parent.outputs
+        least = max(_CHUNK // outputs, _FEW)
+        most = max(least, _MEMORY // (4 * sum(self.parent.lengths) * len(options.width) * outputs))
         ids, labels, weights = ids[:most], labels[:most], None if weights is None else weights[:most]
         training, order = self.training, torch.as_tensor(self.order(), device=ids.device)
         self.eval()
         logits, blocks = [], []
-        changes = torch.empty(len(ids), sum(self.parent.lengths), len(options.width), device=ids.device)
-        for part, change in zip(torch.split(ids, _CHUNK), torch.split(changes, _CHUNK), strict=True):
+        changes = torch.empty(outputs, len(ids), sum(self.parent.lengths), len(options.width), device=ids.device)
+        for part, change in zip(torch.split(ids, _CHUNK), torch.split(changes, _CHUNK, dim=1), strict=True):
             own, *rest = self.split(part)
             block = self.block_of(own)
             logits.append(self._linear(tables, options, state, own, block, rest, order, change))
@@ -188,7 +191,7 @@ class Supernet(supernet.Supernet):
         return LossEstimate(
             torch.cat(logits).cpu().numpy(),
             labels.cpu().numpy(),
-            changes.cpu().numpy(),
+            (changes[0] if outputs == 1 else changes.movedim(0, -1)).cpu().numpy(),
             torch.cat(blocks).cpu().numpy(),
             task=self.schema.task,
             lengths=self.parent.lengths,
@@ -207,9 +210,9 @@ class Supernet(supernet.Supernet):
         orders: Tensor,
         changes: Tensor,
     ) -> Tensor:
-        """Logits [B]; and into `changes` [B, V, O], how each option of each value's block would change them.
+        """Logits [B], or [B, C]; and into `changes` [C, B, V, O], how each option of each value's block changes them.
 
-        `orders` int [S, D] are the dims of each block, best first.
+        C is 1 but for classes, which take a gradient each. `orders` int [S, D] are the dims of each block, best first.
         """
         dim, device = self.parent.dim, ids.device
         width = torch.as_tensor(options.width[state], device=device)[block]
@@ -223,16 +226,18 @@ class Supernet(supernet.Supernet):
         order, placed = orders[block], now.clone()
         placed[..., :dim].scatter_(2, order, now[..., :dim])
         placed.requires_grad_(True)
-        with torch.enable_grad():
-            logit = self.logits(self.pooled(placed, ids), rest)
-            (gradient,) = torch.autograd.grad(logit.sum(), placed)
-        ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
-        base = (ordered * now).sum(2).view(-1, 1)
         # Which numbers of its precision an option keeps, the first-order weight with any: [P, D (+ 1), O].
-        keeps = np.arange(ordered.shape[2])[:, None] < options.width
+        keeps = np.arange(placed.shape[2])[:, None] < options.width
         keeps[dim:] = options.width > 0
         keeps = keeps & (np.arange(precisions)[:, None, None] == options.precision)
-        summed = torch.as_tensor(keeps, device=device).flatten(0, 1).to(base)
-        moved = (rows * ordered.unsqueeze(2)).view(len(base), -1)
-        torch.addmm(base, moved, summed, beta=-1, out=changes.view(len(base), -1))
+        summed = torch.as_tensor(keeps, device=device).flatten(0, 1).to(placed.dtype)
+        with torch.enable_grad():
+            logit = self.logits(self.pooled(placed, ids), rest)
+            sums = [logit.sum()] if logit.dim() == 1 else list(logit.sum(0))
+        for number, (change, total) in enumerate(zip(changes, sums, strict=True)):
+            (gradient,) = torch.autograd.grad(total, placed, retain_graph=number + 1 < len(sums))
+            ordered = torch.cat([gradient[..., :dim].gather(2, order), gradient[..., dim:]], dim=2)
+            base = (ordered * now).sum(2).view(-1, 1)
+            moved = (rows * ordered.unsqueeze(2)).view(len(base), -1)
+            torch.addmm(base, moved, summed, beta=-1, out=change.view(len(base), -1))
         return logit.detach()

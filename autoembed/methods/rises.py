@@ -39,9 +39,9 @@ class LossEstimate:
     """The loss of held-out rows when blocks change their options, by what was measured at one point.
 
     Args:
-        logits: float [N].
+        logits: float [N], or [N, C] of classes.
         labels: float [N].
-        changes: of the logits by each option of the block of each value, float [N, V, O].
+        changes: of the logits by each option of the block of each value, float [N, V, O], or [N, V, O, C].
         blocks: the block of each value, int [N, V], -1 for none.
         lengths: how many of the V columns each field has, one after the other; by default, each has one.
         task: whose loss it is.
@@ -109,7 +109,7 @@ class LossEstimate:
         """The sums over rows of the rise of the loss, and of its square: float64 [O'] each."""
         rise, square = np.zeros((2, len(options)))
         rows, changes = self.at.get(block, (np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)))
-        size = max(_CHUNK // max(len(options), 1), 1)
+        size = max(_CHUNK // max(len(options) * self.logits[:1].size, 1), 1)
         for start in range(0, len(rows), size):
             found = self.row_rises(rows[start : start + size], changes[start : start + size, options])
             # As products of matrices sums over rows are much faster, and short enough for 32 bits.
@@ -119,7 +119,10 @@ class LossEstimate:
         return rise, square
 
     def row_rises(self, rows: Array, changes: Array) -> Array:
-        """How changes [N', O'] of the logits of rows int [N'] raise their loss, times weights: float32 [N', O']."""
+        """How changes [N', O'] or [N', O', C] of the logits of rows int [N'] raise their loss, times weights.
+
+        float32 [N', O'].
+        """
         logits, labels = self.logits[rows, None].astype(np.float32), self.labels[rows, None]
         rise = self.task.rises(labels, logits, changes * np.float32(self.scale))
         return rise if self.weights is None else rise * self.weights[rows, None].astype(np.float32)
@@ -230,13 +233,13 @@ class LossEstimate:
 
 
 def _by_block(blocks: Array, changes: Array) -> tuple[Array, Array, Array]:
-    """Rows int [M], blocks int [M] and changes [M, O] of a field: values of a row in one block change together."""
+    """Rows int [M], blocks int [M] and changes [M, O] or [M, O, C] of a field: a row has a block once."""
     rows = np.arange(len(blocks))
     if blocks.shape[1] == 1:
         return rows, blocks[:, 0], changes[:, 0]
     held = blocks >= 0
     pairs = np.stack([np.broadcast_to(rows[:, None], blocks.shape)[held], blocks[held]], axis=1)
     unique, place = np.unique(pairs, axis=0, return_inverse=True)
-    together = np.zeros((len(unique), changes.shape[2]), dtype=changes.dtype)
+    together = np.zeros((len(unique), *changes.shape[2:]), dtype=changes.dtype)
     np.add.at(together, place.reshape(-1), changes[held])
     return unique[:, 0], unique[:, 1], together

@@ -18,10 +18,11 @@ from autoembed.types import Array
 
 
 def build_backbone(architecture: Architecture) -> nn.Module:
-    """An architecture's backbone with fresh weights, giving logits [B], or those of its members, giving [B, K]."""
+    """An architecture's backbone with fresh weights, giving logits [B], [B, C] of classes, or [B, K] of its members."""
 
     def one() -> base.Backbone:
-        return base.build(architecture.backbone, architecture.active(), pairs=len(architecture.built))
+        pairs, outputs = len(architecture.built), architecture.outputs
+        return base.build(architecture.backbone, architecture.active(), pairs=pairs, outputs=outputs)
 
     ensemble = architecture.ensemble
     if ensemble is None:

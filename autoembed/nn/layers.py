@@ -171,8 +171,13 @@ def hidden_layers(hidden: Sequence[int], *, dropout: float, batch_norm: bool) ->
     return nn.Sequential(*layers)
 
 
+def one_or_several(x_BO: Tensor) -> Tensor:
+    """The outputs of a last layer [B, outputs], or [B] if there is one."""
+    return x_BO.squeeze(1) if x_BO.shape[1] == 1 else x_BO  # ONNX squeezes no dimension of another size
+
+
 class Tower(nn.Module):
-    """The deep part of a click model: active entries -> hidden layers -> one logit.
+    """The deep part of a click model: active entries -> hidden layers -> one logit, or one for each of `outputs`.
 
     Attributes:
         gain: where the first norm was folded into the input layer, what it multiplies each unit by.
@@ -180,12 +185,14 @@ class Tower(nn.Module):
 
     gain: Tensor | None
 
-    def __init__(self, active: Array, hidden: Sequence[int], *, dropout: float, batch_norm: bool) -> None:
+    def __init__(
+        self, active: Array, hidden: Sequence[int], *, dropout: float, batch_norm: bool, outputs: int = 1
+    ) -> None:
         super().__init__()
         self.register_buffer("gain", None)
         self.input = InputLinear(active, hidden[0])
         self.rest = hidden_layers(hidden, dropout=dropout, batch_norm=batch_norm)
-        self.output = nn.Linear(hidden[-1], 1)
+        self.output = nn.Linear(hidden[-1], outputs)
 
     def hidden(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
         """[B, F, D] -> the last hidden layer, [B, hidden[-1]].
@@ -199,6 +206,5 @@ class Tower(nn.Module):
         return out
 
     def forward(self, e_BFD: Tensor, added_BU: Tensor | None = None) -> Tensor:
-        """The same -> [B]."""
-        out: Tensor = self.output(self.hidden(e_BFD, added_BU)).squeeze(1)
-        return out
+        """The same -> [B], or [B, outputs] of several."""
+        return one_or_several(self.output(self.hidden(e_BFD, added_BU)))

@@ -81,13 +81,14 @@ class ClickModel(nn.Module):
 class Answers:
     """How a compact model of one cluster answers for ids, and the form of it that is exported (`export.serving`).
 
-    B batch, V column, F field, D dim, K member, L auxiliary label.
+    B batch, V column, F field, D dim, K member, C class, L auxiliary label.
     """
 
     columns: Tensor
     all: bool  # whether these are all columns of the schema, in its order
     values: int  # how many of them are of fields; the others are of pairs
     first_order: bool
+    several: bool  # whether the backbone gives the logits of an ensemble's members
     embedding: nn.Module
     pairs: nn.Module | None
     backbone: nn.Module
@@ -95,7 +96,7 @@ class Answers:
     training: bool
 
     def forward(self, ids_BV: Tensor) -> Tensor:
-        """Ids int [B, V] in the schema's column order -> logits [B]; of an ensemble in training, [B, K]."""
+        """Ids int [B, V] in the schema's column order -> logits [B], or [B, C]; of an ensemble in training [B, K]."""
         return self._of_label(*self._inputs(ids_BV))
 
     def all_logits(self, ids_BV: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,7 @@ class Answers:
 
     def _of_label(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         logits: Tensor = self.backbone(e_BFD, first_BF)
-        return logits if logits.dim() == 1 or self.training else logits.mean(1)
+        return logits.mean(1) if self.several and not self.training else logits
 
 
 class CTRModel(Answers, ClickModel):
@@ -148,7 +149,7 @@ class CTRModel(Answers, ClickModel):
         self.pairs = None
         if architecture.built:
             self.pairs = PairEmbedding(architecture, packed=packed, interpolated=schema.interpolated)
-        self.backbone = build_backbone(architecture)
+        self.backbone, self.several = build_backbone(architecture), architecture.ensemble is not None
         self.heads = heads_of(architecture.backbone, architecture.active(), architecture.auxiliary_labels)
         if packed:
             quantise_layers(self.backbone, architecture.tower_bits)

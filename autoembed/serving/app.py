@@ -200,13 +200,16 @@ def _answer(model: Loaded, kind: str, body: bytes, arrow: bool) -> tuple[Array, 
     """The ids of a body, and the content of its answer."""
     ids = model.reader.arrow(body) if kind == ARROW else model.reader.json(body)
     found, further = model.predict_all(ids)
+    classes = model.bundle.schema.classes
     if not arrow:
-        node: dict[str, object] = {"predictions": found.tolist()}
+        of_classes = dict(zip(classes.names, found.T.tolist(), strict=True)) if classes else None
+        node: dict[str, object] = {"predictions": found.tolist() if of_classes is None else of_classes}
         if further:
             node["auxiliary"] = {label: own.tolist() for label, own in further.items()}
         return ids, json.dumps({**node, "model": model.id}).encode()
     stream = io.BytesIO()
-    pl.DataFrame([found, *further.values()], prediction_columns(model.bundle.schema)).write_ipc_stream(stream)
+    columns = [found, *further.values()] if classes is None else list(found.T)
+    pl.DataFrame(columns, prediction_columns(model.bundle.schema)).write_ipc_stream(stream)
     return ids, stream.getvalue()
 
 

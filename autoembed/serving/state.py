@@ -54,7 +54,7 @@ class Loaded:
         self.predict(self.reader.ids([row[name].to_list() for name in self.reader.columns]))  # the first one is slow
 
     def predict(self, ids: Array) -> Array:
-        """Predictions float32 [N] of ids as the reader gives them, int32 [N, V]."""
+        """Predictions float32 [N], or [N, C] of classes, of ids as the reader gives them, int32 [N, V]."""
         return self.predict_all(ids)[0]
 
     def predict_all(self, ids: Array) -> tuple[Array, dict[str, Array]]:
@@ -69,7 +69,7 @@ class Loaded:
         return found, dict(zip(self.model.auxiliary_labels, further.T, strict=True))
 
     def _scored(self, ids: torch.Tensor) -> tuple[Array, Array]:
-        """Predictions float32 [N], and chances of auxiliary labels [N, L]."""
+        """Predictions float32 [N] or [N, C], and chances of auxiliary labels [N, L]."""
         logits, further = self.logits(ids)
         found: Array = self.link(logits).float().numpy()
         return found, np.empty((len(ids), 0)) if further is None else further.float().sigmoid().numpy()
@@ -96,6 +96,7 @@ class Loaded:
             "model": self.id,
             "label": bundle.schema.label,
             **({"auxiliary_labels": labels} if (labels := bundle.schema.auxiliary_labels) else {}),
+            **({"classes": classes.names} if (classes := bundle.schema.classes) else {}),
             "columns": [_column(field) for field in fields],
             "backbone": bundle.architecture.backbone,
             "bytes": cost and cost.bytes,

@@ -27,7 +27,7 @@ from autoembed.space.leaves import Range, filled, is_range, method_of, numbered,
 from autoembed.space.sections import Budget, FeatureSpec, Final, Objective, Scheduler, Variant, placed
 from autoembed.space.text import load_yaml
 from autoembed.task import TASKS, metric_in
-from autoembed.trial import TrialConfig, check, check_labels
+from autoembed.trial import TrialConfig, check, check_labels, check_outputs
 
 TRACKERS = ("mlflow", "none")
 
@@ -76,16 +76,21 @@ class SearchSpace(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _objective_of_the_task(cls, node: object) -> object:
-        """Where no objective is set, the task's default one."""
-        if not isinstance(node, dict) or node.get("objective"):
+    def _defaults_of_the_task(cls, node: object) -> object:
+        """Where no objective is set, the task's default one; where no backbone is, one that has its outputs."""
+        if not isinstance(node, dict):
             return node
         data = node.get("data")
         name = data.get("task") if isinstance(data, dict) else getattr(data, "task", None)
-        own = next((task.objective for task in TASKS[1:] if task.name == name), None)
-        if own is None:
+        task = next((task for task in TASKS[1:] if task.name == name), None)
+        if task is None:
             return node
-        return {**node, "objective": {"maximize" if own.rises else "minimize": f"valid.{own.name}"}}
+        found, own = dict(node), task.objective
+        if not found.get("objective"):
+            found["objective"] = {"maximize" if own.rises else "minimize": f"valid.{own.name}"}
+        if task.outputs > 1:
+            found.setdefault("backbone", "dcn")
+        return found
 
     @field_validator("tracking")
     @classmethod
@@ -156,6 +161,7 @@ class SearchSpace(BaseModel):
                     recipe.positive_weight, recipe.negative_sampling, recipe.pairwise_weight
                 )
                 check_labels(trial, self.data.auxiliary_labels)
+                check_outputs(trial, self.data.predicts.outputs)
         return self
 
     def text(self) -> str:

@@ -97,6 +97,7 @@ def clicks(tmp_path):
             "history": [" ".join(f"i{one}" for one in rng.integers(0, 40, 5)) for _ in item],
             "date": np.repeat([20220502, 20220503, 20220504], [2000, 500, 500]),
             "is_click": (rng.random(3000) < rate).astype(int),
+            "action": np.array(["buy", "cart", "leave", "like"])[(4 * rng.random(3000) * rate).astype(int)],
         }
     )
     table.write_parquet(tmp_path / "clicks.parquet")
@@ -107,6 +108,8 @@ def clicks(tmp_path):
 def test_a_piece_of_a_search_space_runs(piece, clicks, tmp_path, ray_here, cli):
     given = yaml.safe_load(piece)
     data = {"label": "is_click", "drop": ["date"], "split": SPACE["data"]["split"]} | given.get("data", {})
+    if data["label"] != "action":
+        data["drop"] = [*data["drop"], "action"]
     if "multi" not in data:
         data["drop"] = [*data["drop"], "genres", "history"]
     train = SPACE["train"] | {"epochs": 1}

@@ -6,13 +6,14 @@ The shapes follow the authors' code (bilinear attention per head, one value vect
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Narrowable, hidden_layers
+from autoembed.nn.layers import Narrowable, hidden_layers, one_or_several
 from autoembed.types import Array
 
 
@@ -85,8 +86,10 @@ class Values(Narrowable):
 class Backbone(base.Backbone):
     """Logit = tower(BN(exp(sum over fields of w e))), w = entmax(attention) * values."""
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
+    gives_classes: ClassVar[bool] = True
+
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
         fields, dim = active.shape
         self.alpha, self.scale = config.alpha, config.key**-0.5
         self.bilinear = nn.Parameter(torch.empty(config.heads, dim, config.key))
@@ -97,7 +100,7 @@ class Backbone(base.Backbone):
         self.norm = nn.BatchNorm1d(config.heads * config.neurons)
         self.input = nn.Linear(config.heads * config.neurons * dim, config.hidden[0])
         self.rest = hidden_layers(config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
-        self.output = nn.Linear(config.hidden[-1], 1)
+        self.output = nn.Linear(config.hidden[-1], outputs)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         scores = torch.einsum("bfx,kxy,koy->bkof", e_BFD, self.bilinear, self.query) * self.scale
@@ -105,5 +108,4 @@ class Backbone(base.Backbone):
         gates = entmax(scores, self.alpha)
         powers = gates * self.values.weight
         neurons = torch.exp(torch.einsum("bfe,bkof->bkoe", e_BFD, powers)).flatten(1, 2)
-        out: Tensor = self.output(self.rest(self.input(self.norm(neurons).flatten(1)))).squeeze(1)
-        return out
+        return one_or_several(self.output(self.rest(self.input(self.norm(neurons).flatten(1)))))

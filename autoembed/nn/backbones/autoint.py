@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import InputLinear
+from autoembed.nn.layers import InputLinear, one_or_several
 from autoembed.types import Array
 
 
@@ -49,18 +49,20 @@ class Attention(nn.Module):
 class Backbone(base.Backbone):
     """Logit = w attention layers(e) + b, plus tower(e) with `deep`."""
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
+    gives_classes: ClassVar[bool] = True
+
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
         fields, dim = active.shape
         out = config.heads * config.head_units
         sizes = [dim] + [out] * (config.layers - 1)
         self.attention = nn.ModuleList(Attention(size, config.heads, config.head_units, config.scale) for size in sizes)
-        self.output = InputLinear(np.ones((fields, out), dtype=bool), 1)
-        self.tower = config.tower(active) if config.deep else None
+        self.output = InputLinear(np.ones((fields, out), dtype=bool), outputs)
+        self.tower = config.tower(active, outputs) if config.deep else None
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         x = e_BFD
         for layer in self.attention:
             x = layer(x, self.alive)
-        out: Tensor = self.output(x).squeeze(1)
+        out = one_or_several(self.output(x))
         return out if self.tower is None else out + self.tower(e_BFD)

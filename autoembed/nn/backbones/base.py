@@ -1,4 +1,4 @@
-"""What every backbone is: a Config, whether it wants first-order weights, and a module from embeddings to a logit.
+"""What every backbone is: a Config, whether it wants first-order weights, and a module from embeddings to logits.
 
 A backbone is one file in this folder with a `Config` and a `Backbone`. It is found by the file's name; a dotted name
 ("mypackage.mine") loads one from outside.
@@ -46,30 +46,32 @@ class DeepConfig(BackboneConfig):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     batch_norm: bool = True
 
-    def tower(self, active: Array) -> Tower:
-        return Tower(active, self.hidden, dropout=self.dropout, batch_norm=self.batch_norm)
+    def tower(self, active: Array, outputs: int = 1) -> Tower:
+        return Tower(active, self.hidden, dropout=self.dropout, batch_norm=self.batch_norm, outputs=outputs)
 
 
 class Backbone(nn.Module):
     """Base of the backbones; `active` bool [F, D] tells which embedding entries may differ from zero.
 
     One that `takes_pairs` has a part that reads any entries side by side: the inputs of pairs stand there behind the
-    fields, and its other parts leave them out.
+    fields, and its other parts leave them out. One that `gives_classes` ends with linear layers alone, which give as
+    many logits as it is told `outputs`; others are built without that argument.
     """
 
     first_order: ClassVar[bool] = False
     takes_pairs: ClassVar[bool] = False
+    gives_classes: ClassVar[bool] = False
 
     alive: Tensor
 
-    def __init__(self, config: object, active: Array) -> None:
+    def __init__(self, config: object, active: Array, outputs: int = 1) -> None:
         super().__init__()
         # Fields that still keep an entry. A compact model has no others; a supernet closes some when it is narrowed,
         # and where a field of zeros would still count (attention, norms), a backbone masks by this.
         self.register_buffer("alive", torch.ones(len(active), dtype=torch.bool), persistent=False)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
-        """Embeddings [B, F, D] and first-order weights [B, F] -> logits [B]."""
+        """Embeddings [B, F, D] and first-order weights [B, F] -> logits [B], or [B, outputs] of several."""
         raise NotImplementedError
 
 
@@ -122,16 +124,19 @@ def configure(options: Mapping[str, object]) -> BackboneConfig:
         raise errors.SpaceError(f"backbone.{first_line(error)} (options: {allowed})") from None
 
 
-def build(options: Mapping[str, object], active: Array, *, pairs: int = 0) -> Backbone:
+def build(options: Mapping[str, object], active: Array, *, pairs: int = 0, outputs: int = 1) -> Backbone:
     """A backbone with fresh weights for the active entries bool [F, D], the last `pairs` of the F being pairs.
 
-    SpaceError if it takes no pairs.
+    SpaceError if it takes no pairs, or gives one logit a row and `outputs` are more.
     """
     name = str(options.get("name"))
     kind = find(name)
     if pairs:
         require_pairs(name, "this architecture")
-    return kind.Backbone(configure(options), active)
+    if outputs == 1:
+        return kind.Backbone(configure(options), active)
+    require_classes(name)
+    return kind.Backbone(configure(options), active, outputs)
 
 
 def tower(options: Mapping[str, object], active: Array) -> Tower:
@@ -156,4 +161,14 @@ def require_pairs(name: str, who: str) -> None:
         able = ", ".join(other for other in names() if find(other).Backbone.takes_pairs)
         raise errors.SpaceError(
             f"{who} makes inputs of pairs, and backbone {name} reads whole fields only: use one of {able}"
+        )
+
+
+def require_classes(name: str) -> None:
+    """SpaceError unless a backbone can give a logit for each of several classes."""
+    if not find(name).Backbone.gives_classes:
+        able = ", ".join(other for other in names() if find(other).Backbone.gives_classes)
+        raise errors.SpaceError(
+            f"data.task: multiclass needs a logit for each class, and backbone {name} sums numbers to one: use one of "
+            f"{able}"
         )

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Entries, FlatLinear, hidden_layers
+from autoembed.nn.layers import Entries, FlatLinear, hidden_layers, one_or_several
 from autoembed.types import Array
 
 
@@ -49,16 +49,17 @@ class Backbone(base.Backbone):
     """Logit = w [cross(e), tower(e)] + b, or w tower(cross(e)) + b when stacked."""
 
     takes_pairs: ClassVar[bool] = True
+    gives_classes: ClassVar[bool] = True
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
         self.parallel = config.structure == "parallel"
         self.cross = nn.ModuleList(CrossLayer(active) for _ in range(config.layers))
         self.input = FlatLinear(active, config.hidden[0])
         self.rest = hidden_layers(config.hidden, dropout=config.dropout, batch_norm=config.batch_norm)
-        self.output = nn.Linear(config.hidden[-1], 1)
+        self.output = nn.Linear(config.hidden[-1], outputs)
         if self.parallel:
-            self.crossed = FlatLinear(active, 1, bias=False)
+            self.crossed = FlatLinear(active, outputs, bias=False)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         x0 = x = self.input.take(e_BFD)
@@ -67,4 +68,4 @@ class Backbone(base.Backbone):
         out: Tensor = self.output(self.rest(self.input(x0 if self.parallel else x)))
         if self.parallel:
             out = out + self.crossed(x)
-        return out.squeeze(1)
+        return one_or_several(out)

@@ -20,10 +20,11 @@ class Backbone(base.Backbone):
     """Logit = tower(e)."""
 
     takes_pairs: ClassVar[bool] = True
+    gives_classes: ClassVar[bool] = True
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
-        self.tower = config.tower(active)
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
+        self.tower = config.tower(active, outputs)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         out: Tensor = self.tower(e_BFD)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoembed.nn.backbones import base
-from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers
+from autoembed.nn.layers import Dropout, InputLinear, OutputLinear, hidden_layers, one_or_several
 from autoembed.types import Array
 
 
@@ -68,8 +68,10 @@ class HiddenBlock(nn.Module):
 class Backbone(base.Backbone):
     """Logit = w (last block) + b in series, or a tower on the joined blocks in parallel."""
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
+    gives_classes: ClassVar[bool] = True
+
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
         self.norm = nn.LayerNorm(active.shape[1])
         self.dropout = Dropout(config.dropout)
         self.serial = config.structure == "serial"
@@ -85,7 +87,7 @@ class Backbone(base.Backbone):
             )
             self.join = nn.Linear(config.blocks * config.block_units, hidden[0])
             self.rest = hidden_layers(hidden, dropout=config.dropout, batch_norm=False)
-        self.output = nn.Linear(hidden[-1], 1)
+        self.output = nn.Linear(hidden[-1], outputs)
 
     def forward(self, e_BFD: Tensor, first_BF: Tensor | None) -> Tensor:
         normed = self.norm(e_BFD) * self.alive.unsqueeze(1)
@@ -95,5 +97,4 @@ class Backbone(base.Backbone):
                 x = self.dropout(block(e_BFD, x))
         else:
             x = self.rest(self.join(x))
-        out: Tensor = self.output(x).squeeze(1)
-        return out
+        return one_or_several(self.output(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -21,10 +21,12 @@ class Config(base.DeepConfig):
 class Backbone(base.Backbone):
     """The tower's first layer adds a linear map of the products to that of the embeddings."""
 
-    def __init__(self, config: Config, active: Array) -> None:
-        super().__init__(config, active)
+    gives_classes: ClassVar[bool] = True
+
+    def __init__(self, config: Config, active: Array, outputs: int = 1) -> None:
+        super().__init__(config, active, outputs)
         fields, dim = active.shape
-        self.tower = config.tower(active)
+        self.tower = config.tower(active, outputs)
         self.inner = config.product == "inner"
         units = config.hidden[0]
         self.products = PairLinear(fields, units, bias=False) if self.inner else nn.Linear(dim * dim, units, bias=False)

@@ -50,8 +50,8 @@ def show_ranking(console: Console, ranking: Ranking, title: str, top: int | None
 
 def headed(column: str) -> str:
     """A column of field scores as people read it: AUC fall."""
-    name, _, rest = column.partition("_")
-    return f"{titled(f'_{name}').lstrip()} {rest}" if rest else column
+    name, _, way = column.rpartition("_")
+    return f"{titled(f'_{name}').lstrip()} {way}" if name else column
 
 
 def show_fields(console: Console, table: pl.DataFrame, title: str, top: int | None) -> None:

@@ -22,7 +22,7 @@ from autoembed.bundle import load_bundle
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
-    """Raw rows to click probabilities."""
+    """Raw rows to predictions, such as click probabilities."""
 
     # Any: MLflow looks at these types, and warns of those that it does not know.
     def load_context(self, context: Any) -> None:
