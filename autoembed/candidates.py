@@ -150,19 +150,27 @@ def within(ask: Ask, limit: Limit, root: Architecture) -> Answer:
     if limit.bytes is None:
         return ask(budget)
     budget = min(budget or limit.bytes, limit.bytes)
-    too_many = None
+    too_few, too_many, over = 0, None, 0
     while True:
         # Fewer bytes of embeddings also mean fewer inputs of the tower: a few rounds settle it.
-        answer = ask(budget)
-        over = cost_of(answer.architecture).bytes - limit.bytes
-        if over <= 0:
-            return answer if too_many is None else _fuller(ask, answer, budget, too_many, limit.bytes)
-        too_many, budget = budget, max(budget - over, budget // 2)
-        if budget < 1:
+        try:
+            answer = ask(budget)
+        except SpaceError:
+            if too_many is None:
+                raise
+            too_few = budget
+        else:
+            cost = cost_of(answer.architecture)
+            over = cost.bytes - limit.bytes
+            if over <= 0:
+                return answer if too_many is None else _fuller(ask, answer, budget, too_many, limit.bytes)
+            too_many = min(budget, cost.embedding_bytes)  # as many hold the same answer
+        if too_many - too_few < 2:
             raise SpaceError(
                 f"budget.bytes must hold the backbone and one dim, but {limit.bytes:,} are {over:,} too few for "
-                f"{answer.architecture.backbone['name']}: raise it, or make backbone.hidden smaller"
+                f"{root.backbone['name']}: raise it, or make backbone.hidden smaller"
             )
+        budget = max(too_many - over, (too_few + too_many) // 2)
 
 
 def _fuller(ask: Ask, answer: Answer, fits: int, too_many: int, limit: int) -> Answer:
