@@ -144,7 +144,7 @@ def test_stored_metrics_may_have_it():
         assert Stored.model_validate({"valid": values}).valid.root == values
     line = (
         "must have the metrics auc, logloss or rmse, mae or gauc, ndcg_10, hit_10, auc, logloss or "
-        "auc, logloss, gauc, ndcg_10, hit_10, but has"
+        "cross_entropy, accuracy, macro_auc or auc, logloss, gauc, ndcg_10, hit_10, but has"
     )
     for values in ({}, {"auc": 0.7}, {"gauc": 0.6}, oldest | {"hit_10": 0.8}, new | {"more": 1.0}):
         with pytest.raises(ValidationError, match=line):
