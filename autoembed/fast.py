@@ -1,11 +1,11 @@
 """Which fast paths are taken. Each has a plain one, for debugging and for other systems.
 
-Both give the same numbers, those of towers but for rounding. The environment variable
+Both give the same numbers, but for rounding in served models. The environment variable
 AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
 
 - kernels: machine code that is kept in files; plainly, numba compiles it in each process.
-- lookups: rows of tables, and texts of requests, read by machine code where models predict on a CPU; plainly, by
-  torch's operations and by Python.
+- lookups: rows of tables, and texts of requests, read by machine code where models predict on a CPU, and DeepFM's sums
+  in a server; plainly, by torch's operations and by Python.
 - forks: Ray's workers as forks of one process; plainly, Ray starts each of them.
 - towers: large linear layers of served models by oneDNN, with weights in blocks; plainly, by torch's matrix product.
 - optimisers: torch's Adam without its wrappers; plainly, with them.

@@ -132,6 +132,7 @@ class MixedEmbedding(FieldEmbedding):
     group: Tensor
     place: Tensor
     slot: Tensor
+    served = False  # whether it is of a model to serve (`folding`)
 
     def __init__(self, architecture: Architecture, *, first_order: bool, packed: bool = False) -> None:
         super().__init__(architecture)
@@ -217,8 +218,9 @@ class MixedEmbedding(FieldEmbedding):
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         if traced or not all(map(_is_readable, self.tables)):
             return False
-        # One table of floats: torch reads it faster.
-        return not self.whole or cast(Rows | PackedRows, self.tables[0]).bits < 16
+        # One table of floats takes one operation of torch, and a trial no compiler. What is served finds rows in no
+        # cache, which compiled loops fetch ahead.
+        return self.served or not self.whole or cast(Rows | PackedRows, self.tables[0]).bits < 16
 
     def slot_of_row(self) -> list[Tensor]:
         """The slot of each row of each table, int [rows]."""

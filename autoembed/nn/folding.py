@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
+from autoembed.fast import compiles_lookups
+from autoembed.nn.backbones import deepfm
 from autoembed.nn.blocked import blocked
+from autoembed.nn.embedding import MixedEmbedding
 from autoembed.nn.layers import Dropout, Tower
 from autoembed.nn.model import Model, members
 
@@ -20,12 +23,27 @@ def folded(model: Model) -> Model:
 
     Predictions differ by rounding. What is no `Tower`, and layers of 8 bits, stay as they are.
     """
-    parts = [part for member in members(model) for part in (member.embedding, member.pairs)]
-    copy = deepcopy(model, {id(part): part for part in parts}).eval()
-    for module in copy.modules():
+    known: dict[int, object] = {}
+    for member in members(model):
+        known |= {id(member.embedding): _served(member.embedding), id(member.pairs): member.pairs}
+    found = deepcopy(model, known).eval()
+    for module in found.modules():
         if isinstance(module, Tower):
             _fold(module)
-    return copy
+    for member in members(found):
+        if compiles_lookups() and type(member.backbone) is deepfm.Backbone and not (member.pairs or member.heads):
+            from autoembed.nn.one_pass import OnePass
+
+            member.backbone, member.first_order = OnePass(member.backbone), False  # they stay where they were read
+    return found
+
+
+def _served(embedding: nn.Module) -> nn.Module:
+    """An embedding of its own, with the same tables."""
+    own = copy(embedding)
+    if isinstance(own, MixedEmbedding):
+        own.served = True
+    return own
 
 
 def _fold(tower: Tower) -> None:

@@ -47,6 +47,7 @@ class Reader:
     def __init__(self, embedding: MixedEmbedding) -> None:
         self.places = _places(embedding)
         self._width = len(embedding.ids)
+        self._new = torch.empty if embedding.whole else torch.zeros  # whole rows fill all of it
         self._columns, index = embedding.columns, embedding.block
         parts = index.stops, index.first, embedding.shift, embedding.group, embedding.place
         stops, first, shift, group, place = (View(_array(part)) for part in parts)
@@ -65,7 +66,7 @@ class Reader:
         if bad[0]:
             at = int(bad[0]) - 1
             raise IndexError(f"column {at % ids.shape[1]} has no id {ids.reshape(-1)[at]}")
-        out = torch.zeros(ids.size, self._columns)
+        out = self._new(ids.size, self._columns)
         view = View(out.numpy())
         for read in self._reads:
             read(row_view, block_view, view)

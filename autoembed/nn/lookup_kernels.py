@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoembed.native import native
+from autoembed.native import native, prefetch
 from autoembed.types import Array
+
+AHEAD = 24  # values whose rows are on their way from memory, as most are in no cache
 
 
 @native
@@ -54,7 +56,13 @@ def read_floats(
 
     Their first-order weights are last, there and here.
     """
-    for at in range(len(row)):
+    n, wide = len(row), table.shape[1]
+    for at in range(n):
+        later = at + AHEAD
+        if later < n and group[block[later]] == number:
+            begin = np.int64(row[later]) * wide
+            prefetch(table, begin)
+            prefetch(table, begin + wide - 1)
         own = block[at]
         if group[own] == number:
             r = row[at]
@@ -117,7 +125,11 @@ def read_codes(
     none.
     """
     least, fours = np.float32(low), (width + 3) // 4
-    for at in range(len(row)):
+    n, wide = len(row), codes.shape[1]
+    for at in range(n):
+        later = at + AHEAD
+        if later < n and group[block[later]] == number:
+            prefetch(codes, np.int64(row[later]) * wide)
         own = block[at]
         if group[own] != number:
             continue

@@ -10,6 +10,7 @@ from autoembed.nn.blocked import BlockedLinear, blocked
 from autoembed.nn.folding import folded
 from autoembed.nn.layers import Tower
 from autoembed.nn.model import build_model, pack, start_rounding
+from autoembed.nn.one_pass import OnePass
 from autoembed.plans import Ensemble
 from tests.nn.test_ensemble import CASES, SCHEMA, plain, random_ids, shake
 
@@ -30,6 +31,18 @@ def test_predictions_are_those_of_the_model(name, options, bits):
     assert all(own is other for own, other in zip(served.tables(), model.tables(), strict=True))
     for tower in (module for module in served.modules() if isinstance(module, Tower)):
         assert not any(isinstance(layer, nn.BatchNorm1d) for layer in tower.rest)
+
+
+def test_deepfm_is_summed_in_one_pass_where_it_has_no_pairs_and_no_further_labels():
+    architecture = plain("deepfm", {"hidden": [6, 4]})
+    model, ids = shake(build_model(SCHEMA, architecture)).eval(), random_ids()
+    served = folded(model)
+    assert (type(served.backbone), served.first_order, model.first_order) == (OnePass, False, True)
+    with torch.inference_mode():
+        torch.testing.assert_close(served(ids), model(ids), rtol=1e-5, atol=1e-5)
+        assert served(ids[:0]).shape == (0,)
+    several = build_model(SCHEMA, architecture.model_copy(update={"auxiliary_labels": ("other",)})).eval()
+    assert type(folded(several).backbone) is type(several.backbone)
 
 
 @pytest.mark.parametrize("share", ["all", "tables", "none"])

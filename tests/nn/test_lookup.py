@@ -11,6 +11,7 @@ from autoembed.architecture import Architecture
 from autoembed.candidates import projected
 from autoembed.data.schema import FeatureSchema, Field, Multi
 from autoembed.nn import embedding
+from autoembed.nn.folding import folded
 from autoembed.nn.model import build_model
 from autoembed.nn.rows import Rows
 from autoembed.plans import BITS
@@ -100,9 +101,12 @@ def test_an_id_that_a_column_does_not_have_is_no_read_beyond_the_table(column, i
 
 
 @pytest.mark.parametrize("bits", [32, 16])
-def test_one_table_of_floats_is_left_to_torch(bits):
+def test_one_table_of_floats_is_left_to_torch_but_where_it_is_served(bits):
+    trained = model(bits, "whole")
+    served = folded(trained)
     with torch.no_grad():
-        assert not model(bits, "whole").embedding.is_compiled(IDS)
+        assert not trained.embedding.is_compiled(IDS)
+    assert torch.equal(compiled(served), plainly(trained))
 
 
 def test_a_model_that_learns_or_is_traced_takes_torchs_operations():
