@@ -264,7 +264,7 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     """How the log is read: the bundle's columns alone, each of the kind that it has there; DataError if one is gone."""
     own = bundle.spec.model_dump(exclude_unset=True) | dict(least) | dict(settings)
     none: dict[str, object] = {"drop": [], "categorical": [], "numeric": [], "multi": {}, "shared": {}, "hash": {}}
-    spec = DataSpec.checked(own | none | {"numeric_embedding": "bins", "bins": BINS})
+    spec = DataSpec.checked(own | none | {"numeric_embedding": "bins", "bins": BINS, "max_values": None})
     with scratch() as staging:
         there = read_rows(spec, data, staging).collect_schema().names()
     gone = [name for name in bundle.vocabulary.columns if name not in there]
@@ -299,8 +299,9 @@ def _spec(bundle: Bundle, data: Where, least: Mapping[str, object], settings: Ma
     between = {name: field.interpolation for name, field in fields.items() if field.interpolation} or "bins"
     # A group that is no field of the bundle stays beside the ids alone.
     dropped = [name for name in there if name not in wanted or (name == spec.group and name not in fields)]
-    if isinstance(named := own.get("bins"), dict):
-        columns["bins"] = {name: bins for name, bins in named.items() if name in fields}
+    for key in ("bins", "max_values"):
+        if isinstance(named := own.get(key), dict):
+            columns[key] = {name: number for name, number in named.items() if name in fields}
     columns |= {"multi": lists, "shared": shared, "hash": hashed, "numeric_embedding": between, "drop": dropped}
     return DataSpec.checked(own | columns)
 
@@ -313,10 +314,15 @@ def _least(bundle: Bundle, log: Dataset) -> int:
 
 def _other(bundle: Bundle, rule: Rule, spec: DataSpec, evict: float, memory: float) -> OtherVocabulary:
     table = bundle.manifest.files["vocabulary.parquet"]
+    owner = {field.name: field.shares or field.name for field in bundle.schema.fields}
+
+    def most(name: str) -> int | None:
+        return spec.most_of(owner[name])
+
     make = {
         "keep": lambda log: bundle.vocabulary,
-        "grow": lambda log: bundle.vocabulary.grown(log, least=spec.min_count, evict=evict, memory=memory),
-        "rebuild": lambda log: log.pruned(spec.min_count),
+        "grow": lambda log: bundle.vocabulary.grown(log, least=spec.min_count, evict=evict, memory=memory, most=most),
+        "rebuild": lambda log: log.pruned(spec.min_count, most),
     }[rule]
     return OtherVocabulary(key=f"{rule} {evict:g} {memory:g} {table}", fields=bundle.vocabulary.names, make=make)
 

@@ -111,18 +111,26 @@ def counted_values(frame: pl.LazyFrame, field: Field, of_class_one: pl.Expr | No
     )
 
 
-def fit_categorical(counted: pl.DataFrame, min_count: int, buckets: int | None = None) -> Column:
+def fit_categorical(
+    counted: pl.DataFrame, min_count: int, buckets: int | None = None, most: int | None = None
+) -> Column:
     merged = counted.group_by("value").agg(pl.col("count").sum().cast(pl.Int64))
-    return with_rare(merged, pl.col("count") >= min_count, (0,), buckets)
+    return with_rare(merged, pl.col("count") >= min_count, (0,), buckets, most)
 
 
-def with_rare(counted: pl.DataFrame, stays: pl.Expr, rare: Sequence[float], buckets: int | None) -> Column:
+def with_rare(
+    counted: pl.DataFrame, stays: pl.Expr, rare: Sequence[float], buckets: int | None, most: int | None = None
+) -> Column:
     """The column of the values (value, count, perhaps recent) that stay; the others share id 0, or buckets.
 
-    `rare` rows have id 0 beside them: a number for count, and one for recent.
+    `rare` rows have id 0 beside them: a number for count, and one for recent. At most the `most` frequent values stay,
+    buckets left out.
     """
-    if buckets is not None:
-        stays |= pl.col("value").str.starts_with(_BUCKET).fill_null(False)
+    of_bucket = pl.lit(False) if buckets is None else pl.col("value").str.starts_with(_BUCKET).fill_null(False)
+    if most is not None:
+        counted = counted.sort(["count", "value"], descending=[True, False], nulls_last=True)
+        stays &= (stays & ~of_bucket).cum_sum() <= most
+    stays |= of_bucket
     names = ["count", "recent"][: len(rare)]
     kept, others = counted.filter(stays).select("value", *names), counted.filter(~stays)
     if buckets is not None:
@@ -157,7 +165,7 @@ def ranked_column(values: pl.Series, counts: Counts) -> Column:
     )
 
 
-def grown(before: Column, log: Column, least: int, evict: float, memory: float) -> Column:
+def grown(before: Column, log: Column, least: int, evict: float, memory: float, most: int | None = None) -> Column:
     """A column of values after a later log, as `Vocabulary.grown` says."""
     weighed = before.counts.astype(np.float64) if before.recent is None else before.recent
     old, new = table_of("x", before)[1:], table_of("x", log)[1:]
@@ -169,7 +177,7 @@ def grown(before: Column, log: Column, least: int, evict: float, memory: float) 
     stays = pl.when(pl.col("old").is_null()).then(pl.col("new") >= least).otherwise(recent >= evict)
     both = both.with_columns(recent.ceil().cast(pl.Int64).alias("count"), recent.alias("recent"), stays.alias("stays"))
     rare = memory * float(weighed[0]) + float(log.counts[0])
-    return with_rare(both, pl.col("stays"), (np.ceil(rare), rare), before.buckets)
+    return with_rare(both, pl.col("stays"), (np.ceil(rare), rare), before.buckets, most)
 
 
 def fit_numeric(counted: pl.DataFrame, name: str, bins: int, interpolation: Interpolation | None = None) -> Column:

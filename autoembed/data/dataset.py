@@ -341,9 +341,11 @@ def build_dataset(
     made = spec.target_statistics
     if made is not None and spec.split.by in (None, "time"):
         other.append("times")
-    # Data without weights, groups, knots, ratings, classes and further labels are found where they were before there
-    # were such.
-    absent = {name for name in ("weight", "group", "auxiliary_labels", "classes") if not getattr(spec, name)}
+    # Data without weights, groups, knots, ratings, classes, further labels and most values are found where they were
+    # before there were such.
+    absent = {
+        name for name in ("weight", "group", "auxiliary_labels", "classes", "max_values") if not getattr(spec, name)
+    }
     absent |= {"task"} if spec.task == "clicks" else set()
     absent |= {"numeric_embedding"} if spec.numeric_embedding == "bins" else set()
     read_as = spec.model_dump(mode="json", exclude={"crosses", "target_statistics", *absent})

@@ -85,7 +85,8 @@ def encode_table(
             notes += _check_groups(split, frame, table.schema)
     groups = None if schema.group is None else GroupCodes(splits.values(), schema.group)
     least = spec.min_count if other is None else 1
-    vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins_of, progress)
+    most = spec.most_of if other is None else lambda name: None
+    vocabulary = Vocabulary.fit(splits["train"], schema, least, spec.bins_of, progress, most)
     if other is None:
         notes += _without_knots(vocabulary, schema)
     else:

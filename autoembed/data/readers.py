@@ -263,6 +263,7 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         "multi": list(spec.multi),
         "shared": [*spec.readers, *spec.readers.values()],
         "hash": list(spec.hash),
+        "max_values": list(spec.max_values) if isinstance(spec.max_values, dict) else [],
         "numeric_embedding": [] if isinstance(spec.numeric_embedding, str) else list(spec.numeric_embedding),
         "bins": [] if isinstance(spec.bins, int) else list(spec.bins),
         "time": [spec.time] if spec.time else [],
@@ -336,6 +337,14 @@ def _schema(train: pl.LazyFrame, spec: DataSpec, tell: Tell) -> FeatureSchema:
         if field.buckets is not None and (field.kind == "numeric" or field.shares is not None):
             why = f"it has the ids of {field.shares}: hash that" if field.shares else "it is numeric"
             raise DataError(f"data.hash cannot hash {field.name}, as {why}")
+    for name in wanted["max_values"]:
+        own = next((field for field in fields if field.name == name), None)
+        if own is None or own.kind == "numeric" or own.shares is not None:
+            why = "is no field" if own is None else f"has the ids of {own.shares}" if own.shares else "is numeric"
+            able = [one.name for one in fields if one.kind != "numeric" and one.shares is None]
+            raise DataError(
+                f"data.max_values is of columns with a table of values, but {name} {why}: name one of {_some(able)}"
+            )
     _check_shared({field.name: field for field in fields})
     return spec.schema_of(fields)
 

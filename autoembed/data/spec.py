@@ -28,6 +28,7 @@ SplitPoint = float | int | str
 NumericEmbedding = Literal["bins"] | Interpolation
 TaskName = Literal["clicks", "ratings", "ranking", "multiclass"]
 Bins = Annotated[int, Field(ge=2)]
+MaxValues = Annotated[int, Field(ge=1)]
 BINS = 32
 
 
@@ -113,15 +114,16 @@ class DataSpec(StrictModel):
     separator between them or with how they are read; columns of lists need no entry. `shared` names columns whose
     values are another column's, such as {last_item: item}: they have its ids and read its table. `hash` says into how
     many ids the rare and unknown values of a column are hashed, such as {user_id: 10000}; without it they share one.
-    `weight` names a column of weights: a row of weight 2 counts as two equal rows. `group` names a column, such as
-    user_id, within whose values models are compared as well (gauc, ndcg_10 and hit_10); it is a field all the same,
-    unless it stands under `drop`. `target_statistics` makes columns of the click rates of others' values. `bins` is
-    into how many ranges a numeric column is cut, about; for all, or by name, such as {price: 128}. `numeric_embedding`
-    says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring bins ("piecewise"),
-    between those of the column's two ends ("linear"), or between those that a function of the number gives ("periodic",
-    "soft_bins"); for all numeric columns, or by name, such as {price: piecewise}. `auxiliary_labels` names columns of
-    clicks that models predict beside the label, such as [is_like, long_view], whose values may be missing; they are no
-    fields.
+    `max_values` says how many values of a column have ids, the most frequent ones, for all columns, or by name, such as
+    {user_id: 100000}. `weight` names a column of weights: a row of weight 2 counts as two equal rows. `group` names a
+    column, such as user_id, within whose values models are compared as well (gauc, ndcg_10 and hit_10); it is a field
+    all the same, unless it stands under `drop`. `target_statistics` makes columns of the click rates of others' values.
+    `bins` is into how many ranges a numeric column is cut, about; for all, or by name, such as {price: 128}.
+    `numeric_embedding` says what a number's embedding is: that of its bin ("bins"), between those of two neighbouring
+    bins ("piecewise"), between those of the column's two ends ("linear"), or between those that a function of the
+    number gives ("periodic", "soft_bins"); for all numeric columns, or by name, such as {price: piecewise}.
+    `auxiliary_labels` names columns of clicks that models predict beside the label, such as [is_like, long_view], whose
+    values may be missing; they are no fields.
     """
 
     path: str | tuple[str, ...] | None = None
@@ -154,6 +156,7 @@ class DataSpec(StrictModel):
     hash: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     split: SplitSpec = SplitSpec()
     min_count: int = Field(default=2, ge=1)
+    max_values: MaxValues | dict[str, MaxValues] | None = None
     bins: Bins | dict[str, Bins] = BINS
     numeric_embedding: NumericEmbedding | dict[str, NumericEmbedding] = "bins"
     crosses: Crosses | None = None
@@ -178,6 +181,10 @@ class DataSpec(StrictModel):
     def readers(self) -> dict[str, str]:
         """The columns that read another one's table, and which."""
         return dict(self.shared) | {name: how.shared for name, how in self.multi.items() if how.shared}
+
+    def most_of(self, name: str) -> int | None:
+        """How many values of a categorical column may have ids, or None for any number."""
+        return self.max_values.get(name) if isinstance(self.max_values, dict) else self.max_values
 
     def bins_of(self, name: str) -> int:
         """Into how many ranges a numeric column is cut, about."""

@@ -43,6 +43,7 @@ _STATISTICS = "autoembed.statistics"
 _RECENT = "recent"  # a column of vocabularies that have seen a later log
 # How values become ids: raise it when that changes, so that no encoded data of before are used again.
 ENCODING = 5
+Most = Callable[[str], int | None]  # how many values of a field have ids; None is any number
 
 
 class Vocabulary:
@@ -72,11 +73,12 @@ class Vocabulary:
         min_count: int,
         bins: int | Callable[[str], int],
         progress: Progress | None = None,
+        most: Most = lambda name: None,
     ) -> Vocabulary:
         """Learn the ids of every field of `schema` from `frame`, which must hold train rows only, with their labels.
 
-        `bins` may differ from column to column. Each column is counted in its own streaming pass: memory grows with
-        its distinct values, not with rows.
+        `bins` may differ from column to column, and so may how many values have ids, at `most`. Each column is counted
+        in its own streaming pass: memory grows with its distinct values, not with rows.
         """
         columns: dict[str, Column] = {}
         tables: dict[str, list[Field]] = {}
@@ -87,11 +89,13 @@ class Vocabulary:
                 progress("vocabulary", done, len(tables))
             if fields[0].kind == "numeric":
                 counted = counted_values(frame, fields[0], schema.task.of_class_one(col(schema.label)))
-                most = bins if isinstance(bins, int) else bins(fields[0].name)
-                column = fit_numeric(counted, fields[0].name, most, fields[0].interpolation)
+                ranges = bins if isinstance(bins, int) else bins(fields[0].name)
+                column = fit_numeric(counted, fields[0].name, ranges, fields[0].interpolation)
             else:
                 counted = pl.concat([counted_values(frame, field) for field in fields])
-                column = fit_categorical(counted, min_count, fields[0].buckets)
+                column = fit_categorical(
+                    counted, min_count, fields[0].buckets, most(fields[0].shares or fields[0].name)
+                )
             for field in fields:
                 columns[field.name] = replace(column, kind=field.kind, multi=field.multi, buckets=fields[0].buckets)
         return cls({name: columns[name] for name in schema.names})
@@ -229,7 +233,9 @@ class Vocabulary:
             self._column(name)
         return Vocabulary({name: column for name, column in self._columns.items() if name in wanted})
 
-    def grown(self, log: Vocabulary, *, least: int, evict: float, memory: float) -> Vocabulary:
+    def grown(
+        self, log: Vocabulary, *, least: int, evict: float, memory: float, most: Most = lambda name: None
+    ) -> Vocabulary:
         """This vocabulary after a later log. Numeric fields keep their bins.
 
         Ids are ordered again by rows: `memory` times those of before, and those of the log.
@@ -239,22 +245,24 @@ class Vocabulary:
             least: rows of the log that a value needs to get an id.
             evict: a value that has an id loses it with fewer rows.
             memory: how much rows of before count, from 0 to 1; each call multiplies them.
+            most: how many values of a field have ids.
         """
         columns = {}
         for name, column in self._columns.items():
             after = log._column(name)
             columns[name] = column
             if column.kind != "numeric":
-                columns[name] = grown(column, after, least, evict, memory).like(column)
+                columns[name] = grown(column, after, least, evict, memory, most(name)).like(column)
         return Vocabulary(columns)
 
-    def pruned(self, least: int) -> Vocabulary:
-        """This vocabulary without ids for values that have fewer than `least` rows."""
+    def pruned(self, least: int, most: Most = lambda name: None) -> Vocabulary:
+        """This vocabulary without ids for values that have fewer than `least` rows, or more than `most` before them."""
         columns = dict(self._columns)
         for name, column in columns.items():
             if column.kind in ("categorical", "multi"):
                 known, rare = table_of(name, column)[1:], int(column.counts[0])
-                columns[name] = with_rare(known, pl.col("count") >= least, (rare,), column.buckets).like(column)
+                rule = pl.col("count") >= least
+                columns[name] = with_rare(known, rule, (rare,), column.buckets, most(name)).like(column)
         return Vocabulary(columns)
 
     def cross(self, name: str) -> Cross | None:

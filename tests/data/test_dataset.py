@@ -354,3 +354,14 @@ def test_flights_come_from_the_installed_package(build):
     )  # fmt: skip
     assert sum(dataset.rows(split) for split in dataset.splits) == 327_346
     assert dataset.labels("train").mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_columns_have_at_most_so_many_values(build):
+    whole = build(**PLANTED)
+    assert build(**PLANTED, max_values=40).schema.cardinalities == tuple(min(n, 41) for n in whole.schema.cardinalities)
+    named = build(**PLANTED, max_values={"noise_0": 12}).schema
+    place = named.names.index("noise_0")
+    assert named.cardinalities[place] == 13
+    assert [*named.cardinalities[:place], *named.cardinalities[place + 1 :]] == [
+        n for number, n in enumerate(whole.schema.cardinalities) if number != place
+    ]

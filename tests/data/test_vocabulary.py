@@ -231,10 +231,32 @@ def test_a_vocabulary_of_before_still_encodes_as_it_did(tmp_path):
     assert encode(Vocabulary.read(tmp_path / "v.parquet"), [-1.0, 0.0, 1.0, 1e9]) == [1, 1, 2, 2]
 
 
-def hashed(values, buckets=3, min_count=2):
+def hashed(values, buckets=3, min_count=2, most=None):
     frame = pl.DataFrame({"x": values, "y": [0] * len(values)})
     schema = FeatureSchema(fields=(Field(name="x", buckets=buckets),), label="y")
-    return Vocabulary.fit(frame.lazy(), schema, min_count, 8)
+    return Vocabulary.fit(frame.lazy(), schema, min_count, 8, most=lambda name: most)
+
+
+def test_at_most_so_many_values_have_ids_the_most_frequent_ones():
+    values = ["b"] * 3 + ["d", "c"] * 2 + ["a"] * 5 + [None] * 4
+    vocabulary = hashed(values, buckets=None, min_count=1, most=3)
+    assert vocabulary.table()["value"].to_list() == [None, "a", None, "b"]
+    assert encode(vocabulary, ["a", None, "b", "c", "d"]) == [1, 2, 3, 0, 0]
+    assert vocabulary.counts("x").tolist() == [4, 5, 4, 3]
+    # Of equals the first by value stays, and rare values are no more than the rule says.
+    assert hashed(values, None, 1, most=4).table()["value"].to_list() == [None, "a", None, "b", "c"]
+    assert hashed(values, None, 3, most=4).table()["value"].to_list() == [None, "a", None, "b"]
+
+
+def test_values_beyond_the_most_frequent_are_hashed_and_later_logs_keep_to_the_number():
+    vocabulary = hashed(["a"] * 9 + ["b"] * 40 + ["c"] * 8 + ["d"] * 7, most=2)
+    held = [f"#hash:{number}" for number in range(3)]
+    assert sorted(vocabulary.table()["value"].drop_nulls()) == [*held, "a", "b"]
+    assert vocabulary.counts("x").sum() == 64
+    log = hashed(["e"] * 60 + ["c"] * 2, min_count=1)
+    later = vocabulary.grown(log, least=1, evict=0.05, memory=0.5, most=lambda name: 2)
+    assert sorted(later.table()["value"].drop_nulls()) == [*held, "b", "e"]
+    assert sorted(log.pruned(1, lambda name: 1).table()["value"].drop_nulls()) == [*held, "e"]
 
 
 def test_rare_and_unknown_values_of_a_hashed_field_share_its_buckets(tmp_path):
@@ -272,9 +294,15 @@ def test_a_hashed_field_keeps_its_buckets_after_a_later_log():
         ({"hash": {"nobody": 9}}, "data.hash names no column of the table: nobody"),
         ({"hash": {"n": 9}}, "data.hash cannot hash n, as it is numeric"),
         ({"hash": {"b": 9}, "shared": {"b": "a"}}, "data.hash cannot hash b, as it has the ids of a: hash that"),
+        (
+            {"max_values": {"n": 9}},
+            "data.max_values is of columns with a table of values, but n is numeric: name one of a",
+        ),
+        ({"max_values": {"b": 9}, "shared": {"b": "a"}}, "but b has the ids of a: name one of a"),
+        ({"max_values": {"nobody": 9}}, "nobody"),
     ],
 )
-def test_what_cannot_be_hashed_is_refused(tmp_path, spec, line):
+def test_columns_that_cannot_be_hashed_or_capped_are_refused(tmp_path, spec, line):
     frame = pl.DataFrame({"label": [0, 1] * 50, "a": ["x", "y"] * 50, "b": ["y", "x"] * 50, "n": [0.5, 1.25] * 50})
     frame.write_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError) as caught:
