@@ -7,13 +7,15 @@ numbers between knots (`data.knots`), and the function is not needed any more.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from autoembed.data.dataset import Dataset
-from autoembed.data.knots import FUNCTIONS, Function
+from autoembed.data.knots import FUNCTIONS, Function, Interpolation
 from autoembed.nn.model import ClickModel
 from autoembed.nn.number_functions import Periodic, SoftBins
 
@@ -22,6 +24,7 @@ class NumberFunctions(BaseModel):
     """Options of the functions that embed numbers (`data.numeric_embedding` periodic and soft_bins).
 
     Args:
+        function: of all columns between knots, piecewise ones too, in the place of what the data say; `free` is none.
         frequencies: sines, and as many cosines, of each periodic column.
         sigma: frequencies start as a normal draw of this standard deviation, in waves over all rows of train: the
             larger, the faster may the label change with the number.
@@ -32,11 +35,18 @@ class NumberFunctions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    function: Literal["free"] | Function | None = None
     frequencies: int = Field(default=16, ge=1)
     sigma: float = Field(default=2.0, gt=0)
     relu: bool = True
     soft_bins: int = Field(default=16, ge=2)
     temperature: float = Field(default=0.3, gt=0)
+
+    def kind_of(self, interpolation: Interpolation | None) -> Interpolation | None:
+        """How a column's numbers are embedded whose data say `interpolation`."""
+        if self.function is None or interpolation in (None, "linear"):
+            return interpolation
+        return "piecewise" if self.function == "free" else self.function
 
 
 class KnotRows:
@@ -46,7 +56,7 @@ class KnotRows:
     """
 
     def __init__(self, model: ClickModel, dataset: Dataset, options: NumberFunctions, kind: Function) -> None:
-        names = {field.name for field in dataset.schema.fields if field.interpolation == kind}
+        names = {field.name for field in dataset.schema.fields if options.kind_of(field.interpolation) == kind}
         parts = [part for part in model.parts() if part.field in names]
         owners = list(dict.fromkeys((part.member, part.field) for part in parts))
         vocabulary = dataset.vocabulary_of(names)
@@ -106,8 +116,8 @@ class KnotRows:
 
 
 def knot_rows(model: ClickModel, dataset: Dataset, options: NumberFunctions) -> list[KnotRows]:
-    """The rows of a fresh model that functions of numbers give, for each kind of function that its data have."""
-    kind_of = {field.name: field.interpolation for field in dataset.schema.fields}
+    """The rows of a fresh model that functions of numbers give, for each kind of function that there is."""
+    kind_of = {field.name: options.kind_of(field.interpolation) for field in dataset.schema.fields}
     if not set(FUNCTIONS) & set(kind_of.values()):
         return []
     kinds = {kind_of[part.field] for part in model.parts()}

@@ -348,6 +348,37 @@ def test_values_that_share_rows_have_no_functions(method, data):
         knot_rows(build_model(data.schema, found), data, NumberFunctions())
 
 
+def test_the_function_of_all_columns_between_knots_may_be_a_choice(parquet):
+    data = built(parquet, numeric_embedding={"x": "piecewise", "y": "soft_bins"}, bins=16)
+
+    def kinds(function):
+        model = model_of(data)
+        found = knot_rows(model, data, NumberFunctions(function=function))
+        return {type(own.function).__name__: len(own.parameters()) > 0 and own.quantiles.shape[0] for own in found}
+
+    assert kinds(None) == {"SoftBins": 1}
+    assert kinds("free") == {}
+    assert kinds("periodic") == {"Periodic": 2}
+    assert kinds("soft_bins") == {"SoftBins": 2}
+    # Data, and so the model's form, are those of knots whatever is chosen.
+    free, waves = (trained(data, epochs=1, numbers={"function": one})[0] for one in ("free", "periodic"))
+    assert free.cost == waves.cost
+    assert free.valid != waves.valid
+
+
+def test_a_space_chooses_the_function_of_numbers_between_knots():
+    node = SPACE | {"train": {"numbers": {"function": {"choice": ["free", "periodic", "soft_bins"]}}}}
+    space = SearchSpace.parse(node | {"data": {"numeric_embedding": "piecewise"}})
+    assert list(space.ranges("uniform")) == ["train.numbers.function"]
+    for how in ("bins", "linear"):
+        with pytest.raises(
+            SpaceError, match=r"train\.numbers\.function: \w+ is of numbers between knots, and there are none"
+        ):
+            SearchSpace.parse(node | {"data": {"numeric_embedding": how}})
+    with pytest.raises(SpaceError, match="values share rows under unified"):
+        SearchSpace.parse(node | {"data": {"numeric_embedding": "piecewise"}, "baselines": ["unified"]})
+
+
 def test_options_of_functions_need_some_function():
     node = SPACE | {"train": {"numbers": {"sigma": {"log": [0.5, 8.0]}}}}
     with pytest.raises(SpaceError, match=r"train\.numbers is of functions of numbers, and there are none"):

@@ -196,6 +196,12 @@ class DataSpec(StrictModel):
         return None if how is None or how == "bins" else how
 
     @property
+    def has_knots(self) -> bool:
+        """Whether numbers lie between knots whose rows may be given by functions."""
+        how = self.numeric_embedding
+        return any(kind not in ("bins", "linear") for kind in ([how] if isinstance(how, str) else how.values()))
+
+    @property
     def functions(self) -> tuple[Function, ...]:
         """The kinds of `numeric_embedding` that are functions of the number."""
         how = self.numeric_embedding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
@@ -177,8 +177,16 @@ class SearchSpace(BaseModel):
 
     def require_functions(self, config: TrialConfig) -> None:
         """SpaceError if numbers are embedded by functions in rows that values share, or `train.numbers` is of none."""
-        functions = self.data.functions
-        if not functions and config.train.numbers != NumberFunctions():
+        functions: Sequence[str] = self.data.functions
+        chosen = config.train.numbers.function
+        if chosen is not None:
+            if not self.data.has_knots:
+                raise SpaceError(
+                    f"train.numbers.function: {chosen} is of numbers between knots, and there are none: set "
+                    "data.numeric_embedding to piecewise, or leave it out"
+                )
+            functions = () if chosen == "free" else (chosen,)
+        elif not functions and config.train.numbers != NumberFunctions():
             raise SpaceError(
                 "train.numbers is of functions of numbers, and there are none: set data.numeric_embedding to periodic "
                 "or soft_bins, or leave train.numbers out"
