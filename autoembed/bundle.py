@@ -368,14 +368,14 @@ def _sample(schema: FeatureSchema, kept: FeatureSchema, model: Model) -> Array:
 def _write_sample(folder: Path, schema: FeatureSchema, found: Array) -> None:
     """Writes sample.json: `sample_ids` of the schema and what is predicted for them, float32 [N, 1 + L] or [N, C]."""
     ids = sample_ids(schema)
-    click, *further = found.T.tolist()
+    columns = found.T.tolist()
     node: dict[str, object] = {"fields": list(schema.names), "ids": ids.tolist()}
     if schema.classes is not None:
-        node["classes"] = dict(zip(schema.classes.names, [click, *further], strict=True))
+        node["classes"] = dict(zip(schema.classes.names, columns, strict=True))
     else:
-        node["click"] = click
-    if further and schema.classes is None:
-        node["auxiliary"] = dict(zip(schema.auxiliary_labels, further, strict=True))
+        node["click"] = columns[0]
+    if schema.auxiliary_labels:
+        node["auxiliary"] = dict(zip(schema.auxiliary_labels, columns[1:], strict=True))
     (folder / "sample.json").write_text(json.dumps(node) + "\n")
 
 

@@ -23,6 +23,7 @@ from autoembed.data.values import col, key
 from autoembed.errors import DataError
 from autoembed.estimating import StudyEstimate, estimate
 from autoembed.guessing import Node, label_column, label_values
+from autoembed.nn.backbones.base import DEFAULT, OF_CLASSES
 from autoembed.ranking.ranking import Ranking, rank
 from autoembed.space import SearchSpace, load_mapping
 from autoembed.types import Progress
@@ -224,7 +225,7 @@ def _recipe(rows: int) -> tuple[int, int, int, int]:
 
 def _text(data: Node, dataset: Dataset, reasons: Mapping[str, str], doubts: Mapping[str, str]) -> str:
     """The search space as YAML with comments."""
-    backbone = "deepfm" if dataset.task.outputs == 1 else "dcn"
+    backbone = DEFAULT if dataset.task.outputs == 1 else OF_CLASSES
     root = Architecture.full(dataset.schema, dataset.counts, dim=_DIM, blocks=6, backbone={"name": backbone})
     whole = uniform_bytes(root, _DIM)
     small, medium = max(whole // 32, 1000), max(whole // 8, 2000)

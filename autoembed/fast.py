@@ -1,7 +1,7 @@
 """Which fast paths are taken. Each has a plain one, for debugging and for other systems.
 
-Both give the same numbers, but for rounding in served models. The environment variable
-AUTOEMBED_PLAIN lists those that are left out, such as "kernels,forks":
+Both give the same numbers, but for rounding in served models. The environment variable AUTOEMBED_PLAIN lists those
+that are left out, such as "kernels,forks":
 
 - kernels: machine code that is kept in files; plainly, numba compiles it in each process.
 - lookups: rows of tables, and texts of requests, read by machine code where models predict on a CPU, and DeepFM's sums

@@ -85,7 +85,7 @@ class TrialConfig(BaseModel):
     arm: str
     stages: tuple[dict[str, JsonValue], ...] = Field(min_length=1)
     embedding: EmbeddingConfig = EmbeddingConfig()
-    backbone: dict[str, JsonValue] = {"name": "deepfm"}
+    backbone: dict[str, JsonValue] = {"name": base.DEFAULT}
     ensemble: Ensemble = Ensemble()
     tower: TowerOptions = TowerOptions()
     train: TrainConfig = TrainConfig()

@@ -154,8 +154,10 @@ def test_exported_models_give_the_chances_of_all_classes(made, data, tmp_path):
     assert "chances = model.predict" in text
     assert "float32 [N, 4]" in text
     assert "the probabilities of these classes of action: buy, cart, leave, like." in text
-    said = json.loads((export_bundle(bundle, tmp_path / "tables", "tables").path / "tables.json").read_text())
+    tables = export_bundle(bundle, tmp_path / "tables", "tables").path
+    said = json.loads((tables / "tables.json").read_text())
     assert said["prediction"] == {"link": "softmax", "classes": list(ACTIONS)}
+    assert "the towers for" not in (tables / "README.md").read_text()
     for format in ("fuxictr", "torchrec"):
         with pytest.raises(
             BundleError, match=rf"{format} has one prediction a row.* use onnx, torch, aoti, numpy, tab"
@@ -169,6 +171,10 @@ def test_onnx_gives_the_chances_of_all_classes(made, data, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
     _, bundle = made
     folder = export_bundle(bundle, tmp_path / "onnx", "onnx").path
+    readme = (folder / "README.md").read_text()
+    assert "chances, = session.run(None, feeds)" in readme
+    assert "these classes of action: buy, cart, leave, like." in readme
+    assert "auxiliary" not in readme
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     ids = data.ids("test")[:50]
     assert [one.name for one in session.get_outputs()] == ["chances"]

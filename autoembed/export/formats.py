@@ -11,6 +11,7 @@ from pathlib import Path
 from autoembed import __version__
 from autoembed.bundle import Bundle, sha256
 from autoembed.errors import BundleError, option
+from autoembed.export.outputs import output_name
 from autoembed.writing import scratch
 
 # The module of each format: `write(bundle, folder)`, which may return a note for the README, REQUIREMENTS of whoever
@@ -141,26 +142,25 @@ def _readme(bundle: Bundle, format: str, limits: str, note: str | None) -> str:
         for field in bundle.schema.fields
         if not field.derived
     ]
-    schema = bundle.schema
-    predicted = "chances" if schema.classes else "click" if schema.ratings is None else "rating"
-    use = _USE[format].replace("FIELDS", str(sum(bundle.schema.lengths))).replace("click", predicted)
-    further = ""
+    schema, predicted = bundle.schema, output_name(bundle.schema)
+    use = _USE[format].replace("FIELDS", str(sum(schema.lengths))).replace("click", predicted)
+    further, labels = "", ", ".join(schema.auxiliary_labels)
     if schema.classes is not None:
         use = use.replace("float32 [N]", f"float32 [N, {schema.task.outputs}]")
         further = (
             f"The columns of what it predicts are the probabilities of these classes of {schema.label}: "
             f"{', '.join(schema.classes.names)}."
         )
-    if labels := ", ".join(bundle.schema.auxiliary_labels):
-        further = f"It predicts {bundle.schema.label} alone; the bundle predicts {labels} as well."
-    if further and format == "onnx":
+    if labels:
+        further = f"It predicts {schema.label} alone; the bundle predicts {labels} as well."
+    if labels and format == "onnx":
         use = use.replace(f"{predicted}, = ", f"{predicted}, auxiliary = ").replace("# float32 [N]", "# [N], [N, L]")
         further = f"The columns of the second output, `auxiliary`, are the probabilities of {labels}, in this order."
-    elif further and format == "tables":
+    elif labels and format == "tables":
         further = f"The weights of the towers for {labels} are under `heads.towers.0` and so on, in this order."
     return "\n".join(
         [
-            f"# A {predicted} model for {format}",
+            f"# A {'multiclass' if schema.classes else predicted} model for {format}",
             "",
             f"Exported by autoembed {__version__}. All that scoring needs: "
             f"{_INSTALL.get(format, 'pip install -r requirements.txt')}.",

@@ -15,6 +15,7 @@ from autoembed.bundle import Bundle
 from autoembed.data.knots import ONE, SPAN
 from autoembed.errors import BundleError
 from autoembed.export.lookups import Categorical, Crossed, Lookup, MultiLookup, Numeric, Statistic, lookups_of
+from autoembed.export.outputs import output_name
 from autoembed.export.program import INPUT, program_of, quiet
 from autoembed.types import Array
 
@@ -27,7 +28,7 @@ LIMITS = (
     "decimal point, and a missing value as an empty text, or NaN in numeric columns. A multi-valued column is a table "
     "of texts [N, values], empty where a row has fewer."
 )
-OUTPUT, FURTHER = "click", "auxiliary"
+FURTHER = "auxiliary"
 _OPSET, _ML = 18, 2
 _TRUTH = {"true": ("true", "True", "TRUE", "1"), "false": ("false", "False", "FALSE", "0")}
 
@@ -43,8 +44,7 @@ def write(bundle: Bundle, folder: Path) -> None:
     except ImportError as error:
         raise BundleError(f"exporting to ONNX needs the package {error.name}: pip install 'autoembed[onnx]'") from None
     every = bool(bundle.schema.auxiliary_labels)
-    predicted = "chances" if bundle.schema.classes else OUTPUT if bundle.schema.ratings is None else "rating"
-    outputs = [predicted, *([FURTHER] if every else [])]
+    outputs = [output_name(bundle.schema), *([FURTHER] if every else [])]
     model = graph_of_ids(program_of(bundle, every=every), outputs)
     onnx.save(model, folder / "model.onnx")
     fields = lookups_of(bundle.vocabulary)
@@ -52,7 +52,7 @@ def write(bundle: Bundle, folder: Path) -> None:
         onnx.save(_with_lookups(model, fields), folder / "rows.onnx")
 
 
-def graph_of_ids(program: ExportedProgram, outputs: Sequence[str] = (OUTPUT,)) -> ModelProto:
+def graph_of_ids(program: ExportedProgram, outputs: Sequence[str] = ("click",)) -> ModelProto:
     """A program as an ONNX model, without a word of the machine that made it."""
     with quiet():
         made = torch.onnx.export(

@@ -22,6 +22,7 @@ from autoembed.data.readers import DataSpec
 from autoembed.errors import SpaceError, first_line, hinted, unknown
 from autoembed.knot_rows import NumberFunctions
 from autoembed.methods.method import load
+from autoembed.nn.backbones.base import DEFAULT, OF_CLASSES
 from autoembed.shipped import space_file
 from autoembed.space.leaves import Range, filled, is_range, method_of, numbered, ranges_in
 from autoembed.space.sections import Budget, FeatureSpec, Final, Objective, Scheduler, Variant, placed
@@ -60,7 +61,7 @@ class SearchSpace(BaseModel):
     embedding: dict[str, object] = {}
     stages: object
     baselines: list[str | dict[str, object] | list[dict[str, object]]] = []
-    backbone: object = "deepfm"
+    backbone: object = DEFAULT
     ensemble: dict[str, object] = {}
     tower: dict[str, object] = {}
     train: Annotated[dict[str, object], AfterValidator(placed)] = {}
@@ -89,7 +90,7 @@ class SearchSpace(BaseModel):
         if not found.get("objective"):
             found["objective"] = {"maximize" if own.rises else "minimize": f"valid.{own.name}"}
         if task.outputs > 1:
-            found.setdefault("backbone", "dcn")
+            found.setdefault("backbone", OF_CLASSES)
         return found
 
     @field_validator("tracking")

@@ -62,15 +62,37 @@ WWW 2017). DeepFM of width 16, at most 40,000 bytes of embeddings, cross-entropy
 NDCG@10 on valid. The architecture of one search with each method is trained from fresh weights, mean and sd over
 {seeds} seeds. "Behind" is by how much the test NDCG@10 is below that of `{rival}` (4 bits), paired over seeds;
 `uniform-2` has 32 bits.
-
-The answer of sensitivity was the uniform architecture: its own choice, retrained, was no better on valid (.4145 beside
-.4151), so that these two rows differ by how weights were drawn alone. The answer of dnis has 6 dims of 8 bits for all
-but 12 films, where uniform rows have 14 dims of 4 bits. It was kept for what it reached from the supernet's weights
-(.4222 on valid, where uniform rows reached .4127). Trained from fresh weights, as here, it reached .4077: fewer dims in
-more bits have less to learn with, and the start that made up for it is not in the table.
 """,
 )
+CHOSE = (
+    "What each arm's search chose, dims x bits of its largest field. A trial's own model may start from the supernet's "
+    "weights, by which its choice was kept; those of the table start from fresh ones."
+)
 PAGES = {"ratings": RATINGS, "topk": TOPK}
+
+
+def chosen(run: Path, arms: dict[str, dict], metric: str, title: str) -> list[str]:
+    """For each arm a line: its widest field's blocks, what its own trial reached on valid, and the trial's notes."""
+    lines, known = [], {}
+    for name, arm in arms.items():
+        result = json.loads((run / "trials" / arm["trial"] / "result.json").read_text())
+        field = max(result["architecture"]["fields"], key=lambda one: one["cardinality"])
+        starts = [0, *(block["stop"] for block in field["blocks"])]
+        blocks = [
+            f"{len(block['dims'])} x {block['bits']} bits for {block['stop'] - start:,} values"
+            for start, block in zip(starts, field["blocks"], strict=False)
+        ]
+        fresh = np.mean([seed[f"valid_{metric}"] for seed in arm["seeds"]])
+        parts = [
+            f"- `{name}`: {', '.join(blocks)} of `{field['name']}`; {title} on valid {result['valid'][metric]:.4f} of "
+            f"the trial's own model, {fresh:.4f} from fresh weights, the mean over seeds"
+        ]
+        plan = json.dumps(result["architecture"]["fields"])
+        if plan in known:
+            parts.append(f"the architecture is that of `{known[plan]}`, and only the draw of weights differs")
+        known.setdefault(plan, name)
+        lines.append("; ".join([*parts, *result["notes"]]) + ".")
+    return lines
 
 
 def main() -> None:
@@ -98,6 +120,8 @@ def main() -> None:
             behind = [f"{gap.mean():.4f} ± {gap.std(ddof=1):.4f}", f"{p:.3f}" if p >= 0.001 else "< .001"]
         each = ", ".join(f"{value:.3f}" for value in np.sort(of[f"valid_{first}"]))
         lines.append("| " + " | ".join([name, f"{size[name]:,}", *cells, *behind, each]) + " |")
+    if args.page == "topk":
+        lines += ["", CHOSE, "", *chosen(args.run, arms, first, page.metrics[first])]
     commands = [line.strip() for line in __doc__.splitlines() if line.startswith("    ")]
     if args.page == "topk":
         commands = [line.replace("--stars", "--topk").replace("ratings", "topk") for line in commands]

@@ -75,6 +75,9 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+DEFAULT, OF_CLASSES = "deepfm", "dcn"  # where a space names none; the second one gives classes
+
+
 def names() -> list[str]:
     """The backbones that ship with the package."""
     import autoembed.nn.backbones as package

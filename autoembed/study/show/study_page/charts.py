@@ -12,7 +12,7 @@ from autoembed.study.show.tables import legible
 
 COLOURS = 7
 _WIDTH, _HEIGHT = 440, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 12, 12, 46
 # Drawn around (0, 0); more shapes than colours, so that arms with one colour have different shapes.
 _SHAPES = (
     "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",

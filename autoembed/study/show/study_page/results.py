@@ -148,7 +148,8 @@ def plot(facts: StudyFacts) -> Html:
     ]  # fmt: skip
     listed = table("Pareto front", ["trial", title, x, "embedding bytes"], rows)
     note = "Filled marks are each arm's best trial; the grey line is the Pareto front. Point at a mark for its numbers."
-    return join([prose(note, quiet=True), chart, details(f"The front: {len(front)} trials", listed)])
+    trials = f"{len(front)} trials" if len(front) > 1 else "1 trial"
+    return join([prose(note, quiet=True), chart, details(f"The front: {trials}", listed)])
 
 
 def heatmap(facts: StudyFacts) -> Html:
